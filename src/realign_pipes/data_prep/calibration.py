@@ -1,0 +1,52 @@
+"""The calibration set: which of the graded completions TrRa learns from."""
+
+import logging
+import statistics
+
+from datasets import Dataset
+
+from realign_pipes.parameters import Calibration
+from realign_pipes.tasks.completion import THINK_CLOSE
+
+logger = logging.getLogger(__name__)
+
+
+def select_calibration(samples: Dataset, calibration: Calibration) -> Dataset:
+    """The rows of `samples` that are right, finished, think once, and are of a length in bounds.
+
+    Adds the columns `min_tokens` and `max_tokens`, the bounds asked for, so that the set says by itself what its
+    lengths have to be. ValueError, with the lengths that there are, if nothing is left.
+    """
+    columns = zip(
+        samples["problem_id"],
+        samples["correct"],
+        samples["finished"],
+        samples["completion"],
+        samples["completion_tokens"],
+        strict=True,
+    )
+    usable = [
+        (index, problem, tokens)
+        for index, (problem, correct, finished, completion, tokens) in enumerate(columns)
+        if correct and finished and completion.count(THINK_CLOSE) == 1
+    ]
+    if not usable:
+        raise ValueError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, and "
+                         f"none of these was finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
+    fitting = [row for row in usable if calibration.min_tokens <= row[2] <= calibration.max_tokens]
+    lengths = [tokens for _, _, tokens in usable]
+    seen = f"{min(lengths)} to {max(lengths)} tokens long, {statistics.median(lengths):.0f} in the median"
+    if not fitting:
+        raise ValueError(f"data_prep.calibration: none of the {len(usable)} right completions has min_tokens "
+                         f"{calibration.min_tokens} to max_tokens {calibration.max_tokens}. They are {seen}. "
+                         "Change the bounds.")  # fmt: skip
+    if calibration.keep == "longest":
+        longest: dict[str, tuple[int, str, int]] = {}
+        for row in fitting:
+            if row[1] not in longest or row[2] > longest[row[1]][2]:
+                longest[row[1]] = row
+        fitting = list(longest.values())
+    logger.info("calibration set: %d completions kept of %d usable ones, which are %s", len(fitting), len(usable), seen)
+    chosen = samples.select([index for index, _, _ in fitting])
+    chosen = chosen.add_column("min_tokens", [calibration.min_tokens] * len(chosen))
+    return chosen.add_column("max_tokens", [calibration.max_tokens] * len(chosen))

@@ -1,0 +1,46 @@
+"""A Kedro dataset for a `datasets.Dataset` in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedro.io import AbstractDataset
+from kedro_datasets._typing import TablePreview
+
+from realign_pipes.resume import atomic_path
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class ArrowDataset(AbstractDataset):
+    """Loads and saves a `datasets.Dataset` as the folder `filepath`, which a save replaces as a whole.
+
+    kedro_datasets.huggingface has one too, but importing it takes eight seconds (it brings torch and transformers),
+    and saving into a folder that is there leaves its old files behind.
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Dataset:
+        import datasets
+
+        return datasets.Dataset.load_from_disk(str(self._filepath))
+
+    def save(self, data: Dataset) -> None:
+        with atomic_path(self._filepath) as temporary:
+            data.save_to_disk(str(temporary))
+
+    def _exists(self) -> bool:
+        return (self._filepath / "dataset_info.json").exists()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+    def preview(self, nrows: int = 5) -> TablePreview:
+        """The first rows as a table for Kedro-Viz, lists of ids as text."""
+        data = self.load()
+        return data.select(range(min(nrows, len(data)))).to_pandas().astype(str).to_dict(orient="split")

@@ -1,0 +1,129 @@
+"""Folders as Kedro datasets. Nodes hand over paths, never live models; these check them and put them in place."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset, DatasetError
+
+from realign_pipes.resume import atomic_path
+
+
+def _place(source: Path, target: Path) -> None:
+    """Make `target` a copy of folder `source`, in one rename. Files are hard links where the file system allows."""
+
+    def link_or_copy(file: str, to: str) -> None:
+        try:
+            os.link(file, to)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(file, to)
+
+    with atomic_path(target) as temporary:
+        shutil.copytree(source, temporary, copy_function=link_or_copy)
+
+
+class FolderDataset(AbstractDataset[Path, Path]):
+    """A folder that a node made elsewhere. `save(path)` puts a copy in place at once, `load()` returns its path."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Path:
+        if not self._filepath.is_dir():
+            raise DatasetError(f"{self._filepath} does not exist.")
+        return self._filepath
+
+    def save(self, data: Path) -> None:
+        _place(data, self._filepath)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+
+class WorkFolderDataset(FolderDataset):
+    """A folder where stages keep what lets them go on after an interruption. It always exists; deleting it is safe."""
+
+    def load(self) -> Path:
+        self._filepath.mkdir(parents=True, exist_ok=True)
+        return self._filepath
+
+    def save(self, data: Path) -> None:
+        raise DatasetError("a work folder is written by the stages themselves.")
+
+    def _exists(self) -> bool:
+        return True
+
+
+class CheckpointDataset(AbstractDataset[Path, Path]):
+    """A Hugging Face checkpoint: a directory (`filepath`), or a repository of the hub (`repo_id`, `revision`).
+
+    `load()` returns the path of a local directory with a config and safetensors; a hub repository is downloaded into
+    the Hugging Face cache first. `save(path)` puts a copy of a finished checkpoint directory in place at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str | None = None,
+        repo_id: str | None = None,
+        revision: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        if (filepath is None) == (repo_id is None):
+            raise DatasetError("a checkpoint needs either `filepath` or `repo_id` (with `revision`).")
+        self._filepath = None if filepath is None else Path(filepath)
+        self._repo_id = repo_id
+        self._revision = revision
+        self.metadata = metadata
+
+    def load(self) -> Path:
+        from realign_pipes.realignment.checkpoints import check_checkpoint
+
+        if self._filepath is None:
+            from huggingface_hub import snapshot_download
+
+            wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            path = Path(snapshot_download(str(self._repo_id), revision=self._revision, allow_patterns=wanted))
+        else:
+            path = self._filepath
+        check_checkpoint(path)
+        return path
+
+    def save(self, data: Path) -> None:
+        if self._filepath is None:
+            raise DatasetError(f"{self._repo_id} is a repository of the hub; checkpoints are saved to a `filepath`.")
+        _place(data, self._filepath)
+
+    def _exists(self) -> bool:
+        return self._filepath is None or self._filepath.is_dir()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "repo_id": self._repo_id, "revision": self._revision}
+
+
+class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
+    """Checkpoints by name, each in a sub-folder. Saving replaces the whole: names no longer made are removed."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> dict[str, Path]:
+        return {path.name: path for path in sorted(self._filepath.iterdir()) if (path / "config.json").exists()}
+
+    def save(self, data: dict[str, Path]) -> None:
+        for name, source in data.items():
+            _place(source, self._filepath / name)
+        for name in self.load().keys() - data.keys():
+            shutil.rmtree(self._filepath / name)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir() and bool(self.load())
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}

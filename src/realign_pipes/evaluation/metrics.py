@@ -1,0 +1,193 @@
+"""The sweep in numbers: pass@1 with confidence intervals, tokens and what they save against the reference.
+
+All candidates answer the same problems, so the bootstrap resamples problems, not completions, and draws one set of
+resamples for all candidates: differences between candidates are paired.
+"""
+
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+KINDS = ("reference", "aligned", "dera", "trra", "trra_iter", "inra")
+"""Kinds of candidate, in the order of tables and legends."""
+ALL_TASKS = "all"
+"""The `task` of the rows that average over tasks."""
+CONFIDENCE = 0.95
+KEY = ["task", "problem_id", "sample"]
+MEASURED = ["completion_tokens", "finished", "correct", "seconds"]
+RESAMPLES_AT_ONCE = 1000
+
+Generations = Mapping[str, pd.DataFrame | Callable[[], pd.DataFrame]]
+Floats = NDArray[np.float64]
+
+
+def load_frame(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The frame itself, or what a partition of a PartitionedDataset loads."""
+    return frame() if callable(frame) else frame
+
+
+def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
+    """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
+
+    Args:
+        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`,
+            `alpha`, `task`, `problem_id`, `sample`, `completion_tokens`, `finished`, `correct`, `seconds`.
+        bootstrap_samples: resamples of the problems of each task.
+        bootstrap_seed: of the resamples, which depend on it, on the task's name and on its number of problems alone.
+
+    Returns:
+        One row per candidate and task, and one per candidate with task `all`: each figure's plain mean over the tasks,
+        as in the paper's tables. Ordered by kind, alpha and name; tasks by name, `all` last. Columns:
+        `candidate`, `kind`, `alpha` (NaN without one), `task`, `problems` (a count, for `all` their sum), `samples`
+        (per problem), `pass_at_1` (mean over problems of the mean over samples) with `pass_at_1_low` and
+        `pass_at_1_high` (95 % percentile bootstrap over problems), `difference` (of pass@1 from the reference's) with
+        `difference_low` (its one-sided lower bound at 95 % confidence, paired bootstrap), `mean_tokens`,
+        `token_reduction` (relative to the reference), `truncated` (share of completions cut by the token limit),
+        `seconds` (wall time of the candidate; for `all` only).
+
+    Raises:
+        ValueError: no or several references, or candidates that were not measured on the same problems and samples.
+    """
+    frames = _checked_frames(generations)
+    about = {name: frame.iloc[0] for name, frame in frames.items()}
+    names = sorted(
+        frames, key=lambda name: (KINDS.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
+    )
+    references = [name for name in names if about[name]["kind"] == "reference"]
+    if len(references) != 1:
+        raise ValueError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+    reference = names.index(references[0])
+    _check_same_problems(frames, references[0])
+
+    by_problem = {name: frame.groupby(["task", "problem_id"])[MEASURED].mean() for name, frame in frames.items()}
+    tasks = sorted(set(frames[references[0]]["task"]))
+    per_task, resampled = [], []
+    for task in tasks:
+        # [candidates, problems] each; groupby sorted the problems, so that columns agree between candidates
+        values = {
+            column: np.stack([by_problem[name].loc[task, column].to_numpy(float) for name in names])
+            for column in MEASURED
+        }
+        seed = [bootstrap_seed, zlib.crc32(task.encode())]
+        resampled.append(bootstrap_means(values["correct"], bootstrap_samples, seed))
+        tokens = values["completion_tokens"].mean(axis=1)
+        per_task.append(
+            {
+                "pass_at_1": values["correct"].mean(axis=1),
+                "mean_tokens": tokens,
+                "token_reduction": 1 - tokens / tokens[reference],
+                "truncated": (1 - values["finished"]).mean(axis=1),
+                "problems": np.full(len(names), values["correct"].shape[1]),
+            }
+        )
+    overall = {column: np.mean([measured[column] for measured in per_task], axis=0) for column in per_task[0]}
+    overall["problems"] = np.sum([measured["problems"] for measured in per_task], axis=0)
+
+    rows = []
+    for task, measured, means in zip(
+        [*tasks, ALL_TASKS], [*per_task, overall], [*resampled, np.mean(resampled, axis=0)], strict=True
+    ):
+        low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1)
+        rows.append(
+            pd.DataFrame(
+                {
+                    "candidate": names,
+                    "kind": [about[name]["kind"] for name in names],
+                    "alpha": [float(about[name]["alpha"]) for name in names],
+                    "task": task,
+                    "problems": measured["problems"],
+                    "samples": [frames[name]["sample"].nunique() for name in names],
+                    "pass_at_1": measured["pass_at_1"],
+                    "pass_at_1_low": low,
+                    "pass_at_1_high": high,
+                    "difference": measured["pass_at_1"] - measured["pass_at_1"][reference],
+                    "difference_low": np.quantile(means - means[reference], 1 - CONFIDENCE, axis=1),
+                    "mean_tokens": measured["mean_tokens"],
+                    "token_reduction": measured["token_reduction"],
+                    "truncated": measured["truncated"],
+                    "seconds": [about[name]["seconds"] if task == ALL_TASKS else np.nan for name in names],
+                }
+            )
+        )
+    results = pd.concat(rows, ignore_index=True)
+    order = {name: rank for rank, name in enumerate(names)}
+    return results.sort_values("candidate", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+
+
+def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:
+    """Means of resampled problems: [candidates, problems] -> [candidates, samples].
+
+    A resample draws as many problems as there are, with replacement, the same ones for every candidate. How often each
+    problem is drawn is multinomial, so a resampled mean is a product with those counts.
+    """
+    generator = np.random.default_rng(seed)
+    problems = values.shape[1]
+    means = []
+    for start in range(0, samples, RESAMPLES_AT_ONCE):  # in pieces: counts of all resamples may not fit in memory
+        size = min(RESAMPLES_AT_ONCE, samples - start)
+        counts = generator.multinomial(problems, np.full(problems, 1 / problems), size=size)
+        means.append(values @ counts.T.astype(float) / problems)
+    return np.concatenate(means, axis=1)
+
+
+def pareto_front(mean_tokens: Floats, pass_at_1: Floats) -> NDArray[np.bool_]:
+    """[candidates] -> [candidates]: True where no other candidate is at least as good in both and better in one."""
+    fewer_or_equal = mean_tokens[None, :] <= mean_tokens[:, None]
+    better_or_equal = pass_at_1[None, :] >= pass_at_1[:, None]
+    strictly = (mean_tokens[None, :] < mean_tokens[:, None]) | (pass_at_1[None, :] > pass_at_1[:, None])
+    return np.asarray(~(fewer_or_equal & better_or_equal & strictly).any(axis=1))
+
+
+def _checked_frames(generations: Generations) -> dict[str, pd.DataFrame]:
+    """Each candidate's frame without its texts, checked by itself."""
+    frames: dict[str, pd.DataFrame] = {}
+    for partition, loaded in generations.items():
+        frame = load_frame(loaded)
+        columns = ["candidate", "kind", "alpha", *KEY, *MEASURED]
+        if missing := [column for column in columns if column not in frame.columns]:
+            raise ValueError(f"generations of {partition} lack the columns {missing}; run alpha_sweep again.")
+        frame = frame[columns]
+        if frame.empty:
+            raise ValueError(f"generations of {partition} hold no completion; run alpha_sweep again.")
+        for column in ("candidate", "kind", "alpha", "seconds"):
+            if (values := frame[column].drop_duplicates().tolist())[1:]:
+                raise ValueError(f"generations of {partition} have several values of {column}: {values}.")
+        name, kind = frame.iloc[0][["candidate", "kind"]]
+        if kind not in KINDS:
+            raise ValueError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(KINDS)}.")
+        if name in frames:
+            raise ValueError(f"generations hold candidate {name} twice (again in {partition}).")
+        if ALL_TASKS in set(frame["task"]):
+            raise ValueError(f"a task cannot be named {ALL_TASKS!r}: rows of that name average over the tasks.")
+        if (repeated := frame[KEY].duplicated()).any():
+            raise ValueError(f"candidate {name} holds {_named(frame.loc[repeated, KEY])} more than once.")
+        frames[str(name)] = frame
+    return frames
+
+
+def _check_same_problems(frames: Mapping[str, pd.DataFrame], reference: str) -> None:
+    """Refuse candidates that did not answer exactly what the reference did."""
+    wanted = pd.MultiIndex.from_frame(frames[reference][KEY])
+    for name, frame in frames.items():
+        found = pd.MultiIndex.from_frame(frame[KEY])
+        missing, extra = wanted.difference(found), found.difference(wanted)
+        if len(missing) or len(extra):
+            differences = [
+                f"{what} {len(keys)} ({_named(keys.to_frame())})"
+                for what, keys in (("lacks", missing), ("has besides", extra))
+                if len(keys)
+            ]
+            raise ValueError(
+                f"candidate {name} was not measured on the problems and samples of {reference}: of its completions it "
+                f"{' and '.join(differences)}. Run alpha_sweep again for both with the same settings."
+            )
+
+
+def _named(keys: pd.DataFrame, most: int = 3) -> str:
+    """The first few (task, problem, sample) of a frame, in words."""
+    rows: list[tuple[Hashable, ...]] = list(keys.head(most).itertuples(index=False, name=None))
+    named = "; ".join(f"task {task}, problem {problem}, sample {sample}" for task, problem, sample in rows)
+    return named + ("; …" if len(keys) > most else "")

@@ -1,0 +1,115 @@
+"""Drawing completions with Transformers' `generate`, so that a completion depends on its own seed and nothing else."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from realign_pipes.parameters import Sampling
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion of one prompt."""
+
+    prompt_index: int
+    sample: int
+    token_ids: list[int]
+    """Generated tokens, the end-of-sequence token included if it came."""
+    finished: bool
+    """False where the token limit cut it off."""
+
+
+class InverseCDFSampler(LogitsProcessor):
+    """Samples by the inverse distribution function from uniform numbers that were drawn beforehand.
+
+    `uniforms` is float32 [rows, steps]. Leaves one finite score in each row, so that greedy decoding picks the draw:
+    which token row i takes at step t depends on that row's distribution and on `uniforms[i, t]`, not on what else is
+    in the batch. Two models that agree on a distribution so take the same token (common random numbers), which also
+    narrows the differences between candidates. Tokens are ordered by their id.
+    """
+
+    def __init__(self, uniforms: torch.Tensor) -> None:
+        self.uniforms = uniforms
+        self.step = 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        cdf = torch.softmax(scores.float(), dim=-1).cumsum(dim=-1)
+        threshold = self.uniforms[:, self.step, None] * cdf[:, -1:]
+        # The first id whose cumulated probability exceeds the threshold; ids of probability 0 are never the first.
+        drawn = torch.searchsorted(cdf, threshold, right=True).clamp_(max=scores.shape[-1] - 1)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def draw_uniforms(seed: int, key: str, sample: int, steps: int) -> np.ndarray:
+    """Float32 [steps] in [0, 1), a function of the seed, the problem and the number of the sample alone."""
+    uniforms = np.random.default_rng([seed, zlib.crc32(key.encode()), sample]).random(steps, dtype=np.float32)
+    return np.minimum(uniforms, np.float32(1 - 2**-20))  # so that the threshold stays below the cumulated total
+
+
+def stop_token_ids(model: PreTrainedModel) -> list[int]:
+    """The ids that end a completion, from the checkpoint's generation config."""
+    eos = model.generation_config.eos_token_id
+    if eos is None:
+        raise ValueError(f"{model.config._name_or_path}: generation_config.json names no eos_token_id.")
+    return list(eos) if isinstance(eos, list) else [eos]
+
+
+@torch.inference_mode()
+def sample_completions(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    sampling: Sampling,
+    first_processors: Sequence[LogitsProcessor] = (),
+    pad_token_id: int = 0,
+) -> Iterator[list[Completion]]:
+    """Yield the completions of `prompts` (token ids), `sampling.samples` each, one batch after the other.
+
+    `keys` names each prompt for its random numbers. Prompts are left-padded; the longest are decoded first, so that
+    rows of a batch are of like length and a batch that does not fit in memory fails at once. `first_processors` see
+    the raw logits, before temperature and top-p: DeRa mixes there.
+    """
+    stops = stop_token_ids(model)
+    rows = [(i, s) for i in range(len(prompts)) for s in range(sampling.samples)]
+    rows.sort(key=lambda row: -len(prompts[row[0]]))
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad_token_id
+    )
+    for start in range(0, len(rows), sampling.batch_size):
+        batch = rows[start : start + sampling.batch_size]
+        width = max(len(prompts[i]) for i, _ in batch)
+        input_ids = torch.full((len(batch), width), pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, (i, _) in enumerate(batch):
+            input_ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            attention_mask[row, width - len(prompts[i]) :] = 1
+        uniforms = np.stack([draw_uniforms(sampling.seed, keys[i], s, sampling.max_new_tokens) for i, s in batch])
+        processors = [*first_processors, TemperatureLogitsWarper(sampling.temperature)]
+        if sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(InverseCDFSampler(torch.from_numpy(uniforms).to(model.device)))
+        generated = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+        )[:, width:].tolist()
+        yield [_completion(i, s, tokens, stops) for (i, s), tokens in zip(batch, generated, strict=True)]
+
+
+def _completion(prompt_index: int, sample: int, tokens: list[int], stops: list[int]) -> Completion:
+    """Cut a generated row after its first stop token; what follows is padding."""
+    end = next((position + 1 for position, token in enumerate(tokens) if token in stops), None)
+    return Completion(prompt_index, sample, tokens[:end], finished=end is not None)

@@ -1,0 +1,35 @@
+"""What happens around every run."""
+
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+
+class MissingInputError(FileNotFoundError):
+    """A run needs something that no earlier run has made."""
+
+
+class MissingInputs:
+    """Stops a run whose inputs are not on disk before its first node, and says which stage makes them."""
+
+    @hook_impl
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
+        from realign_pipes.pipeline_registry import STAGES
+
+        missing = [
+            name
+            for name in sorted(pipeline.inputs())
+            if name != "parameters" and not name.startswith("params:") and not catalog.exists(name)
+        ]
+        if not missing:
+            return
+        env = f" --env {run_params['env']}" if run_params.get("env") else ""
+        lines = []
+        for name in missing:
+            where = catalog[name]._describe() if name in catalog else "no entry in conf/*/catalog.yml"
+            stage = next((s for s, module in STAGES.items() if name in module.create_pipeline().outputs()), None)
+            makes = f"stage {stage} makes it: kedro run --pipeline {stage}{env}" if stage else "no stage makes it"
+            lines.append(f"  {name} ({where}): {makes}")
+        raise MissingInputError("these inputs of the run are not there:\n" + "\n".join(lines))

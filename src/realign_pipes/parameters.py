@@ -1,0 +1,303 @@
+"""Every parameter of the project, typed: one model for each conf/<env>/parameters_<stage>.yml.
+
+Kedro builds these from the merged YAML before a pipeline starts, so that a wrong value stops the run with its name
+and reason before any compute. Light on purpose: nothing here imports torch.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+
+class Parameters(BaseModel):
+    """Unknown keys, NaN and infinities are refused; values cannot be changed by a node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Sampling(Parameters):
+    """How completions are drawn."""
+
+    samples: PositiveInt
+    """Completions per problem (the paper: 8)."""
+    temperature: PositiveFloat
+    top_p: Probability
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    """Completions decoded together."""
+    seed: Seed
+
+
+# -- tasks: where problems come from ----------------------------------------------------------------------------------
+Verifier = Literal["math", "exact"]
+
+UNSAFE_VERIFIERS = frozenset(
+    (
+        "binary_matrix",
+        "composite",  # of any others
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    )
+)
+"""Datasets of reasoning-gym whose verifier passes the answer to eval() or sympy's parse_expr(), which evaluates it."""
+
+
+class ReasoningGymTask(Parameters):
+    """Problems made by a dataset of reasoning-gym, checked by its own verifier."""
+
+    kind: Literal["reasoning_gym"]
+    dataset: str
+    options: dict[str, Any] = {}
+
+    @field_validator("dataset")
+    @classmethod
+    def _safe_verifier(cls, dataset: str) -> str:
+        if dataset in UNSAFE_VERIFIERS:
+            raise ValueError(f"reasoning-gym checks answers to {dataset} by evaluating them as Python, and nothing that "
+                             "a model wrote is executed here. Choose another dataset.")  # fmt: skip
+        return dataset
+
+    @field_validator("options")
+    @classmethod
+    def _no_reserved_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted({"seed", "size"} & options.keys()):
+            raise ValueError(f"{reserved} cannot be given here: the stage chooses them")
+        return options
+
+
+class DatasetTask(Parameters):
+    """Problems from a .jsonl or .parquet file or a saved `datasets` folder."""
+
+    kind: Literal["dataset"]
+    path: str
+    question_column: str = "question"
+    answer_column: str = "answer"
+    verifier: Verifier = "math"
+
+
+Task = Annotated[ReasoningGymTask | DatasetTask, Field(discriminator="kind")]
+
+
+# -- demo_models ------------------------------------------------------------------------------------------------------
+class ChainSum(Parameters):
+    """reasoning-gym's chain_sum: how hard the problems are that the demo models are trained on."""
+
+    min_terms: Annotated[int, Field(ge=2)]
+    max_terms: Annotated[int, Field(ge=2)]
+    min_digits: PositiveInt
+    max_digits: PositiveInt
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.min_terms > self.max_terms or self.min_digits > self.max_digits:
+            raise ValueError(f"a minimum is larger than its maximum: {self}")
+        return self
+
+
+class DemoTraces(Parameters):
+    """What a slow trace looks like."""
+
+    max_rechecks: NonNegativeInt
+    """Each step is checked again zero to this many times."""
+    slip_rate: Annotated[float, Field(ge=0, lt=1)]
+    """Share of steps that go wrong at first."""
+
+
+class DemoArchitecture(Parameters):
+    """A Qwen2 of this size."""
+
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    mlp_width: PositiveInt
+
+
+class DemoTraining(Parameters):
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    save_steps: PositiveInt
+    """An interrupted training goes on from the last multiple of these steps."""
+    problem_seed: Seed
+    """reasoning-gym's problem i of seed s is problem 0 of seed s + i: keep seeds further apart than sizes."""
+    seed: Seed
+
+
+class DemoAlignedTraining(DemoTraining):
+    problems: PositiveInt
+    """Problems that the reference is sampled on; of each one's completions the shortest correct one is kept."""
+    sampling: Sampling
+
+
+class DemoModels(Parameters):
+    """parameters_demo_models.yml: the embedded slow thinker and its aligned model."""
+
+    problems: ChainSum
+    traces: DemoTraces
+    architecture: DemoArchitecture
+    reference: DemoTraining
+    aligned: DemoAlignedTraining
+
+
+# -- data_prep --------------------------------------------------------------------------------------------------------
+class ReasoningGymProblems(ReasoningGymTask):
+    """A task and how many of its problems."""
+
+    problems: PositiveInt
+
+
+class DatasetProblems(DatasetTask):
+    """A task and how many of its problems."""
+
+    problems: PositiveInt | None = None
+    """Drawn with the seed; all of them if not given."""
+
+
+Problems = Annotated[ReasoningGymProblems | DatasetProblems, Field(discriminator="kind")]
+
+
+class Calibration(Parameters):
+    """Which of the completions become the calibration set. Only correct ones with one finished thinking do."""
+
+    keep: Literal["longest", "all"]
+    """Of several completions of one problem."""
+    min_tokens: NonNegativeInt
+    """Shortest completion, its end-of-turn token included (the paper: 4,000)."""
+    max_tokens: PositiveInt
+    """Longest completion (the paper: 8,000)."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
+        return self
+
+
+class SampledCalibration(Calibration):
+    """Completions that the reference model draws itself."""
+
+    source: Literal["sampled"]
+    task: Problems
+    sampling: Sampling
+
+
+class DatasetCalibration(Calibration):
+    """Completions from a .jsonl or .parquet file or a saved `datasets` folder, one a row."""
+
+    source: Literal["dataset"]
+    path: str
+    question_column: str = "question"
+    completion_column: str = "completion"
+    """The whole reply: the thinking with its tags, and the answer."""
+    answer_column: str = "answer"
+    verifier: Verifier = "math"
+    limit: PositiveInt | None = None
+    """At most this many rows are read, drawn with the seed; the filters come after."""
+
+
+class DataPrep(Parameters):
+    """parameters_data_prep.yml: what the models are calibrated and evaluated on."""
+
+    seed: Seed
+    """Of the problems; completions have one of their own."""
+    calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
+    tasks: Annotated[dict[str, Problems], Field(min_length=1)]
+    """The evaluation set: its tasks by name."""
+
+
+# -- teacher_logits ---------------------------------------------------------------------------------------------------
+class Teachers(Parameters):
+    """parameters_teacher_logits.yml: where the trra stage gets the two models' final hidden states from."""
+
+    mode: Literal["cached", "online"]
+    """`cached`: teacher_logits writes them to disk once. `online`: both models run at every training step."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """What hidden states are stored in. `auto` is the dtype of the model's checkpoint, which loses nothing."""
+    batch_size: PositiveInt
+    """Examples in a forward pass."""
+    shard_tokens: PositiveInt
+    """Completion tokens in a shard file: what is lost when a run is killed."""
+
+
+# -- trra -------------------------------------------------------------------------------------------------------------
+class TrRa(Parameters):
+    """parameters_trra.yml: training-time realignment."""
+
+    alphas: Annotated[list[float], Field(min_length=1)]
+    """The paper's lambda: how far to move. One checkpoint each."""
+    iterations: NonNegativeInt
+    """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
+    iteration_alphas: list[float]
+    """The alphas, among `alphas`, that TrRa-iter goes on with."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"]
+    temperature: PositiveFloat
+    """Of student and teacher inside the divergence."""
+    steps: PositiveInt
+    batch_size: PositiveInt
+    """Examples in an optimizer step."""
+    micro_batch_size: PositiveInt
+    """Examples in a forward pass; batch_size is a multiple of it, and gradients are accumulated."""
+    learning_rate: PositiveFloat
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps over which the learning rate rises, before it falls with a cosine."""
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    gradient_checkpointing: bool
+    chunk_tokens: PositiveInt
+    """Tokens whose logits are in memory at a time."""
+    save_steps: PositiveInt
+    """An interrupted training goes on from the last multiple of these steps."""
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.alphas)) != len(self.alphas):
+            raise ValueError(f"alphas {self.alphas} names one twice")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        if missing := sorted(set(self.iteration_alphas) - set(self.alphas)):
+            raise ValueError(f"iteration_alphas {missing} are not among alphas {self.alphas}")
+        return self
+
+
+# -- alpha_sweep ------------------------------------------------------------------------------------------------------
+class AlphaSweep(Parameters):
+    """parameters_alpha_sweep.yml: which candidates are measured, and how."""
+
+    dera_alphas: list[float]
+    """Alphas at which the two models decode together (DeRa)."""
+    sampling: Sampling
+    bootstrap_samples: PositiveInt
+    bootstrap_seed: Seed
+
+
+# -- reporting --------------------------------------------------------------------------------------------------------
+class Reporting(Parameters):
+    """parameters_reporting.yml: what is recommended, and what the report shows."""
+
+    margin: Annotated[float, Field(ge=0, lt=1)]
+    """How much of pass@1 a recommended candidate may lose against the reference (0.02 is 2 points)."""
+    examples: NonNegativeInt
+    """Problems of each task whose completions the report shows side by side."""

@@ -1,0 +1,23 @@
+"""The pipelines by name. Written out, because `kedro run --pipelines X` would make find_pipelines import X alone."""
+
+from kedro.pipeline import Pipeline
+
+from realign_pipes.pipelines import alpha_sweep, data_prep, demo_models, reporting, teacher_logits, trra
+
+STAGES = {
+    "demo_models": demo_models,
+    "data_prep": data_prep,
+    "teacher_logits": teacher_logits,
+    "trra": trra,
+    "alpha_sweep": alpha_sweep,
+    "reporting": reporting,
+}
+"""In the order in which they run."""
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Each stage by itself, `realign` (all but demo_models, for models of your own) and `__default__` (all)."""
+    stages = {name: module.create_pipeline() for name, module in STAGES.items()}
+    everything = sum(stages.values(), Pipeline([]))
+    realign = sum((pipeline for name, pipeline in stages.items() if name != "demo_models"), Pipeline([]))
+    return {**stages, "realign": realign, "__default__": everything}

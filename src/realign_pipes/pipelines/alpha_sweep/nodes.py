@@ -1,0 +1,59 @@
+"""Stage alpha_sweep: measure every candidate on the evaluation set."""
+
+from pathlib import Path
+from typing import Any
+
+from realign_pipes.parameters import AlphaSweep, DataPrep
+
+
+def sweep(
+    parameters: AlphaSweep,
+    data_prep: DataPrep,
+    reference_model: Path,
+    aligned_model: Path,
+    trra_checkpoints: dict[str, Path],
+    evaluation_set: Any,
+    work_dir: Path,
+) -> dict[str, Any]:
+    """Graded completions by candidate. Candidates that an interrupted run finished are not measured again."""
+    from realign_pipes.evaluation.sweep import Candidate, evaluate
+    from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
+    from realign_pipes.realignment.model_card import read_metadata
+
+    tokenizer = check_pair(reference_model, aligned_model)
+    candidates = [
+        Candidate("reference", "reference", 0.0, (reference_model,)),
+        Candidate("aligned", "aligned", 1.0, (aligned_model,)),
+        *(
+            Candidate(f"dera-{alpha:g}", "dera", alpha, (reference_model, aligned_model))
+            for alpha in parameters.dera_alphas
+        ),
+    ]
+    for name, path in trra_checkpoints.items():
+        made = read_metadata(path)
+        candidates.append(Candidate(name, "trra_iter" if made["iteration"] else "trra", made["alpha"], (path,)))
+    fingerprints = {
+        path: fingerprint_model(path) for path in {path for each in candidates for path in each.checkpoints}
+    }
+    return {
+        candidate.name: evaluate(
+            candidate,
+            fingerprints,
+            evaluation_set,
+            data_prep.tasks,
+            parameters.sampling,
+            tokenizer=tokenizer,
+            device=default_device(),
+            work=work_dir / "alpha_sweep" / candidate.name,
+        )
+        for candidate in candidates
+    }
+
+
+def summarise(parameters: AlphaSweep, generations: dict[str, Any]) -> Any:
+    """Each candidate's figures for each task and over all tasks, with bootstrap intervals (a DataFrame)."""
+    from realign_pipes.evaluation.metrics import summarise_sweep
+
+    return summarise_sweep(
+        generations, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
+    )

@@ -1,0 +1,27 @@
+from kedro.pipeline import Node, Pipeline
+
+from realign_pipes.pipelines.alpha_sweep.nodes import summarise, sweep
+
+
+def create_pipeline() -> Pipeline:
+    """Models, checkpoints and evaluation_set -> generations -> sweep_results."""
+    return Pipeline(
+        [
+            Node(
+                sweep,
+                inputs=[
+                    "params:alpha_sweep",
+                    "params:data_prep",
+                    "reference_model",
+                    "aligned_model",
+                    "trra_checkpoints",
+                    "evaluation_set",
+                    "work_dir",
+                ],
+                outputs="generations",
+                name="sweep",
+            ),
+            Node(summarise, inputs=["params:alpha_sweep", "generations"], outputs="sweep_results", name="summarise"),
+        ],
+        tags="alpha_sweep",
+    )

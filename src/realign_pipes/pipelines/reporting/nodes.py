@@ -1,0 +1,73 @@
+"""Nodes of the reporting stage. What they show is in `realign_pipes.reporting`, what they measure in `evaluation.metrics`."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from realign_pipes.parameters import Reporting
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
+else:  # Kedro resolves every node's hints when a run starts; the real imports would slow down all of them
+    DataFrame = Figure = Any
+
+logger = logging.getLogger(__name__)
+
+
+def recommend_candidate(sweep_results: DataFrame, parameters: Reporting) -> dict[str, Any]:
+    """The candidate to take, why in one sentence, and the numbers behind it."""
+    from realign_pipes.reporting.recommendation import recommend
+
+    return recommend(sweep_results, parameters.margin)
+
+
+def tabulate_sweep(
+    sweep_results: DataFrame, recommendation: dict[str, Any]
+) -> tuple[str, DataFrame, list[dict[str, str | float | None]]]:
+    """The sweep's table as Markdown (rounded), as a frame for CSV, and as metrics for DVC (neither rounded)."""
+    from realign_pipes.reporting.tables import markdown_table, metrics_list, sweep_cells, wide_table
+
+    markdown = markdown_table(sweep_cells(sweep_results), recommendation["candidate"])
+    return f"{markdown}\n{recommendation['sentence']}\n", wide_table(sweep_results), metrics_list(sweep_results)
+
+
+def draw_figures(sweep_results: DataFrame, recommendation: dict[str, Any]) -> tuple[Figure, Figure]:
+    """pass@1 against tokens, and both against alpha."""
+    from realign_pipes.reporting.figures import alpha_figure, pareto_figure
+
+    return pareto_figure(sweep_results, recommendation["candidate"]), alpha_figure(sweep_results)
+
+
+def write_report(
+    sweep_results: DataFrame,
+    recommendation: dict[str, Any],
+    pareto_figure: Figure,
+    alpha_figure: Figure,
+    generations: dict[str, DataFrame | Callable[[], DataFrame]],
+    evaluation_set: Any,
+    parameters: Reporting,
+    all_parameters: dict[str, Any],
+) -> str:
+    """The HTML report. `evaluation_set` (a `datasets.Dataset`) has the questions and answers of the examples."""
+    from realign_pipes.reporting.report import collect_examples, render_report
+
+    questions = zip(evaluation_set["question"], evaluation_set["answer"], strict=True)
+    problems = dict(zip(evaluation_set["id"], questions, strict=True))
+    examples = collect_examples(generations, sweep_results, problems, parameters.examples)
+    return render_report(sweep_results, recommendation, pareto_figure, alpha_figure, examples, all_parameters)
+
+
+def print_summary(sweep_results: DataFrame, recommendation: dict[str, Any], report_html: str) -> None:
+    """Print the table, then log the recommendation. Takes the report so that this is the last thing that runs."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    from realign_pipes.reporting.tables import sweep_cells, terminal_table
+
+    table = terminal_table(sweep_cells(sweep_results), recommendation["candidate"])
+    console = Console()
+    if not console.is_terminal:  # a log file is as wide as the table needs
+        console.width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    console.print(table)
+    logger.info("%s", recommendation["sentence"])

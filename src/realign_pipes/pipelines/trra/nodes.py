@@ -1,0 +1,37 @@
+"""Stage trra: one realigned checkpoint for each alpha, and one for each further round of TrRa-iter."""
+
+from pathlib import Path
+from typing import Any
+
+from realign_pipes.parameters import Teachers, TrRa
+
+
+def train_students(
+    parameters: TrRa,
+    teachers: Teachers,
+    reference_model: Path,
+    aligned_model: Path,
+    calibration_set: Any,
+    teacher_cache: Path,
+    work_dir: Path,
+) -> dict[str, Path]:
+    """Checkpoints by name (`trra-1.5`, `trra-iter1-1.5`). One that an earlier run finished is not trained again."""
+    from realign_pipes.realignment.trra import Realigner
+
+    realigner = Realigner(
+        reference_model,
+        aligned_model,
+        calibration_set,
+        parameters=parameters,
+        teachers=teachers,
+        teacher_cache=teacher_cache,
+        work=work_dir / "trra",
+    )
+    checkpoints = {}
+    for alpha in parameters.alphas:
+        rounds = 1 + (parameters.iterations if alpha in parameters.iteration_alphas else 0)
+        aligned = aligned_model
+        for iteration in range(rounds):
+            name = f"trra-{alpha:g}" if iteration == 0 else f"trra-iter{iteration}-{alpha:g}"
+            aligned = checkpoints[name] = realigner.realign(name, alpha, iteration, aligned)
+    return checkpoints

@@ -1,0 +1,156 @@
+"""The divergence between a student and the fused teacher z(alpha), straight from hidden states and heads.
+
+Logits are formed for a chunk of tokens at a time and thrown away again, with their gradient already taken: memory
+grows with chunk_tokens * V, never with tokens * V.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from realign_pipes.realignment.fusion import Divergence
+
+
+def fused_linear_divergence(
+    student_hidden: torch.Tensor,
+    student_head: torch.Tensor,
+    reference_hidden: torch.Tensor,
+    reference_head: torch.Tensor,
+    aligned_hidden: torch.Tensor,
+    aligned_head: torch.Tensor,
+    alpha: float,
+    *,
+    divergence: Divergence = "forward_kl",
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk_tokens: int = 256,
+    num_tokens: int | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean divergence over tokens between softmax(student / T) and softmax(z(alpha) / T) (the paper's Eqs. 5 and 6).
+
+    Each hidden is [N, d] and each head [V, d], every model with a d and a V of its own; row i of the three hiddens
+    belongs to one token. Ids >= `vocab_size` (None: the smallest V) are cut off before mixing, since extrapolation
+    would amplify padded rows that were never trained. The sum over the N tokens is divided by `num_tokens` (None: N),
+    which is the number of completion tokens of the whole optimizer step when gradients are accumulated.
+
+    Gradients flow into `student_hidden` and `student_head` only. Everything inside a chunk is float32, whatever the
+    inputs' dtype; the result is a float32 scalar in nats.
+
+    Raises ValueError for shapes that do not fit together, an alpha that is not finite, a temperature that is not
+    positive, or an unknown divergence.
+    """
+    pairs = {
+        "student": (student_hidden, student_head),
+        "reference": (reference_hidden, reference_head),
+        "aligned": (aligned_hidden, aligned_head),
+    }
+    for name, (hidden, head) in pairs.items():
+        if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
+            raise ValueError(f"{name}: hidden {list(hidden.shape)} and head {list(head.shape)} must be [N, d], [V, d].")
+        if hidden.shape[0] != student_hidden.shape[0]:
+            raise ValueError(f"{name} has {hidden.shape[0]} tokens, the student {student_hidden.shape[0]}.")
+    smallest = min(head.shape[0] for _, head in pairs.values())
+    vocab = smallest if vocab_size is None else vocab_size
+    if not 0 < vocab <= smallest:
+        raise ValueError(f"vocab_size {vocab} must be between 1 and the smallest head's {smallest} rows.")
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be a finite number, not {alpha}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}.")
+    if divergence not in ("forward_kl", "reverse_kl", "jsd"):
+        raise ValueError(f"divergence {divergence!r} is not known. Choose forward_kl, reverse_kl or jsd.")
+    if num_tokens is None:
+        num_tokens = student_hidden.shape[0]
+    if isinstance(num_tokens, int) and num_tokens <= 0:
+        raise ValueError("there are no tokens to average over.")
+    return _FusedLinearDivergence.apply(
+        student_hidden, student_head,
+        reference_hidden.detach(), reference_head.detach(), aligned_hidden.detach(), aligned_head.detach(),
+        alpha, divergence, temperature, vocab, chunk_tokens, num_tokens,
+    )  # fmt: skip
+
+
+class _FusedLinearDivergence(torch.autograd.Function):
+    """Takes the gradients in the forward pass, while a chunk's logits are at hand; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden: torch.Tensor,
+        student_head: torch.Tensor,
+        reference_hidden: torch.Tensor,
+        reference_head: torch.Tensor,
+        aligned_hidden: torch.Tensor,
+        aligned_head: torch.Tensor,
+        alpha: float,
+        divergence: Divergence,
+        temperature: float,
+        vocab: int,
+        chunk_tokens: int,
+        num_tokens: int | torch.Tensor,
+    ) -> torch.Tensor:
+        need_hidden, need_head = ctx.needs_input_grad[:2]
+        with torch.autocast(student_hidden.device.type, enabled=False):
+            student_weight = student_head[:vocab].float()
+            reference_weight = reference_head[:vocab].float()
+            aligned_weight = aligned_head[:vocab].float()
+            grad_hidden = torch.zeros_like(student_hidden, dtype=torch.float32) if need_hidden else None
+            grad_head = torch.zeros_like(student_head, dtype=torch.float32) if need_head else None
+            total = student_hidden.new_zeros((), dtype=torch.float32)
+            for start in range(0, student_hidden.shape[0], chunk_tokens):
+                chunk = slice(start, start + chunk_tokens)
+                hidden = student_hidden[chunk].float()
+                # (1 - alpha) h_r W_r^T + alpha h_a W_a^T, without copies of the heads and with one buffer of logits.
+                teacher = (reference_hidden[chunk].float() * ((1 - alpha) / temperature)) @ reference_weight.T
+                teacher.addmm_(aligned_hidden[chunk].float(), aligned_weight.T, alpha=alpha / temperature)
+                student = (hidden * (1 / temperature)) @ student_weight.T
+                loss, grad_logits = _divergence_and_gradient(student, teacher, divergence)
+                total += loss
+                grad_logits.div_(temperature)
+                if grad_hidden is not None:
+                    torch.mm(grad_logits, student_weight, out=grad_hidden[chunk])
+                if grad_head is not None:
+                    grad_head[:vocab].addmm_(grad_logits.T, hidden)
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.num_tokens = num_tokens
+        ctx.dtypes = student_hidden.dtype, student_head.dtype
+        return total / num_tokens
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scale = grad_output / ctx.num_tokens
+        gradients = (
+            None if gradient is None else gradient.mul_(scale).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*gradients, *[None] * 10)
+
+
+def _divergence_and_gradient(
+    student: torch.Tensor, teacher: torch.Tensor, divergence: Divergence
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over tokens of the divergence, and its gradient with respect to `student`. Both are logits [c, V]; overwrites
+    them.
+
+    With p = softmax(teacher), q = softmax(student), m = (p + q) / 2:
+    KL(p || q) has the gradient q - p; KL(q || p) has q (log q - log p - KL); JSD has
+    q (log q - log m - KL(q || m)) / 2.
+    """
+    log_p = torch.log_softmax(teacher, dim=-1, out=teacher)
+    log_q = torch.log_softmax(student, dim=-1, out=student)
+    q = log_q.exp()
+    if divergence == "forward_kl":
+        p = log_p.exp()
+        loss = torch.sum(p * log_p.sub_(log_q))
+        return loss, q.sub_(p)
+    if divergence == "reverse_kl":
+        ratio = log_q.sub_(log_p)
+        per_token = torch.sum(q * ratio, dim=-1, keepdim=True)
+        return per_token.sum(), q.mul_(ratio.sub_(per_token))
+    log_m = torch.logaddexp(log_p, log_q).sub_(math.log(2))
+    towards_teacher = torch.sum(log_p.exp() * log_p.sub_(log_m))
+    ratio = log_q.sub_(log_m)
+    towards_student = torch.sum(q * ratio, dim=-1, keepdim=True)
+    return 0.5 * (towards_teacher + towards_student.sum()), q.mul_(ratio.sub_(towards_student)).mul_(0.5)

@@ -1,0 +1,300 @@
+"""What the student learns from: final hidden states and heads of the reference and the aligned model.
+
+Two teachers behind one interface. `CachedTeacher` reads hidden states that were written once; since the head is
+linear, z = h W^T gives the exact logits back, so one cache serves every alpha. `OnlineTeacher` runs both models.
+
+A cache is a folder for one model over one set of examples:
+    index.json               what it was made from, and its shards with their checksums
+    head.safetensors         "head" [V, d], the model's output embeddings
+    shard-00000.safetensors  "hidden" [tokens, d]: for each completion token, in the order of the examples, the hidden
+                             state (after the final norm) that predicts it
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from realign_pipes.resume import atomic_path
+
+
+class Example(TypedDict):
+    """One calibration example as token ids."""
+
+    id: str
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """Hidden states of both models at the N completion tokens of a batch, row after row."""
+
+    reference_hidden: torch.Tensor
+    """[N, d_reference], the reference's dtype or the cache's."""
+    aligned_hidden: torch.Tensor
+    """[N, d_aligned]."""
+
+
+class Teacher(Protocol):
+    """The pair of models whose logits are mixed. Heads are [V, d]."""
+
+    reference_head: torch.Tensor
+    aligned_head: torch.Tensor
+
+    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+        """Hidden states for a collated batch: `input_ids`, `attention_mask`, `labels` [B, T] and `row` [B]."""
+        ...
+
+
+def completion_hidden_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Final hidden states [N, d] that predict the N completion tokens, row after row.
+
+    Completion tokens are those whose label is not -100; the state that predicts token t stands at t - 1.
+    """
+    hidden = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    return hidden[:, :-1][labels[:, 1:] != -100]
+
+
+@torch.inference_mode()
+def check_linear_head(model: PreTrainedModel, name: str) -> None:
+    """Raise ValueError unless the model's logits are its final hidden states times its head.
+
+    Heads with a bias, soft-capping or a scale are not: their logits cannot be mixed from hidden states.
+    """
+    token = torch.tensor([[0, 1, 2]], device=model.device)
+    logits = model(input_ids=token).logits.float()
+    hidden = model.get_decoder()(input_ids=token, use_cache=False).last_hidden_state
+    linear = (hidden @ model.get_output_embeddings().weight.T).float()
+    if not torch.allclose(logits, linear, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
+        raise ValueError(
+            f"the {name} ({type(model).__name__}) does more than a matrix product after its final hidden states (a "
+            "bias, soft-capping or a scale), which TrRa's loss over hidden states does not support."
+        )
+
+
+class OnlineTeacher:
+    """Runs both models on every batch."""
+
+    def __init__(self, reference: PreTrainedModel, aligned: PreTrainedModel) -> None:
+        self.models = (reference, aligned)
+        self.reference_head = reference.get_output_embeddings().weight.detach()
+        self.aligned_head = aligned.get_output_embeddings().weight.detach()
+
+    @torch.no_grad()
+    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+        inputs = (batch["input_ids"], batch["attention_mask"], batch["labels"])
+        return TeacherSignal(*(completion_hidden_states(model, *inputs) for model in self.models))
+
+
+class CachedTeacher:
+    """Reads both models' hidden states from their caches."""
+
+    def __init__(self, reference: "HiddenStateCache", aligned: "HiddenStateCache", device: torch.device) -> None:
+        self.caches = (reference, aligned)
+        self.device = device
+        self.reference_head = reference.head().to(device)
+        self.aligned_head = aligned.head().to(device)
+
+    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+        rows = batch["row"].tolist()
+        return TeacherSignal(*(cache.hidden_states(rows).to(self.device) for cache in self.caches))
+
+
+def fingerprint_examples(examples: Dataset) -> str:
+    """SHA-256 (hex) of the ids and token ids of all examples, in order."""
+    digest = hashlib.sha256()
+    for row in examples.select_columns(["id", "prompt_ids", "completion_ids"]):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def cache_dtype(dtype: str, model: PreTrainedModel) -> torch.dtype:
+    """The torch dtype for a name; `auto` is the model's own."""
+    return model.dtype if dtype == "auto" else getattr(torch, dtype)
+
+
+@torch.inference_mode()
+def write_cache(
+    folder: Path,
+    model: PreTrainedModel,
+    examples: Dataset,
+    source: dict[str, str],
+    *,
+    dtype: torch.dtype,
+    batch_size: int,
+    shard_tokens: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Write the cache of `model` over `examples` into `folder`, going on after the last good shard found there.
+
+    `examples` has the columns `prompt_ids` and `completion_ids`. `source` says what the cache is made from
+    (fingerprints of model, tokenizer and data); `open_cache` compares it. A shard holds whole examples, of about
+    `shard_tokens` tokens; it is written under a temporary name and then renamed, and the index follows it, so that
+    whatever interrupts leaves a cache that is valid as far as it goes. `advance` is called with the number of examples
+    done.
+    """
+    head = model.get_output_embeddings().weight
+    index_path = folder / "index.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {
+        **source,
+        "dtype": str(dtype).removeprefix("torch."),
+        "hidden_size": head.shape[1],
+        "head": _save_tensor(folder / "head.safetensors", "head", head.to(dtype)),
+        "lengths": [len(token_ids) for token_ids in examples["completion_ids"]],
+        "shards": [],
+        "complete": False,
+    }
+    if index_path.exists():
+        found = json.loads(index_path.read_text())
+        if {**found, "shards": [], "complete": False} == index:
+            index = found
+    start = index["shards"][-1]["stop"] if index["shards"] else 0
+    advance(start)
+    while start < len(examples):
+        stop, tokens = start, 0
+        while stop < len(examples) and (tokens < shard_tokens or stop == start):
+            tokens += index["lengths"][stop]
+            stop += 1
+        hidden = _hidden_states(model, [examples[i] for i in range(start, stop)], batch_size, advance).to(dtype).cpu()
+        entry = _save_tensor(folder / f"shard-{len(index['shards']):05d}.safetensors", "hidden", hidden)
+        index["shards"].append({**entry, "start": start, "stop": stop})
+        _write_index(index_path, index)
+        start = stop
+    _write_index(index_path, {**index, "complete": True})
+
+
+def _hidden_states(
+    model: PreTrainedModel, examples: Sequence[Example], batch_size: int, advance: Callable[[int], None]
+) -> torch.Tensor:
+    """Hidden states [tokens, d] of the examples, in order; computed in batches of like length."""
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt_ids"] + examples[i]["completion_ids"]))
+    states: list[torch.Tensor] = [torch.empty(0)] * len(examples)
+    for first in range(0, len(order), batch_size):
+        members = order[first : first + batch_size]
+        batch = collate([examples[i] for i in members], pad_token_id=0)
+        inputs = (batch[key].to(model.device) for key in ("input_ids", "attention_mask", "labels"))
+        hidden = completion_hidden_states(model, *inputs)
+        lengths = [len(examples[i]["completion_ids"]) for i in members]
+        for i, part in zip(members, hidden.split(lengths), strict=True):
+            states[i] = part
+        advance(len(members))
+    return torch.cat(states)
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T]; labels are -100 but on completion tokens."""
+    width = max(len(example["prompt_ids"]) + len(example["completion_ids"]) for example in examples)
+    input_ids = torch.full((len(examples), width), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, -100)
+    for row, example in enumerate(examples):
+        begin = len(example["prompt_ids"])
+        end = begin + len(example["completion_ids"])
+        input_ids[row, :begin] = torch.tensor(example["prompt_ids"])
+        input_ids[row, begin:end] = labels[row, begin:end] = torch.tensor(example["completion_ids"])
+        attention_mask[row, :end] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def _save_tensor(path: Path, name: str, tensor: torch.Tensor) -> dict[str, str]:
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous()}, temporary)
+        digest = _sha256(temporary)
+    return {"file": path.name, "sha256": digest}
+
+
+def _write_index(path: Path, index: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(index))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class CacheMismatchError(ValueError):
+    """A cache is damaged, unfinished, or was made from something else."""
+
+
+class HiddenStateCache:
+    """A finished cache, opened for reading. Use `open_cache`, which checks it."""
+
+    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+        self.folder = folder
+        self.index = index
+        self.hidden_size: int = index["hidden_size"]
+        self._places: list[tuple[int, int, int]] = []  # for each example: its shard, and from where to where in it
+        for number, shard in enumerate(index["shards"]):
+            begin = 0
+            for length in index["lengths"][shard["start"] : shard["stop"]]:
+                self._places.append((number, begin, begin + length))
+                begin += length
+        self._slices = [
+            safe_open(folder / shard["file"], framework="pt").get_slice("hidden") for shard in index["shards"]
+        ]
+
+    def head(self) -> torch.Tensor:
+        """The model's output embeddings [V, d], in the cache's dtype."""
+        return load_file(self.folder / self.index["head"]["file"])["head"]
+
+    def hidden_states(self, rows: Sequence[int]) -> torch.Tensor:
+        """Hidden states [N, d] for the completion tokens of the examples numbered `rows`, one after the other."""
+        parts = []
+        for row in rows:
+            shard, begin, end = self._places[row]
+            parts.append(self._slices[shard][begin:end])
+        return torch.cat(parts)
+
+    def report(self, vocab_size: int) -> dict[str, float]:
+        """Its size, against keeping the full logits in the same dtype."""
+        tokens = sum(self.index["lengths"])
+        bytes_per_value = torch.empty(0, dtype=getattr(torch, self.index["dtype"])).element_size()
+        return {
+            "examples": len(self.index["lengths"]),
+            "tokens": tokens,
+            "bytes": sum((self.folder / shard["file"]).stat().st_size for shard in self.index["shards"]),
+            "bytes_per_token": self.hidden_size * bytes_per_value,
+            "bytes_per_token_of_full_logits": vocab_size * bytes_per_value,
+            "times_smaller": vocab_size / self.hidden_size,
+        }
+
+
+def open_cache(folder: Path, source: dict[str, str]) -> HiddenStateCache:
+    """Open the cache in `folder` after checking that it is whole and was made from `source`.
+
+    Raises CacheMismatchError naming what differs (model, tokenizer or data), or the file that is missing, truncated
+    or altered.
+    """
+    index_path = folder / "index.json"
+    remedy = "Make it again: kedro run --pipeline teacher_logits"
+    if not index_path.exists():
+        raise CacheMismatchError(f"{folder} has no index.json, so it holds no teacher cache. {remedy}")
+    index = json.loads(index_path.read_text())
+    differing = [name for name, wanted in source.items() if index.get(name) != wanted]
+    if differing:
+        raise CacheMismatchError(
+            f"the teacher cache in {folder} was made from another {' and another '.join(differing)} than this run "
+            f"uses. {remedy}"
+        )
+    if not index["complete"]:
+        raise CacheMismatchError(f"the teacher cache in {folder} was never finished. {remedy}")
+    for entry in [index["head"], *index["shards"]]:
+        file = folder / entry["file"]
+        if not file.exists():
+            raise CacheMismatchError(f"{file} is missing from the teacher cache. {remedy}")
+        if _sha256(file) != entry["sha256"]:
+            raise CacheMismatchError(f"{file} is truncated or altered: its checksum is not the index's. {remedy}")
+    return HiddenStateCache(folder, index)

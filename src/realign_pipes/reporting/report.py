@@ -1,0 +1,139 @@
+"""One HTML file that opens offline: recommendation, tables, figures, parameters and examples of what was written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from pydantic import BaseModel
+
+from realign_pipes.evaluation.metrics import Generations, load_frame
+from realign_pipes.reporting.tables import (
+    alpha_text,
+    overall_rows,
+    percent,
+    sweep_cells,
+    task_cells,
+    task_names,
+    tokens_text,
+)
+
+TEMPLATE = "report.html.jinja"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one candidate wrote for one problem."""
+
+    candidate: str
+    alpha: str
+    completion: str
+    tokens: int
+    verdict: str
+    """correct, wrong or cut off."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem and every candidate's first completion of it."""
+
+    task: str
+    problem_id: str
+    question: str
+    reference_answer: str
+    answers: list[Answer]
+
+
+def render_report(
+    sweep_results: pd.DataFrame,
+    recommendation: Mapping[str, Any],
+    pareto: go.Figure,
+    alpha: go.Figure,
+    examples: Sequence[Example],
+    parameters: Mapping[str, Any],
+) -> str:
+    """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    overall = overall_rows(sweep_results)
+    return environment.get_template(TEMPLATE).render(
+        recommendation=recommendation,
+        candidates=len(overall),
+        problems=int(overall["problems"].iloc[0]),
+        samples=int(overall["samples"].iloc[0]),
+        sweep=sweep_cells(sweep_results),
+        tasks=task_cells(sweep_results),
+        several_tasks=len(task_names(sweep_results)) > 1,
+        # Plotly writes <, > and / of its data as \u003c …, so that no name can end the script that holds it.
+        plotly_js=Markup(get_plotlyjs()),
+        pareto=_figure_html(pareto, "pareto"),
+        alpha=_figure_html(alpha, "alpha"),
+        examples=examples,
+        parameters=yaml.safe_dump(_plain(parameters), sort_keys=False, allow_unicode=True),
+        percent=percent,
+        tokens_text=tokens_text,
+    )
+
+
+def collect_examples(
+    generations: Generations, sweep_results: pd.DataFrame, problems: Mapping[str, tuple[str, str]], per_task: int
+) -> list[Example]:
+    """The first `per_task` problems (by id) of each task, with each candidate's first sample, in the table's order.
+
+    `problems` is id -> (question, answer). Raises ValueError for a generation of a problem that it lacks.
+    """
+    chosen: list[tuple[str, str]] | None = None
+    answers: dict[str, dict[tuple[str, str], Answer]] = {}
+    for loaded in generations.values():  # one frame in memory at a time
+        frame = load_frame(loaded)
+        if chosen is None:
+            ids = frame[["task", "problem_id"]].drop_duplicates().sort_values(["task", "problem_id"])
+            chosen = list(ids.groupby("task").head(per_task).itertuples(index=False, name=None))
+        first = frame.sort_values("sample").groupby(["task", "problem_id"]).head(1)
+        answers[frame["candidate"].iloc[0]] = {
+            (row.task, row.problem_id): Answer(
+                candidate=row.candidate,
+                alpha=alpha_text(row.alpha),
+                completion=row.completion,
+                tokens=row.completion_tokens,
+                verdict="correct" if row.correct else "wrong" if row.finished else "cut off",
+            )
+            for row in first.itertuples()
+            if (row.task, row.problem_id) in chosen
+        }
+    examples = []
+    for task, problem_id in chosen or []:
+        if problem_id not in problems:
+            raise ValueError(
+                f"generations hold problem {problem_id} of task {task}, which evaluation_set lacks: they come from "
+                "different runs. Run alpha_sweep again."
+            )
+        question, answer = problems[problem_id]
+        written = [answers[name][task, problem_id] for name in overall_rows(sweep_results)["candidate"]]
+        examples.append(Example(task, problem_id, question, answer, written))
+    return examples
+
+
+def _figure_html(figure: go.Figure, name: str) -> Markup:
+    """The figure's `div` and script. The id is fixed, as a random one would make every report differ."""
+    config = {"displaylogo": False, "responsive": True, "toImageButtonOptions": {"filename": name}}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as plain data; Kedro hands over models where a node's type hint names one."""
+    return {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in parameters.items()
+    }

@@ -1,0 +1,162 @@
+"""The sweep's table, in the paper's columns: as cells of text, Markdown, a terminal table, CSV and JSON."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from realign_pipes.evaluation.metrics import ALL_TASKS
+
+KIND_LABELS = {
+    "reference": "Reference",
+    "aligned": "Aligned",
+    "dera": "DeRa",
+    "trra": "TrRa",
+    "trra_iter": "TrRa-iter",
+    "inra": "InRa",
+}
+METRICS = ["pass_at_1", "pass_at_1_low", "pass_at_1_high", "mean_tokens", "token_reduction", "truncated"]
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as text. The first `left` columns are words; the others are figures, to be set flush right."""
+
+    header: list[str]
+    rows: list[list[str]]
+    left: int
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.977 -> 97.7, with a real minus sign and no negative zero."""
+    return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Wall time in at most two units."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def alpha_text(alpha: float) -> str:
+    """An alpha for display; a dash for candidates that have none."""
+    return NONE if math.isnan(alpha) else f"{alpha:g}".replace("-", "−")
+
+
+def tokens_text(tokens: float) -> str:
+    """Mean tokens for display: 64.3, 12,602."""
+    return f"{tokens:,.0f}" if tokens >= 1000 else f"{tokens:.1f}"
+
+
+def reduction_text(row: Any) -> str:
+    """The token reduction for display; the reference has none."""
+    return NONE if row.kind == "reference" else f"{percent(row.token_reduction)} %"
+
+
+def interval_text(row: Any) -> str:
+    """pass@1 and its interval, in percent."""
+    return f"{percent(row.pass_at_1)} [{percent(row.pass_at_1_low)}, {percent(row.pass_at_1_high)}]"
+
+
+def overall_rows(sweep_results: pd.DataFrame) -> pd.DataFrame:
+    """The rows that average over tasks, one a candidate."""
+    return sweep_results[sweep_results["task"] == ALL_TASKS].reset_index(drop=True)
+
+
+def task_names(sweep_results: pd.DataFrame) -> list[str]:
+    """The tasks, without the average over them."""
+    return [task for task in sweep_results["task"].unique() if task != ALL_TASKS]
+
+
+def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
+    """One row a candidate. Columns of the single tasks stand only where there are several."""
+    tasks = task_names(sweep_results)
+    shown = tasks if len(tasks) > 1 else []
+    by_task = {task: frame.set_index("candidate") for task, frame in sweep_results.groupby("task")}
+    header = ["candidate", "alpha", "pass@1 % [95 %]", *(f"{task} % / tokens" for task in shown)]
+    rows = []
+    for row in overall_rows(sweep_results).itertuples():
+        single = [by_task[task].loc[row.candidate] for task in shown]
+        rows.append(
+            [
+                row.candidate,
+                alpha_text(row.alpha),
+                interval_text(row),
+                *(f"{percent(one.pass_at_1)} / {tokens_text(one.mean_tokens)}" for one in single),
+                tokens_text(row.mean_tokens),
+                reduction_text(row),
+                f"{percent(row.truncated)} %",
+                duration(row.seconds),
+            ]
+        )
+    return Cells([*header, "tokens", "reduction", "truncated", "time"], rows, left=1)
+
+
+def task_cells(sweep_results: pd.DataFrame) -> Cells:
+    """One row a candidate and task."""
+    rows = [
+        [
+            row.task,
+            row.candidate,
+            alpha_text(row.alpha),
+            f"{row.problems} × {row.samples}",
+            interval_text(row),
+            tokens_text(row.mean_tokens),
+            reduction_text(row),
+            f"{percent(row.truncated)} %",
+        ]
+        for task in task_names(sweep_results)
+        for row in sweep_results[sweep_results["task"] == task].itertuples()
+    ]
+    header = ["task", "candidate", "alpha", "problems × samples", "pass@1 % [95 %]", "tokens", "reduction", "truncated"]
+    return Cells(header, rows, left=2)
+
+
+def markdown_table(cells: Cells, recommended: str | None) -> str:
+    """GitHub's Markdown; the recommended candidate's row is bold."""
+
+    def line(values: list[str]) -> str:
+        return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+    rule = ["---"] * cells.left + ["---:"] * (len(cells.header) - cells.left)
+    rows = [[f"**{value}**" for value in row] if row[0] == recommended else row for row in cells.rows]
+    return "\n".join([line(cells.header), line(rule), *map(line, rows)]) + "\n"
+
+
+def terminal_table(cells: Cells, recommended: str | None) -> Table:
+    """The same for rich."""
+    table = Table(header_style="bold")
+    for number, name in enumerate(cells.header):
+        table.add_column(name, justify="left" if number < cells.left else "right")
+    for row in cells.rows:
+        table.add_row(*row, style="bold green" if row[0] == recommended else None)
+    return table
+
+
+def wide_table(sweep_results: pd.DataFrame) -> pd.DataFrame:
+    """One row a candidate, nothing rounded; a column `<task>/<figure>` for each task."""
+    wide = overall_rows(sweep_results).drop(columns="task")
+    for task in task_names(sweep_results):
+        single = sweep_results[sweep_results["task"] == task].set_index("candidate")
+        for column in METRICS:
+            wide[f"{task}/{column}"] = wide["candidate"].map(single[column])
+    return wide
+
+
+def metrics_list(sweep_results: pd.DataFrame) -> list[dict[str, str | float | None]]:
+    """One JSON object a candidate; `alpha` is null where there is none."""
+    return [
+        {
+            "candidate": row["candidate"],
+            "kind": row["kind"],
+            "alpha": None if math.isnan(row["alpha"]) else row["alpha"],
+            **{metric: row[metric] for metric in METRICS},
+        }
+        for row in overall_rows(sweep_results).to_dict("records")
+    ]

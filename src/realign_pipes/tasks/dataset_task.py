@@ -1,0 +1,79 @@
+"""Problems from a dataset on disk (JSONL, Parquet, or a folder saved by `datasets`), graded as mathematics or text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from realign_pipes.parameters import DatasetTask, Verifier
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BOXED = "\\boxed"
+
+
+def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
+    """The dataset at `path` with our columns alone (`columns` maps our name to theirs), memory-mapped.
+
+    `key` is the parameter that named the dataset; messages quote it. Raises FileNotFoundError for a missing path,
+    and ValueError for a form that is not known or cannot be read, for columns that are not there or that lack a
+    value in some row, and for a dataset without rows.
+    """
+    import datasets
+
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"{key}: {source} does not exist. Give the path of a .jsonl or .parquet file, or of a "
+                                "folder written by datasets.Dataset.save_to_disk.")  # fmt: skip
+    try:
+        if source.is_dir():
+            rows = datasets.load_from_disk(str(source))
+        elif source.suffix in (".jsonl", ".parquet"):
+            if source.stat().st_size == 0:
+                raise ValueError(f"{key}: {source} is an empty file.")
+            reader = {".jsonl": datasets.Dataset.from_json, ".parquet": datasets.Dataset.from_parquet}[source.suffix]
+            rows = reader(str(source))
+        else:
+            raise ValueError(f"{key}: {source} is neither .jsonl, .parquet nor a folder saved by `datasets`.")
+    except (datasets.exceptions.DatasetGenerationError, FileNotFoundError) as error:
+        raise ValueError(f"{key}: {source} cannot be read: {error.__cause__ or error}") from error
+    if isinstance(rows, datasets.DatasetDict):
+        raise ValueError(f"{key}: {source} holds the splits {sorted(rows)}. Point to one split's folder.")
+    missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in rows.column_names]
+    if missing:
+        raise ValueError(f"{key}: {source} has no column {', '.join(missing)}. It has: "
+                         f"{', '.join(rows.column_names)}. Name the right ones in the parameters.")  # fmt: skip
+    if len(rows) == 0:
+        raise ValueError(f"{key}: {source} has no rows.")
+    table = rows.with_format("arrow").select_columns(list(columns.values()))[:]
+    for theirs in columns.values():
+        if empty := table[theirs].null_count:
+            raise ValueError(f"{key}: {source} has no value for {theirs} in {empty} of its {len(rows)} rows. "
+                             "Drop those rows.")  # fmt: skip
+    return rows.select_columns(list(columns.values())).rename_columns({v: k for k, v in columns.items() if v != k})
+
+
+def make_problems(task: DatasetTask, key: str) -> list[dict[str, str]]:
+    """The dataset's problems, each with `question`, `answer` and an empty `metadata`."""
+    rows = read_rows(task.path, {"question": task.question_column, "answer": task.answer_column}, key)
+    return [{"question": str(row["question"]), "answer": str(row["answer"]), "metadata": "{}"} for row in rows]
+
+
+def verify(verifier: Verifier, answered: str, answer: str) -> bool:
+    """Whether the text after the thinking gives `answer`.
+
+    `math` compares what stands in the last `\\boxed{}` (without one: in other LaTeX) with the answer, as mathematics.
+    Only LaTeX is parsed: math-verify's plain-text parser goes through sympy.parse_expr, which evaluates what it
+    reads. `exact` wants the whole text to equal the answer.
+    """
+    if verifier == "exact":
+        return answered.strip() == answer.strip()
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify import verify as verify_math
+
+    latex = [LatexExtractionConfig(boxed_match_priority=0)]
+    gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False)
+    # math-verify makes one set of several boxes in a sentence; here the last box is the answer.
+    given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False)
+    return verify_math(gold, given)

@@ -1,0 +1,106 @@
+"""A made-up sweep of all kinds of candidates, with the shape of real ones and seeded noise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from realign_pipes.evaluation.metrics import summarise_sweep
+
+# candidate: (kind, alpha, probability of a correct answer, mean tokens, seconds)
+CANDIDATES: dict[str, tuple[str, float, float, float, float]] = {
+    "reference": ("reference", np.nan, 0.983, 89, 31),
+    "aligned": ("aligned", np.nan, 0.977, 73, 26),
+    **{
+        f"dera_{alpha}": ("dera", alpha, correct, tokens, 70)
+        for alpha, correct, tokens in [
+            (0.25, 0.983, 85),
+            (0.5, 0.982, 80),
+            (1.5, 0.975, 65),
+            (2.0, 0.94, 58),
+            (3.0, 0.75, 49),
+        ]
+    },
+    **{
+        f"trra_{alpha}": ("trra", alpha, correct, tokens, 24)
+        for alpha, correct, tokens in [
+            (0.5, 0.98, 80.1),
+            (1.0, 0.979, 72.5),
+            (1.5, 0.977, 64.3),
+            (2.0, 0.927, 59),
+            (3.0, 0.73, 49.5),
+        ]
+    },
+    "trra_iter_1_1.5": ("trra_iter", 1.5, 0.96, 56, 20),
+    "trra_iter_2_1.5": ("trra_iter", 1.5, 0.90, 50, 19),
+    **{
+        f"inra_{alpha}": ("inra", alpha, correct, tokens, 48)
+        for alpha, correct, tokens in [
+            (-0.25, 0.984, 95),
+            (0.0, 0.983, 89),
+            (0.25, 0.955, 92),
+            (0.5, 0.90, 60),
+            (0.75, 0.975, 31),
+            (1.0, 0.97, 30.5),
+            (1.25, 0.965, 30),
+        ]
+    },
+}
+
+
+def make_generations(tasks: tuple[str, ...] = ("chain_sum",), problems: int = 40, samples: int = 4) -> dict:
+    """candidate -> frame, as alpha_sweep writes them."""
+    frames = {}
+    for name, (kind, alpha, correct, tokens, seconds) in CANDIDATES.items():
+        rows = []
+        for number, task in enumerate(tasks):
+            generator = np.random.default_rng([7, number])  # the same for all candidates, like the sweep's samplers
+            for problem in range(problems):
+                for sample in range(samples):
+                    right = bool(generator.random() < correct - 0.03 * number)
+                    length = int(tokens * (1 + 0.6 * number) * generator.lognormal(0, 0.25))
+                    finished = bool(generator.random() < 0.995)
+                    rows.append(
+                        {
+                            "candidate": name,
+                            "kind": kind,
+                            "alpha": alpha,
+                            "task": task,
+                            "problem_id": f"{task}-{problem:04d}",
+                            "sample": sample,
+                            "completion": trace(generator, length, right, finished),
+                            "completion_tokens": length,
+                            "finished": finished,
+                            "correct": right and finished,
+                            "seconds": float(seconds),
+                        }
+                    )
+        frames[name] = pd.DataFrame(rows)
+    return frames
+
+
+def trace(generator: np.random.Generator, length: int, right: bool, finished: bool) -> str:
+    """Running totals in the manner of the demo's models."""
+    total, lines = 0, []
+    for _ in range(max(length // 12, 1)):
+        term = int(generator.integers(1, 99))
+        lines.append(f"{total} + {term} = {total + term}\ncheck: {total} + {term} = {total + term} ok")
+        total += term
+    if not finished:
+        return "<think>\n" + "\n".join(lines)
+    return "<think>\n" + "\n".join(lines) + f"\n</think>\nThe answer is {total if right else total + 1}."
+
+
+@pytest.fixture(scope="session")
+def generations() -> dict:
+    return make_generations()
+
+
+@pytest.fixture(scope="session")
+def sweep_results(generations: dict) -> pd.DataFrame:
+    return summarise_sweep(generations, bootstrap_samples=2000, bootstrap_seed=0)
+
+
+@pytest.fixture(scope="session")
+def evaluation_set(generations: dict) -> pd.DataFrame:
+    ids = generations["reference"]["problem_id"].unique()
+    return pd.DataFrame({"id": ids, "question": "What is 12 + 30 − 2?", "answer": "40"})
