@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from realign_pipes.resume import fingerprint
+
+disable_progress_bar()  # a bar for each file of each model would bury the bars that matter
 
 
 def check_checkpoint(path: Path) -> None:

@@ -1,0 +1,243 @@
+"""The trainer: its loss and gradients against full logits, its checkpoints, and how it stops and goes on."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from realign_pipes.parameters import Teachers, TrRa
+from realign_pipes.realignment import trra
+from realign_pipes.realignment.checkpoints import fingerprint_model, load_model
+from realign_pipes.realignment.fusion import divergence_between, fuse_logits
+from realign_pipes.realignment.teachers import OnlineTeacher, write_cache
+from realign_pipes.realignment.trra import Realigner, TrainingDivergedError, train_trra
+
+CPU = torch.device("cpu")
+TEACHERS = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12)
+
+
+def make_parameters(**changes):
+    defaults = {
+        "alphas": [1.5],
+        "iterations": 1,
+        "iteration_alphas": [1.5],
+        "divergence": "forward_kl",
+        "temperature": 1.0,
+        "steps": 4,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": False,
+        "chunk_tokens": 7,
+        "save_steps": 2,
+        "seed": 5,
+    }
+    return TrRa(**{**defaults, **changes})
+
+
+@pytest.fixture
+def vocab_size(tiny_tokenizer):
+    return len(tiny_tokenizer)
+
+
+def train(pair, examples, vocab_size, work, teacher=None, **changes):
+    teacher = teacher or OnlineTeacher(*(load_model(path, device=CPU) for path in pair))
+    return train_trra(
+        pair[0],
+        teacher,
+        1.5,
+        examples,
+        parameters=make_parameters(**changes),
+        vocab_size=vocab_size,
+        device=CPU,
+        work=work,
+        description="test",
+    )
+
+
+class FirstStep(TrainerCallback):
+    """Notes the gradients of the first optimizer step, before they are clipped away by another."""
+
+    def __init__(self):
+        self.gradients = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.gradients is None:
+            self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def first_gradients(monkeypatch, pair, examples, vocab_size, work, **changes):
+    noted = FirstStep()
+    monkeypatch.setattr(trra, "ProgressCallback", lambda advance: noted)
+    train(pair, examples, vocab_size, work, steps=1, max_grad_norm=1e9, **changes)
+    return noted.gradients
+
+
+def test_one_step_has_the_gradient_of_the_mean_over_all_completion_tokens(
+    monkeypatch, tmp_path, pair, examples, vocab_size
+):
+    """1x8, 2x4 and 8x1 micro-batches against plain autograd over full logits, one example at a time."""
+    examples = examples.select(range(8))
+    reference, aligned = (load_model(path, device=CPU) for path in pair)
+    student = copy.deepcopy(reference)
+    losses = []
+    for row in examples:
+        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+        own = slice(len(row["prompt_ids"]) - 1, -1)
+        with torch.no_grad():
+            z = [model(ids).logits[0, own, :vocab_size] for model in (reference, aligned)]
+        losses.append(divergence_between(student(ids).logits[0, own, :vocab_size], fuse_logits(*z, 1.5), "forward_kl"))
+    torch.cat(losses).mean().backward()
+    expected = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    for micro_batch_size in (8, 4, 1):
+        work = tmp_path / f"by-{micro_batch_size}"
+        got = first_gradients(
+            monkeypatch, pair, examples, vocab_size, work, batch_size=8, micro_batch_size=micro_batch_size
+        )
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=f"{name}, by {micro_batch_size}")
+
+
+def test_gradient_checkpointing_changes_nothing(monkeypatch, tmp_path, pair, examples, vocab_size):
+    plain = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "plain")
+    saved = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "saved", gradient_checkpointing=True)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saved[name], gradient)
+
+
+def test_training_moves_the_student_to_the_teacher(tmp_path, pair, examples, vocab_size):
+    def distance(student):
+        reference, aligned = (load_model(path, device=CPU) for path in pair)
+        ids = torch.tensor([examples[0]["prompt_ids"] + examples[0]["completion_ids"]])
+        with torch.no_grad():
+            z = [model(ids).logits[..., :vocab_size] for model in (reference, aligned)]
+            return divergence_between(student(ids).logits[..., :vocab_size], fuse_logits(*z, 1.5), "forward_kl").mean()
+
+    student = train(pair, examples, vocab_size, tmp_path / "work", steps=60)
+    assert distance(student) < 0.3 * distance(load_model(pair[0], device=CPU))
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, tmp_path, pair, examples, vocab_size):
+    whole = train(pair, examples, vocab_size, tmp_path / "whole", steps=6)
+
+    class Killed(Exception):
+        pass
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trra, "ProgressCallback", lambda advance: Kill())
+        with pytest.raises(Killed):
+            train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
+    saved = sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*"))
+    assert saved == ["checkpoint-2", "checkpoint-4"]
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-2")
+    resumed = train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
+    for (name, ours), theirs in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_nan_stops_with_step_and_examples_and_keeps_the_last_checkpoint(tmp_path, pair, examples, vocab_size):
+    class Breaks(OnlineTeacher):
+        calls = 0
+
+        def signal(self, batch):
+            signal = super().signal(batch)
+            self.calls += 1
+            if self.calls > 5:
+                signal.aligned_hidden.fill_(float("nan"))
+            return signal
+
+    teacher = Breaks(*(load_model(path, device=CPU) for path in pair))
+    with pytest.raises(TrainingDivergedError, match=r"the loss is nan at step 4, on examples \['e\d"):
+        train(pair, examples, vocab_size, tmp_path / "work", teacher=teacher)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "work" / "checkpoint-2")
+
+
+def make_realigner(pair, examples, tmp_path, teachers=TEACHERS, **changes):
+    return Realigner(
+        *pair,
+        examples,
+        parameters=make_parameters(**changes),
+        teachers=teachers,
+        teacher_cache=tmp_path / "cache",
+        work=tmp_path / "work",
+    )
+
+
+def cache_for(realigner, pair, tmp_path):
+    for path, name in zip(pair, ("reference", "aligned"), strict=True):
+        write_cache(
+            tmp_path / "cache" / name,
+            load_model(path, device=CPU),
+            realigner.examples,
+            realigner._cache_source(path),
+            dtype=torch.float32,
+            batch_size=4,
+            shard_tokens=12,
+            advance=lambda n: None,
+        )
+
+
+def test_cached_and_online_teachers_train_the_same_student(tmp_path, pair, examples):
+    online = make_realigner(pair, examples, tmp_path / "online")
+    cache_for(online, pair, tmp_path / "cached")
+    cached = make_realigner(pair, examples, tmp_path / "cached", TEACHERS.model_copy(update={"mode": "cached"}))
+    for iteration in (0, 1):
+        aligned_online = aligned_cached = pair[1]
+        if iteration:
+            aligned_online, aligned_cached = first
+        first = (
+            online.realign(f"trra-{iteration}", 1.5, iteration, aligned_online),
+            cached.realign(f"trra-{iteration}", 1.5, iteration, aligned_cached),
+        )
+        ours, theirs = (load_model(path, device=CPU).state_dict() for path in first)
+        for name, weight in ours.items():
+            torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_checkpoints_open_with_stock_tools_and_say_what_they_are(tmp_path, pair, examples):
+    path = make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1])
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert model.config.vocab_size == load_model(pair[0], device=CPU).config.vocab_size
+    assert AutoTokenizer.from_pretrained(path).chat_template == AutoTokenizer.from_pretrained(pair[0]).chat_template
+    made = json.loads((path / "realignment.json").read_text())
+    assert (made["alpha"], made["iteration"]) == (1.5, 0)
+    assert made["reference"]["fingerprint"] == fingerprint_model(pair[0])
+    assert made["aligned"]["fingerprint"] == fingerprint_model(pair[1])
+    card = (path / "README.md").read_text()
+    for fact in ("alpha = 1.5", fingerprint_model(pair[0]), made["data_fingerprint"], made["commit"], '"steps": 4'):
+        assert fact in card
+
+
+def test_a_finished_checkpoint_is_found_again_until_something_changes(monkeypatch, tmp_path, pair, examples):
+    path = make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(trra, "train_trra", lambda *args, **kwargs: pytest.fail("trained again"))
+        assert make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1]) == path
+    before = fingerprint_model(path)
+    make_realigner(pair, examples, tmp_path, learning_rate=2e-2).realign("trra-1.5", 1.5, 0, pair[1])
+    assert fingerprint_model(path) != before
+
+
+def test_the_cache_of_other_models_or_data_is_refused_before_training(tmp_path, pair, examples):
+    realigner = make_realigner(pair, examples, tmp_path)
+    cache_for(realigner, pair, tmp_path)
+    cached = TEACHERS.model_copy(update={"mode": "cached"})
+    make_realigner(pair, examples, tmp_path, cached)
+    with pytest.raises(ValueError, match="another data"):
+        make_realigner(pair, Dataset.from_list(list(examples)[:5]), tmp_path, cached)
+    with pytest.raises(ValueError, match="another model"):
+        make_realigner(pair[::-1], examples, tmp_path, cached)
