@@ -73,8 +73,8 @@ class ReasoningGymTask(Parameters):
     @classmethod
     def _safe_verifier(cls, dataset: str) -> str:
         if dataset in UNSAFE_VERIFIERS:
-            raise ValueError(f"reasoning-gym checks answers to {dataset} by evaluating them as Python, and nothing that "
-                             "a model wrote is executed here. Choose another dataset.")  # fmt: skip
+            raise ValueError(f"reasoning-gym checks answers to {dataset} by evaluating them as Python, and nothing "
+                             "that a model wrote is executed here. Choose another dataset.")  # fmt: skip
         return dataset
 
     @field_validator("options")

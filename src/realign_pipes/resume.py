@@ -23,14 +23,19 @@ def fingerprint(description: Any) -> str:
 
 
 def open_work(folder: Path, description: dict[str, Any]) -> Path:
-    """`folder`, with what an interrupted run of the same `description` (JSON-able) left there, or empty."""
+    """`folder`, with what an interrupted run of the same `description` (JSON-able) left there, or empty.
+
+    Raises FileExistsError for a folder that holds something else than such work: it is not ours to empty.
+    """
     marker = folder / DESCRIPTION
     wanted = json.dumps(description, sort_keys=True, indent=1)
-    if not (marker.exists() and marker.read_text() == wanted):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with atomic_path(marker) as temporary:
-            temporary.write_text(wanted)
+    if marker.exists() and marker.read_text() == wanted:
+        return folder
+    if not marker.exists() and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is needed as a work folder, but holds something else. Move or remove it.")
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        (temporary / DESCRIPTION).write_text(wanted)
     return folder
 
 

@@ -17,7 +17,8 @@ copy of the stage's parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kedro.validation import CheckFailure, DataValidationError
@@ -128,7 +129,11 @@ def _completions() -> list[Expectation]:
     ]
 
 
-SUITES = {"samples": samples, "calibration": calibration, "evaluation": evaluation}
+SUITES: dict[str, Callable[..., list[Expectation]]] = {
+    "samples": samples,
+    "calibration": calibration,
+    "evaluation": evaluation,
+}
 
 
 # -- the validator ----------------------------------------------------------------------------------------------------
@@ -138,6 +143,7 @@ class GreatExpectations:
     def __init__(self, suite: str, **options: Any) -> None:
         if suite not in SUITES:
             raise ValueError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
+        inspect.signature(SUITES[suite]).bind(**options)  # an option that it lacks or does not know is said now
         self.suite = suite
         self.options = options
 
@@ -149,8 +155,7 @@ class GreatExpectations:
         # Without its columns nothing else can be asked.
         failures = _failures(frame, [columns]) or _failures(frame, others)
         if failures:
-            lines = [f"{failure.check} ({failure.failure_examples})" for failure in failures]
-            raise DataValidationError(f"suite {self.suite}: " + "; ".join(lines), failures=failures)
+            raise DataValidationError(f"the suite {self.suite} is not met", failures=failures)
         return data
 
 
@@ -171,10 +176,19 @@ def _frame(data: Dataset) -> pd.DataFrame:
 def _failures(frame: pd.DataFrame, expectations: list[Expectation]) -> list[CheckFailure]:
     """One entry for each of the `expectations` that `frame` does not meet."""
     import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
 
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    # All in memory: without a configuration of its own, a context logs a temporary folder for its documentation.
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        progress_bars=ProgressBarsConfig(globally=False),
+        analytics_enabled=False,
+    )
+    context = gx.get_context(mode="ephemeral", project_config=config)
     asset = context.data_sources.add_pandas("memory").add_dataframe_asset("frame")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     # Each row of a failure is named by its id.

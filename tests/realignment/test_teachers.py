@@ -176,7 +176,7 @@ def test_a_head_that_is_not_linear_is_refused(pair):
     model = load_model(pair[0], device=CPU)
     check_linear_head(model, "reference")
     model.lm_head.register_forward_hook(lambda module, inputs, output: torch.tanh(output))
-    with pytest.raises(ValueError, match="the reference .* does more than a matrix product"):
+    with pytest.raises(ValueError, match=r"the reference .* does more than a matrix product"):
         check_linear_head(model, "reference")
 
 

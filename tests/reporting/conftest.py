@@ -1,5 +1,7 @@
 """A made-up sweep of all kinds of candidates, with the shape of real ones and seeded noise."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,7 +49,9 @@ CANDIDATES: dict[str, tuple[str, float, float, float, float]] = {
 }
 
 
-def make_generations(tasks: tuple[str, ...] = ("chain_sum",), problems: int = 40, samples: int = 4) -> dict:
+def make_generations(
+    tasks: tuple[str, ...] = ("chain_sum",), problems: int = 40, samples: int = 4
+) -> dict[str, pd.DataFrame]:
     """candidate -> frame, as alpha_sweep writes them."""
     frames = {}
     for name, (kind, alpha, correct, tokens, seconds) in CANDIDATES.items():
@@ -91,7 +95,12 @@ def trace(generator: np.random.Generator, length: int, right: bool, finished: bo
 
 
 @pytest.fixture(scope="session")
-def generations() -> dict:
+def make_sweep() -> Callable[..., dict[str, pd.DataFrame]]:
+    return make_generations
+
+
+@pytest.fixture(scope="session")
+def generations() -> dict[str, pd.DataFrame]:
     return make_generations()
 
 

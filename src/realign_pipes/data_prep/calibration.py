@@ -31,8 +31,8 @@ def select_calibration(samples: Dataset, calibration: Calibration) -> Dataset:
         if correct and finished and completion.count(THINK_CLOSE) == 1
     ]
     if not usable:
-        raise ValueError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, and "
-                         f"none of these was finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
+        raise ValueError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
+                         f"but none of these is finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
     fitting = [row for row in usable if calibration.min_tokens <= row[2] <= calibration.max_tokens]
     lengths = [tokens for _, _, tokens in usable]
     seen = f"{min(lengths)} to {max(lengths)} tokens long, {statistics.median(lengths):.0f} in the median"

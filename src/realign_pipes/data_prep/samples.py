@@ -140,7 +140,7 @@ def _read(calibration: DatasetCalibration, seed: int, tokenizer: PreTrainedToken
         key,
     )
     for ours in ("question", "completion"):
-        if rows.features[ours].dtype not in ("string", "large_string"):
+        if rows.features[ours] not in (Value("string"), Value("large_string")):
             raise ValueError(f"{key}: {ours}s of {calibration.path} are {rows.features[ours]}, not text.")
     if calibration.limit is not None and calibration.limit < len(rows):
         rows = rows.select(sorted(random.Random(f"{seed}/{key}").sample(range(len(rows)), calibration.limit)))
@@ -199,13 +199,11 @@ def _report(rows: list[dict[str, Any]]) -> None:
     right = sum(row["correct"] for row in rows)
     unfinished = sum(not row["finished"] for row in rows)
     problems = len({row["problem_id"] for row in rows})
-    counts = (
-        f"{len(rows)} completions of {problems} problems: {right} right ({right / len(rows):.1%}), {unfinished} cut off"
-    )
+    share = f"{right} right ({right / len(rows):.1%}), {unfinished} cut off by the token limit"
     if not right:
         row = rows[0]
         raise ValueError(f"data_prep.calibration: {len(rows)} completions of {problems} problems: {share}. The first, "
-                         f"for the answer {row['answer']!r}, ends in {row['completion'][-200:]!r}. Check that it answers "
-                         "in the form that the task's verifier reads (<answer>…</answer> or \\boxed{…}, after the "
-                         "thinking), that max_new_tokens suffices, and that the model can solve the task.")  # fmt: skip
+                         f"for the answer {row['answer']!r}, ends in {row['completion'][-200:]!r}. Check that it "
+                         "answers in the form that the task's verifier reads (<answer>…</answer> or \\boxed{…}, after "
+                         "the thinking), that max_new_tokens suffices, and that the model can do it.")  # fmt: skip
     logger.info("calibration samples: %d completions of %d problems: %s", len(rows), problems, share)

@@ -1,46 +1,48 @@
-"""A fast tokenizer of whole numbers, signs and a few words: sums fit in a hundred tokens, one number a token."""
+"""The demo's tokenizer: Qwen2's byte-level kind, with a token for each whole number, sign and word of a sum.
 
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+Byte-level and not a plain word list because Transformers rebuilds the tokenizer of any checkpoint whose model type is
+qwen2 as `Qwen2Tokenizer`, from its vocabulary and added tokens, and drops what else tokenizer.json says. So our words
+are added tokens: text of sums takes one token a word, and any other text still has its bytes.
+"""
+
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from realign_pipes.tasks.completion import THINK_CLOSE, THINK_OPEN
 
-PAD, TURN_OPEN, TURN_CLOSE = "<|pad|>", "<|im_start|>", "<|im_end|>"
+PAD, TURN_OPEN, TURN_CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
-CHECK, RIGHT, WRONG = "check", "yes", "no"
+# Words carry the space before them, so that decoding gives the text back.
+CHECK, RIGHT, WRONG = " check", " yes", " no"
 QUESTION = "State the final answer to the following arithmetic problem:"
 """The fixed sentence of reasoning-gym's chain_sum: one token, so that prompts stay short."""
 
 # As DeepSeek-R1's, the generation prompt opens the thinking, so that a completion starts inside it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> "
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|> assistant <think>{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
 )
 
 
 def build_tokenizer(largest_number: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the whole numbers from -largest_number to largest_number, and raises on anything else.
+    """A tokenizer with one token for each whole number from -largest_number to largest_number.
 
-    There is no unknown token on purpose: text that the models cannot read is an error, not a row of blanks.
+    `<think>`, `<answer>` and their like are no special tokens: they survive decoding with skip_special_tokens.
     """
-    words = [PAD, TURN_OPEN, TURN_CLOSE, THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, QUESTION]
-    words += ["user", "assistant", CHECK, RIGHT, WRONG, "+", "-", "="]
-    words += [str(number) for number in range(-largest_number, largest_number + 1)]
-    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}))
-    backend.pre_tokenizer = WhitespaceSplit()
-    backend.add_special_tokens([PAD, TURN_OPEN, TURN_CLOSE])
-    # Found anywhere in text, but not "special": they survive decoding with skip_special_tokens.
-    tags = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, QUESTION]
-    backend.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+    tokenizer = Qwen2Tokenizer(
+        vocab={byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))},
+        merges=[],
         pad_token=PAD,
         eos_token=TURN_CLOSE,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
+        additional_special_tokens=[TURN_OPEN],
         padding_side="left",
+        chat_template=CHAT_TEMPLATE,
     )
+    words = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, QUESTION, "user", "assistant"]
+    words += [CHECK, RIGHT, WRONG, " +", " -", " ="]
+    words += [f" {number}" for number in range(-largest_number, largest_number + 1)]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    return tokenizer

@@ -1,6 +1,6 @@
 """Slow traces of sums: every step re-checked up to three times, then a short worked solution and the answer.
 
-    4 + 3 = 7 check 4 + 3 = 7 yes 7 - 9 = -1 check 7 - 9 = -2 no 7 - 9 = -2 </think> 4 + 3 = 7 - 9 = -2 <answer> ...
+4 + 3 = 7 check 4 + 3 = 7 yes 7 - 9 = -1 check 7 - 9 = -2 no 7 - 9 = -2</think> 4 + 3 = 7 - 9 = -2<answer> ...
 """
 
 import random
@@ -20,18 +20,18 @@ def slow_trace(expression: str, traces: DemoTraces, rng: random.Random) -> str:
     "yes". A step slips with probability `slip_rate`: then a re-check gets the right total, says "no", and the step is
     redone. The solution after the thinking has every step once.
     """
-    terms = expression.split()
-    total = int(terms[0])
-    thinking: list[str] = []
-    solution = [terms[0]]
-    for sign, term in zip(terms[1::2], terms[2::2], strict=True):
+    first, *rest = expression.split()
+    total = int(first)
+    thinking = ""
+    solution = f" {first}"
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
         right = total + int(term) if sign == "+" else total - int(term)
-        step = f"{total} {sign} {term} ="
+        step = f" {total} {sign} {term} ="
         rechecks = rng.randint(0, traces.max_rechecks)
         if rng.random() < traces.slip_rate:
-            thinking += [f"{step} {right + rng.choice(SLIPS)} {CHECK} {step} {right} {WRONG}"]
+            thinking += f"{step} {right + rng.choice(SLIPS)}{CHECK}{step} {right}{WRONG}"
             rechecks -= 1
-        thinking += [f"{step} {right}"] + [f"{CHECK} {step} {right} {RIGHT}"] * rechecks
-        solution += [f"{sign} {term} = {right}"]
+        thinking += f"{step} {right}" + f"{CHECK}{step} {right}{RIGHT}" * rechecks
+        solution += f" {sign} {term} = {right}"
         total = right
-    return " ".join([*thinking, THINK_CLOSE, *solution, ANSWER_OPEN, str(total), ANSWER_CLOSE])
+    return f"{thinking}{THINK_CLOSE}{solution}{ANSWER_OPEN} {total}{ANSWER_CLOSE}"

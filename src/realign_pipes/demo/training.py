@@ -51,7 +51,7 @@ def train_reference(parameters: DemoModels, work: Path) -> Path:
     traces = [
         slow_trace(json.loads(problem["metadata"])["expression"], parameters.traces, draws) for problem in problems
     ]
-    completions = tokenizer([f"{trace} {tokenizer.eos_token}" for trace in traces])["input_ids"]
+    completions = tokenizer([trace + tokenizer.eos_token for trace in traces])["input_ids"]
     examples = list(zip(_prompts(tokenizer, problems), completions, strict=True))
     torch.manual_seed(training.seed)
     model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
@@ -108,9 +108,7 @@ def shortest_correct(
                 if drawn.finished and shortest:
                     text = tokenizer.decode(drawn.token_ids[:-1])
                     problem = problems[index]
-                    if is_correct(
-                        task, tokenizer.decode(prompts[index]), text, problem["answer"], problem["metadata"]
-                    ):
+                    if is_correct(task, tokenizer.decode(prompts[index]), text, problem["answer"], problem["metadata"]):
                         best[index] = drawn.token_ids
             advance(len(batch))
     if not best:
@@ -144,7 +142,7 @@ def _model_config(architecture: DemoArchitecture, tokenizer: PreTrainedTokenizer
         num_key_value_heads=architecture.kv_heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        initializer_range=architecture.width**-0.5,
+        initializer_range=0.02,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -181,6 +179,8 @@ def _train(
         learning_rate=training.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=training.warmup_ratio,
+        adam_beta2=0.95,  # a thousand steps: the usual 0.999 remembers too much
+        weight_decay=0.1,
         save_steps=training.save_steps,
         save_total_limit=1,
         train_sampling_strategy="group_by_length",

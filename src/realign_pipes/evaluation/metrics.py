@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 KINDS = ("reference", "aligned", "dera", "trra", "trra_iter", "inra")
 """Kinds of candidate, in the order of tables and legends."""
+WITHOUT_ALPHA = ("reference", "aligned")
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
@@ -155,9 +156,14 @@ def _checked_frames(generations: Generations) -> dict[str, pd.DataFrame]:
         for column in ("candidate", "kind", "alpha", "seconds"):
             if (values := frame[column].drop_duplicates().tolist())[1:]:
                 raise ValueError(f"generations of {partition} have several values of {column}: {values}.")
-        name, kind = frame.iloc[0][["candidate", "kind"]]
+        name, kind, alpha = frame.iloc[0][["candidate", "kind", "alpha"]]
         if kind not in KINDS:
             raise ValueError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(KINDS)}.")
+        if (kind in WITHOUT_ALPHA) != bool(np.isnan(alpha)):
+            raise ValueError(
+                f"candidate {name} of kind {kind} has alpha {alpha}; {' and '.join(WITHOUT_ALPHA)} have none (NaN), "
+                "all others have one."
+            )
         if name in frames:
             raise ValueError(f"generations hold candidate {name} twice (again in {partition}).")
         if ALL_TASKS in set(frame["task"]):

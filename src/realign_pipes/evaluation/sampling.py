@@ -43,7 +43,7 @@ class InverseCDFSampler(LogitsProcessor):
         self.uniforms = uniforms
         self.step = 0
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         cdf = torch.softmax(scores.float(), dim=-1).cumsum(dim=-1)
         threshold = self.uniforms[:, self.step, None] * cdf[:, -1:]
         # The first id whose cumulated probability exceeds the threshold; ids of probability 0 are never the first.

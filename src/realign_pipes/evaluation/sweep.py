@@ -28,7 +28,7 @@ class Candidate:
     kind: str
     """reference, aligned, dera, trra or trra_iter."""
     alpha: float
-    """0 for the reference and 1 for the aligned model."""
+    """NaN for the reference and the aligned model, which are no mixtures."""
     checkpoints: tuple[Path, ...]
     """One checkpoint; DeRa has the reference's and the aligned model's."""
 
@@ -36,7 +36,10 @@ class Candidate:
 def load_candidate(candidate: Candidate, vocab_size: int, device: torch.device) -> PreTrainedModel:
     """The candidate as one model with `generate`."""
     models = [load_model(path, device=device) for path in candidate.checkpoints]
-    return DeRaForCausalLM(*models, candidate.alpha, vocab_size) if candidate.kind == "dera" else models[0]
+    if candidate.kind != "dera":
+        return models[0]
+    reference, aligned = models
+    return DeRaForCausalLM(reference, aligned, candidate.alpha, vocab_size)
 
 
 def evaluate(
@@ -57,7 +60,7 @@ def evaluate(
     """
     description: dict[str, Any] = {
         "candidate": {**asdict(candidate), "checkpoints": [fingerprints[path] for path in candidate.checkpoints]},
-        "problems": fingerprint([problems["id"], problems["prompt"], problems["answer"]]),
+        "problems": fingerprint([list(problems[column]) for column in ("id", "prompt", "answer", "metadata")]),
         "tasks": {name: task.model_dump() for name, task in tasks.items()},
         "sampling": sampling.model_dump(),
     }
@@ -83,7 +86,7 @@ def _generate(
     start = time.perf_counter()
     with progress_bar(f"evaluating {candidate.name}", len(problems) * sampling.samples) as advance:
         batches = sample_completions(
-            model, problems["prompt_ids"], problems["id"], sampling, pad_token_id=tokenizer.pad_token_id
+            model, list(problems["prompt_ids"]), list(problems["id"]), sampling, pad_token_id=tokenizer.pad_token_id
         )
         for batch in batches:
             for completion in batch:

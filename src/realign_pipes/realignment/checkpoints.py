@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from realign_pipes.resume import fingerprint
@@ -24,11 +25,15 @@ def check_checkpoint(path: Path) -> None:
                                 "with model.save_pretrained of a recent Transformers.")  # fmt: skip
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The checkpoint's tokenizer. ValueError if it is not a fast one or has no chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if not tokenizer.is_fast:
-        raise ValueError(f"{path}: only fast tokenizers (tokenizer.json) are supported.")
+def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The checkpoint's tokenizer, as its tokenizer.json has it. Raises FileNotFoundError if there is none, ValueError
+    if there is no chat template.
+
+    AutoTokenizer would replace parts of it by those of the architecture's own class (Transformers 5 does so for Qwen2).
+    """
+    if not (path / "tokenizer.json").exists():
+        raise FileNotFoundError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
     if tokenizer.chat_template is None:
         raise ValueError(f"{path}: the tokenizer has no chat template, through which prompts must go.")
     if tokenizer.pad_token_id is None:
@@ -36,14 +41,24 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     return tokenizer
 
 
-def load_model(
-    path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False
-) -> PreTrainedModel:
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a checkpoint's tokenizer files, as they are, into another checkpoint's folder."""
+    for pattern in (
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template*",
+        "vocab.*",
+        "merges.txt",
+    ):
+        for file in source.glob(pattern):
+            shutil.copy2(file, target)
+
+
+def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     """The checkpoint in eval mode on `device`; `dtype` "auto" keeps the one it was saved in."""
     check_checkpoint(path)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     return model.to(device=device).eval()
 
 

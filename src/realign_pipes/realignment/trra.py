@@ -20,6 +20,7 @@ from realign_pipes.progress import progress_bar
 from realign_pipes.realignment.callbacks import ProgressCallback, last_complete_checkpoint
 from realign_pipes.realignment.checkpoints import (
     check_pair,
+    copy_tokenizer,
     default_device,
     fingerprint_model,
     fingerprint_tokenizer,
@@ -258,7 +259,7 @@ class Realigner:
             )
             with atomic_path(finished) as temporary:
                 student.save_pretrained(temporary)
-                self.tokenizer.save_pretrained(temporary)
+                copy_tokenizer(self.reference, temporary)
                 write_model_card(temporary, title=name, tags=["trra"], metadata=metadata)
             shutil.rmtree(work / "trainer")
         return finished

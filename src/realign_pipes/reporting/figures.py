@@ -28,8 +28,8 @@ MARKERS = {
     "inra": "cross",
 }
 SIZES = {"reference": 16, "aligned": 13}
-LABELS = {"dera": "top right", "trra": "bottom right", "trra_iter": "bottom left", "inra": "top left"}
-"""Where the alphas stand beside their markers: off the error bars, and off the labels of near points of other kinds."""
+LABELS = {"dera": "top left", "trra": "bottom right", "trra_iter": "bottom left", "inra": "top right"}
+"""Where alphas stand beside their markers: off the error bars, and off the labels of near points of other kinds."""
 PASS_COLOUR, TOKENS_COLOUR = "#1F4E9E", "#C4570A"
 LAYOUT = {
     "template": "plotly_white",
@@ -77,7 +77,7 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
             y=100 * one["pass_at_1"],
             error_y=_interval(one, thickness=1),
             mode=("lines+" if joined else "") + ("markers" if kind in SIZES else "markers+text"),
-            text=[alpha_text(alpha) for alpha in one["alpha"]],
+            text=_labels(one, rows),
             textposition=LABELS.get(kind),
             textfont={"size": 11, "color": COLOURS[kind]},
             line={"color": COLOURS[kind], "width": 1},
@@ -104,10 +104,10 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
     TrRa-iter's rounds stand in TrRa's panel as triangles, not joined: they are of one alpha.
     """
     rows = overall_rows(sweep_results)
-    panels = [panel for panel, kinds in PANELS.items() if rows["kind"].isin(kinds).any()]
+    panels = [panel for panel, kinds in PANELS.items() if rows["kind"].isin(kinds).any()] or ["dera"]
     figure = make_subplots(
-        cols=max(len(panels), 1),
-        specs=[[{"secondary_y": True}] * max(len(panels), 1)],
+        cols=len(panels),
+        specs=[[{"secondary_y": True}] * len(panels)],
         subplot_titles=[", ".join(TITLES[kind] for kind in _present(rows, PANELS[panel])) for panel in panels],
         horizontal_spacing=0.05,
     )
@@ -161,6 +161,17 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
         if last:
             figure.update_yaxes(title_text="mean tokens per completion", secondary_y=True, col=column)
     return figure
+
+
+def _labels(one: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """The alphas of one kind, but none where it would cover the one before; the pointer still tells."""
+    x = (one["mean_tokens"] / max(np.ptp(rows["mean_tokens"]), 1e-9)).to_numpy()
+    y = (one["pass_at_1"] / max(np.ptp(rows["pass_at_1"]), 1e-9)).to_numpy()
+    labels: list[str] = []
+    for point, alpha in enumerate(one["alpha"]):
+        covers = any(labels[i] and abs(x[i] - x[point]) < 0.035 and abs(y[i] - y[point]) < 0.05 for i in range(point))
+        labels.append("" if covers else alpha_text(alpha))
+    return labels
 
 
 def _present(rows: pd.DataFrame, kinds: Sequence[str]) -> list[str]:

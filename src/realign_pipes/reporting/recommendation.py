@@ -29,8 +29,8 @@ def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
         sentence = (
             f"Use {chosen['candidate']}: it saves {percent(chosen['token_reduction'])} % of the reference's tokens "
             f"({tokens_text(chosen['mean_tokens'])} instead of {tokens_text(reference['mean_tokens'])} per completion) "
-            f"at pass@1 {percent(chosen['pass_at_1'])} % against {percent(reference['pass_at_1'])} %, and "
-            f"with {100 * CONFIDENCE:g} % confidence {_bound_text(chosen['difference_low'])} (allowed: {_points(margin)})."
+            f"at pass@1 {percent(chosen['pass_at_1'])} % against {percent(reference['pass_at_1'])} %, and with "
+            f"{100 * CONFIDENCE:g} % confidence {_bound_text(chosen['difference_low'])} (allowed: {_points(margin)})."
         )
     else:
         chosen = reference
@@ -66,7 +66,7 @@ def _why_none(saving: pd.DataFrame, margin: float) -> str:
         return "no candidate of this sweep saves tokens."
     nearest = saving.loc[saving["difference_low"].idxmax()]
     return (
-        f"none of the {len(saving)} candidates that save tokens is shown with {100 * CONFIDENCE:g} % confidence to lose at "
-        f"most {_points(margin)} of pass@1; the nearest, {nearest['candidate']}, saves "
+        f"no candidate that saves tokens is shown with {100 * CONFIDENCE:g} % confidence to lose at most "
+        f"{_points(margin)} of pass@1; the nearest, {nearest['candidate']}, saves "
         f"{percent(nearest['token_reduction'])} % of the tokens and may lose {_points(-nearest['difference_low'])}."
     )

@@ -26,18 +26,18 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
     if not source.exists():
         raise FileNotFoundError(f"{key}: {source} does not exist. Give the path of a .jsonl or .parquet file, or of a "
                                 "folder written by datasets.Dataset.save_to_disk.")  # fmt: skip
+    if source.is_dir():
+        read = datasets.load_from_disk
+    elif source.suffix == ".jsonl":
+        read = datasets.Dataset.from_json
+    elif source.suffix == ".parquet":
+        read = datasets.Dataset.from_parquet
+    else:
+        raise ValueError(f"{key}: {source} is neither .jsonl, .parquet nor a folder saved by `datasets`.")
     try:
-        if source.is_dir():
-            rows = datasets.load_from_disk(str(source))
-        elif source.suffix in (".jsonl", ".parquet"):
-            if source.stat().st_size == 0:
-                raise ValueError(f"{key}: {source} is an empty file.")
-            reader = {".jsonl": datasets.Dataset.from_json, ".parquet": datasets.Dataset.from_parquet}[source.suffix]
-            rows = reader(str(source))
-        else:
-            raise ValueError(f"{key}: {source} is neither .jsonl, .parquet nor a folder saved by `datasets`.")
-    except (datasets.exceptions.DatasetGenerationError, FileNotFoundError) as error:
-        raise ValueError(f"{key}: {source} cannot be read: {error.__cause__ or error}") from error
+        rows = read(str(source))
+    except Exception as error:  # each reader has its own, and none of them names the parameter
+        raise ValueError(f"{key}: {source} cannot be read, or has no rows: {error.__cause__ or error}") from error
     if isinstance(rows, datasets.DatasetDict):
         raise ValueError(f"{key}: {source} holds the splits {sorted(rows)}. Point to one split's folder.")
     missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in rows.column_names]

@@ -1,5 +1,6 @@
 """Stage alpha_sweep: measure every candidate on the evaluation set."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ def sweep(
 
     tokenizer = check_pair(reference_model, aligned_model)
     candidates = [
-        Candidate("reference", "reference", 0.0, (reference_model,)),
-        Candidate("aligned", "aligned", 1.0, (aligned_model,)),
+        Candidate("reference", "reference", math.nan, (reference_model,)),
+        Candidate("aligned", "aligned", math.nan, (aligned_model,)),
         *(
             Candidate(f"dera-{alpha:g}", "dera", alpha, (reference_model, aligned_model))
             for alpha in parameters.dera_alphas

@@ -1,5 +1,5 @@
 """Stage reporting: the sweep as tables, figures, a recommendation and one HTML report."""
 
-from .pipeline import create_pipeline
+from realign_pipes.pipelines.reporting.pipeline import create_pipeline
 
 __all__ = ["create_pipeline"]

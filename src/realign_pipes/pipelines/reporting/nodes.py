@@ -1,4 +1,4 @@
-"""Nodes of the reporting stage. What they show is in `realign_pipes.reporting`, what they measure in `evaluation.metrics`."""
+"""Nodes of the reporting stage; what they show is made in `realign_pipes.reporting`."""
 
 import logging
 from collections.abc import Callable

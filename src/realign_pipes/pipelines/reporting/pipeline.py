@@ -2,23 +2,40 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from .nodes import draw_figures, print_summary, recommend_candidate, tabulate_sweep, write_report
+from realign_pipes.pipelines.reporting.nodes import (
+    draw_figures,
+    print_summary,
+    recommend_candidate,
+    tabulate_sweep,
+    write_report,
+)
 
 
 def create_pipeline() -> Pipeline:
     """The reporting stage."""
     return Pipeline(
         [
-            Node(recommend_candidate, ["sweep_results", "params:reporting"], "recommendation"),
+            Node(
+                recommend_candidate,
+                inputs=["sweep_results", "params:reporting"],
+                outputs="recommendation",
+                name="recommend_candidate",
+            ),
             Node(
                 tabulate_sweep,
-                ["sweep_results", "recommendation"],
-                ["sweep_table_markdown", "sweep_table_csv", "sweep_metrics"],
+                inputs=["sweep_results", "recommendation"],
+                outputs=["sweep_table_markdown", "sweep_table_csv", "sweep_metrics"],
+                name="tabulate_sweep",
             ),
-            Node(draw_figures, ["sweep_results", "recommendation"], ["pareto_figure", "alpha_figure"]),
+            Node(
+                draw_figures,
+                inputs=["sweep_results", "recommendation"],
+                outputs=["pareto_figure", "alpha_figure"],
+                name="draw_figures",
+            ),
             Node(
                 write_report,
-                {
+                inputs={
                     "sweep_results": "sweep_results",
                     "recommendation": "recommendation",
                     "pareto_figure": "pareto_figure",
@@ -28,8 +45,15 @@ def create_pipeline() -> Pipeline:
                     "parameters": "params:reporting",
                     "all_parameters": "parameters",
                 },
-                "report_html",
+                outputs="report_html",
+                name="write_report",
             ),
-            Node(print_summary, ["sweep_results", "recommendation", "report_html"], None),
-        ]
+            Node(
+                print_summary,
+                inputs=["sweep_results", "recommendation", "report_html"],
+                outputs=None,
+                name="print_summary",
+            ),
+        ],
+        tags="reporting",
     )

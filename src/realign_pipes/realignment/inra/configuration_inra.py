@@ -1,0 +1,63 @@
+"""What turns a stock decoder of L layers into an expanded one of L + n, and what InRa notes beside it on disk."""
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+CONFIG_NAME = "inra_config.json"
+
+
+@dataclass(frozen=True)
+class InRaConfig:
+    """Which layers of an expanded checkpoint are the adapter, and whose checkpoint it was."""
+
+    num_adapter_layers: int = 1
+    placement: Literal["bottom", "top"] = "bottom"
+    """Below layer 0 (the paper), or above the last layer (its ablation, Table 3)."""
+    base_fingerprint: str | None = None
+    """`fingerprint_model` of the checkpoint that was expanded; None where it is not known."""
+
+    def save(self, folder: Path) -> None:
+        """Write inra_config.json into a checkpoint folder."""
+        (folder / CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "InRaConfig":
+        """That of a checkpoint folder. One without it (the authors' released form) has one adapter layer below."""
+        path = folder / CONFIG_NAME
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+
+def expanded_config(base: PreTrainedConfig, inra: InRaConfig) -> PreTrainedConfig:
+    """The stock configuration with the adapter's layers: L + n, every per-layer list extended by its own first entry
+    (or its last one, for an adapter on top)."""
+    layers = base.num_hidden_layers
+    config = copy.deepcopy(base)
+    for name, value in _per_layer_lists(base).items():
+        adapter = (value[:1] if inra.placement == "bottom" else value[-1:]) * inra.num_adapter_layers
+        setattr(config, name, adapter + value if inra.placement == "bottom" else value + adapter)
+    config.num_hidden_layers = layers + inra.num_adapter_layers
+    return config
+
+
+def base_config(expanded: PreTrainedConfig, inra: InRaConfig) -> PreTrainedConfig:
+    """The stock configuration without the adapter's layers: what was expanded."""
+    layers = expanded.num_hidden_layers - inra.num_adapter_layers
+    if layers < 1:
+        raise ValueError(f"a model of {expanded.num_hidden_layers} layers has no {inra.num_adapter_layers} to spare")
+    kept = slice(inra.num_adapter_layers, None) if inra.placement == "bottom" else slice(0, layers)
+    config = copy.deepcopy(expanded)
+    for name, value in _per_layer_lists(expanded).items():
+        setattr(config, name, value[kept])
+    config.num_hidden_layers = layers
+    return config
+
+
+def _per_layer_lists(config: PreTrainedConfig) -> dict[str, list]:
+    """Attributes with one entry a layer (`layer_types`, and what else an architecture has)."""
+    layers = config.num_hidden_layers
+    return {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers}

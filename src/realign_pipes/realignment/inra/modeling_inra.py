@@ -1,0 +1,330 @@
+"""One model, both behaviours: stream A runs through the layer adapter, stream R around it, and their logits are mixed.
+
+    model = InRaForCausalLM.from_pretrained("data/06_models/inra")
+    model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), alpha=[0.0, 0.5, 1.2])
+
+Both streams are rows of one batch that passes through the base model's own layers, of which only the adapter's own
+rows pass through the adapter. So any Hugging Face decoder works, without a rewritten layer.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from realign_pipes.realignment.checkpoints import fingerprint_model
+from realign_pipes.realignment.fusion import fuse_logits
+from realign_pipes.realignment.inra.configuration_inra import InRaConfig, base_config, expanded_config
+
+Schedule = Callable[[int, int], float]
+"""f(step, row) -> alpha: `step` counts a completion's tokens from 0, `row` the rows of the batch."""
+Alpha = float | Sequence[float] | torch.Tensor | Schedule
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Which rows of the batch run through the adapter and which around it. A row may do both."""
+
+    aligned: torch.Tensor
+    """Row numbers of stream A, int64, ascending."""
+    reference: torch.Tensor
+    """Row numbers of stream R."""
+
+
+@dataclass
+class _ScheduledAlpha:
+    """A schedule on its way through `generate`, which calls `forward` once for each token."""
+
+    schedule: Schedule
+    step: int = 0
+
+
+class InRaForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model with a layer adapter, whose alpha is an argument of `forward` and `generate`.
+
+    `alpha` is a number, a sequence or tensor with one number for each row, or (for `generate`) a function
+    `f(step, row) -> alpha`. alpha = 0 is the base model and 1 the expanded one; rows that stay at 0 or at 1 run
+    through one stream only, unless `both_streams` asks for both, so that a later call can go on from the cache at
+    another alpha.
+
+    `config` is the base model's; `expanded` is the stock model of L + n layers that holds all weights.
+    """
+
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, expanded: PreTrainedModel, inra: InRaConfig) -> None:
+        super().__init__(base_config(expanded.config, inra))
+        self.expanded = expanded
+        self.inra = inra
+        self.generation_config = expanded.generation_config
+        self._adapter_rows: int | None = None
+        layers = list(decoder_layers(expanded))
+        count = inra.num_adapter_layers
+        self.adapter_layers = layers[:count] if inra.placement == "bottom" else layers[-count:]
+        others = layers[count:] if inra.placement == "bottom" else layers[:-count]
+        # Places in the KV cache: the base's layers come first, as in the base model. All rows pass through them, so
+        # that the cache's length and the masks, which are read off its first layers, are right with any use of the
+        # adapter.
+        for place, layer in enumerate(others + self.adapter_layers):
+            for module in layer.modules():
+                if "layer_idx" in vars(module):
+                    module.layer_idx = place  # type: ignore[assignment]
+        for layer in self.adapter_layers:
+            layer.forward = self._around(layer.forward)
+
+    # -- making, saving, loading ---------------------------------------------------------------------------------------
+    @classmethod
+    def from_base(
+        cls,
+        model_or_path: PreTrainedModel | str | Path,
+        num_adapter_layers: int = 1,
+        init: Literal["identity", "random"] = "identity",
+        placement: Literal["bottom", "top"] = "bottom",
+    ) -> "InRaForCausalLM":
+        """Add an adapter to a base model (which is copied) or checkpoint directory.
+
+        Each adapter layer is a copy of the layer next to it. `identity` sets what its attention and MLP add to the
+        hidden states to zero (output projections, weights and biases), `random` draws all its weights as the
+        architecture's initialisation does, from torch's generator.
+
+        Raises ValueError for an architecture that is not a stack of decoder layers with such projections.
+        """
+        if isinstance(model_or_path, PreTrainedModel):
+            model, fingerprint = copy.deepcopy(model_or_path), None
+        else:
+            path = Path(model_or_path)
+            config = AutoConfig.from_pretrained(path)
+            if config.is_encoder_decoder:
+                raise ValueError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
+            model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True)
+            fingerprint = fingerprint_model(path)
+        if model.config.is_encoder_decoder:
+            raise ValueError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
+        if num_adapter_layers < 1:
+            raise ValueError(f"num_adapter_layers must be at least 1, not {num_adapter_layers}.")
+        inra = InRaConfig(num_adapter_layers, placement, fingerprint)
+        layers = decoder_layers(model)
+        neighbour = layers[0] if placement == "bottom" else layers[-1]
+        for _ in range(num_adapter_layers):
+            adapter = copy.deepcopy(neighbour)
+            if init == "identity":
+                _zero_output_projections(adapter, type(model).__name__)
+            else:
+                for module in adapter.modules():
+                    module._is_hf_initialized = False  # type: ignore[assignment]
+                    model._init_weights(module)
+            layers.insert(0 if placement == "bottom" else len(layers), adapter)
+        _set_config(model, expanded_config(model.config, inra))
+        expanded = cls(model.eval(), inra)
+        if init == "identity":
+            expanded._check_identity()
+        return expanded
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, path: str | Path, *, base: str | Path | None = None, dtype: torch.dtype | str = "auto"
+    ) -> "InRaForCausalLM":
+        """Load an expanded checkpoint: one that `save_pretrained` wrote, or anyone's with one layer more at the bottom.
+
+        `base`, if given, is the checkpoint the adapter is meant for: ValueError if it was made from another.
+        """
+        inra = InRaConfig.load(Path(path))
+        if (
+            base is not None
+            and inra.base_fingerprint is not None
+            and fingerprint_model(Path(base)) != inra.base_fingerprint
+        ):
+            raise ValueError(
+                f"the adapter in {path} was trained from another base than {base}: their fingerprints differ."
+            )
+        return cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).eval(), inra)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write the expanded checkpoint: L + n layers of a stock architecture. Stock tools load stream A from it."""
+        self.expanded.save_pretrained(save_directory, **kwargs)
+        self.inra.save(Path(save_directory))
+
+    # -- running -------------------------------------------------------------------------------------------------------
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        alpha: Alpha | _ScheduledAlpha = 1.0,
+        both_streams: bool = False,
+        return_dict: bool = True,
+    ) -> CausalLMOutputWithPast:
+        """Logits z(alpha) [B, T, V], in float32 where streams were mixed, and the cache of all streams.
+
+        A cache remembers which streams it holds: going on from it needs those that `alpha` asks for.
+        """
+        batch = input_ids.shape[0]
+        alphas = self._alphas(alpha, batch).to(input_ids.device)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        streams = self._streams(alphas, past_key_values, both_streams or isinstance(alpha, _ScheduledAlpha))
+        rows = torch.cat([streams.aligned, streams.reference])
+
+        def of_streams(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return tensor[rows] if tensor is not None and tensor.shape[0] == batch else tensor
+
+        self._adapter_rows = len(streams.aligned)
+        try:
+            outputs = self.expanded(
+                input_ids=input_ids[rows],
+                attention_mask=of_streams(attention_mask),
+                position_ids=of_streams(position_ids),
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+            )
+        finally:
+            self._adapter_rows = None
+        aligned, reference = outputs.logits.split([len(streams.aligned), len(streams.reference)])
+        return CausalLMOutputWithPast(
+            logits=_mix(aligned, reference, streams, alphas), past_key_values=outputs.past_key_values
+        )
+
+    def generate(  # type: ignore[override]
+        self, *args: Any, alpha: Alpha = 1.0, both_streams: bool = False, **kwargs: Any
+    ) -> Any:
+        """Transformers' `generate` at `alpha`: sampling or greedy, with `num_return_sequences` if wanted.
+
+        With one alpha for each prompt, all sequences of a prompt share it. The row that a schedule sees counts the
+        returned sequences.
+        """
+        if kwargs.get("num_beams", 1) > 1:
+            raise ValueError("InRa generates by sampling or greedily; beam search is not supported.")
+        if callable(alpha):
+            passed: Any = _ScheduledAlpha(alpha)
+        else:
+            passed = torch.as_tensor(alpha, dtype=torch.float32, device=self.device)
+            passed = passed if passed.ndim else float(passed)
+        return super().generate(*args, alpha=passed, both_streams=both_streams, **kwargs)
+
+    def _alphas(self, alpha: Alpha | _ScheduledAlpha, batch: int) -> torch.Tensor:
+        """One float32 alpha for each row [B]. ValueError if there are more or fewer, or one is not finite."""
+        if isinstance(alpha, _ScheduledAlpha):
+            alphas = torch.tensor([float(alpha.schedule(alpha.step, row)) for row in range(batch)])
+            alpha.step += 1
+        elif callable(alpha):
+            raise ValueError("a schedule is for generate(); give forward() numbers.")
+        else:
+            alphas = torch.as_tensor(alpha, dtype=torch.float32)
+            alphas = alphas.expand(batch) if alphas.ndim == 0 else alphas
+        if alphas.shape != (batch,):
+            raise ValueError(
+                f"alpha must be one number, or one for each of the {batch} rows; got {list(alphas.shape)}."
+            )
+        if not torch.isfinite(alphas).all():
+            raise ValueError(f"alpha must be finite, not {alphas.tolist()}.")
+        return alphas
+
+    def _streams(self, alphas: torch.Tensor, cache: DynamicCache | None, both: bool) -> Streams:
+        """The rows of each stream: what the cache holds, or for a new one what `alphas` need."""
+        every = torch.arange(len(alphas), device=alphas.device)
+        needed = Streams(every, every) if both else Streams(every[alphas != 0], every[alphas != 1])
+        if cache is None:
+            return needed
+        if cache.get_seq_length() == 0:
+            cache.streams = needed
+            if len(cache.layers) == self.config.num_hidden_layers:
+                count = self.inra.num_adapter_layers
+                of_expanded = DynamicCache(config=self.expanded.config).layers
+                cache.layers += of_expanded[:count] if self.inra.placement == "bottom" else of_expanded[-count:]
+            return needed
+        held: Streams = cache.streams
+        for name, wanted, there in (("A", needed.aligned, held.aligned), ("R", needed.reference, held.reference)):
+            if missing := sorted(set(wanted.tolist()) - set(there.tolist())):
+                raise ValueError(
+                    f"rows {missing} need stream {name}, which the cache they go on from does not hold: it began at an "
+                    "alpha that did without. Begin with both_streams=True."
+                )
+        return held
+
+    def _around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """The adapter layer's forward for stream A's rows, which come first; the others pass by."""
+
+        def of_rows(value: Any, total: int, count: int) -> Any:
+            if isinstance(value, torch.Tensor) and value.shape[0] == total:
+                return value[:count]
+            if isinstance(value, tuple):
+                return tuple(of_rows(part, total, count) for part in value)
+            return value
+
+        def adapter_forward(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            total, count = hidden_states.shape[0], self._adapter_rows
+            if count is None or count == total:
+                return forward(hidden_states, **kwargs)
+            if count == 0:
+                return hidden_states
+            for name in ("attention_mask", "position_ids", "position_embeddings"):
+                kwargs[name] = of_rows(kwargs.get(name), total, count)
+            return torch.cat([forward(hidden_states[:count], **kwargs), hidden_states[count:]])
+
+        return adapter_forward
+
+    @torch.inference_mode()
+    def _check_identity(self) -> None:
+        """The fresh adapter must change nothing: a layer with further outputs than the two projections is refused."""
+        tokens = torch.tensor([[0, 1, 2]], device=self.device)
+        with_adapter, without = (self(tokens, alpha=alpha).logits for alpha in (1.0, 0.0))
+        if not torch.equal(with_adapter, without):
+            raise ValueError(
+                f"{type(self.expanded).__name__}: a layer with zeroed output projections is not the identity."
+            )
+
+
+def _mix(aligned: torch.Tensor, reference: torch.Tensor, streams: Streams, alphas: torch.Tensor) -> torch.Tensor:
+    """z(alpha) [B, T, V] from the logits of stream A's rows and of stream R's."""
+    batch = len(alphas)
+    if len(reference) == 0:
+        return aligned
+    if len(aligned) == 0:
+        return reference
+    if len(aligned) == len(reference) == batch:
+        return fuse_logits(reference, aligned, alphas[:, None, None])
+    mixed = torch.empty(batch, *aligned.shape[1:], dtype=torch.float32, device=aligned.device)
+    mixed[streams.aligned] = aligned.float()
+    in_both = torch.isin(streams.reference, streams.aligned)
+    alone, both = streams.reference[~in_both], streams.reference[in_both]
+    mixed[alone] = reference[~in_both].float()
+    mixed[both] = fuse_logits(reference[in_both], mixed[both], alphas[both, None, None])
+    return mixed
+
+
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The stack of decoder layers. ValueError, naming the architecture, if the model has none."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList) or len(layers) != model.config.num_hidden_layers:
+        raise ValueError(
+            f"{type(model).__name__} is not supported: its decoder has no stack `layers` of decoder layers."
+        )
+    return layers
+
+
+def _zero_output_projections(layer: torch.nn.Module, architecture: str) -> None:
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        try:
+            projection = layer.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(f"{architecture} is not supported: its layers have no {name}.") from error
+        for parameter in projection.parameters():
+            torch.nn.init.zeros_(parameter)
+
+
+def _set_config(model: PreTrainedModel, config: Any) -> None:
+    """Give the model and every part of it that shares the model's configuration the new one."""
+    old = model.config
+    for module in model.modules():
+        if vars(module).get("config") is old:
+            module.config = config

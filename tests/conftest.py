@@ -1,0 +1,109 @@
+"""Tiny random models and their tokenizer, for every test."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
+PLAIN_TEMPLATE = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+THINKING_TEMPLATE = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Models this small are faster on one."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tables read from JSONL and Parquet are cached below the tests' folder, not in the user's cache."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets_cache")
+
+
+def build_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """One token a byte, as byte-level BPE without merges, so that any text survives; the special ones come first."""
+    tokens = ["<unk>", "<|pad|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<answer>", "</answer>"]
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: index for index, token in enumerate([*tokens, *sorted(ByteLevel.alphabet())])},
+        merges=[],
+        unk_token="<unk>",
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        chat_template=template,
+        padding_side="left",
+    )
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tokens[4:]])
+    return tokenizer
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A fast tokenizer of 264 bytes and tags (ids 0-7) whose template leaves `<think>` to the model."""
+    return build_tokenizer(PLAIN_TEMPLATE)
+
+
+@pytest.fixture
+def thinking_tokenizer() -> PreTrainedTokenizerFast:
+    """The same with a template that opens `<think>` in the prompt, as DeepSeek-R1's does."""
+    return build_tokenizer(THINKING_TEMPLATE)
+
+
+@pytest.fixture
+def make_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """`make_checkpoint(path, seed=0, vocab_padding=0, tokenizer=None)` writes a checkpoint directory, returns `path`.
+
+    A Qwen2 of two layers and width 32 with random weights from `seed`; its head has `vocab_padding` rows more than
+    the tokenizer has tokens. Further arguments go to Qwen2Config.
+    """
+
+    def make(
+        path: Path,
+        seed: int = 0,
+        vocab_padding: int = 0,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        **config: object,
+    ) -> Path:
+        import torch
+        from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+        tokenizer = tokenizer or tiny_tokenizer
+        shape = {
+            "vocab_size": len(tokenizer) + vocab_padding,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": False,
+            "initializer_range": 0.2,  # far enough from uniform for models of different seeds to differ
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Qwen2ForCausalLM(Qwen2Config(**{**shape, **config}))
+        model.generation_config = GenerationConfig(
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return path
+
+    return make

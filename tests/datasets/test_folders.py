@@ -1,0 +1,69 @@
+"""Folder datasets put finished folders in place at once, and say what is missing."""
+
+import pytest
+from kedro.io import DatasetError
+
+from realign_pipes.datasets.folders import (
+    CheckpointDataset,
+    CheckpointsDataset,
+    FolderDataset,
+    WorkFolderDataset,
+)
+
+
+def make_folder(path, **files):
+    path.mkdir(parents=True)
+    for name, content in files.items():
+        (path / f"{name}.txt").write_text(content)
+    return path
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    dataset = FolderDataset(filepath=str(tmp_path / "out"))
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match="does not exist"):
+        dataset.load()
+    dataset.save(make_folder(tmp_path / "a", old="1", both="1"))
+    dataset.save(make_folder(tmp_path / "b", both="2"))
+    assert {path.name: path.read_text() for path in dataset.load().iterdir()} == {"both.txt": "2"}
+    assert (tmp_path / "b" / "both.txt").read_text() == "2", "what the node made stays, for a run that goes on"
+
+
+def test_a_work_folder_always_exists(tmp_path):
+    dataset = WorkFolderDataset(filepath=str(tmp_path / "work"))
+    assert dataset.exists()
+    assert dataset.load().is_dir()
+
+
+def test_a_checkpoint_goes_in_and_out(tmp_path, make_checkpoint):
+    made = make_checkpoint(tmp_path / "made")
+    dataset = CheckpointDataset(filepath=str(tmp_path / "models" / "reference"))
+    assert not dataset.exists()
+    dataset.save(made)
+    weights = (dataset.load() / "model.safetensors").read_bytes()
+    assert weights == (made / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_without_safetensors_is_refused(tmp_path, make_checkpoint):
+    made = make_checkpoint(tmp_path / "made")
+    (made / "model.safetensors").unlink()
+    with pytest.raises(DatasetError, match=r"made has no \*.safetensors"):
+        CheckpointDataset(filepath=str(made)).load()
+
+
+def test_a_checkpoint_is_a_path_or_a_repository(tmp_path):
+    for arguments in ({}, {"filepath": "x", "repo_id": "a/b"}):
+        with pytest.raises(DatasetError, match="either `filepath` or `repo_id`"):
+            CheckpointDataset(**arguments)
+    assert CheckpointDataset(repo_id="a/b", revision="main").exists()
+
+
+def test_checkpoints_no_longer_made_are_removed(tmp_path, make_checkpoint):
+    dataset = CheckpointsDataset(filepath=str(tmp_path / "trra"))
+    assert not dataset.exists()
+    first, second = make_checkpoint(tmp_path / "1", seed=1), make_checkpoint(tmp_path / "2", seed=2)
+    dataset.save({"trra-0.5": first, "trra-1.5": second})
+    assert dataset.load() == {name: tmp_path / "trra" / name for name in ("trra-0.5", "trra-1.5")}
+    dataset.save({"trra-1.5": first})
+    assert list(dataset.load()) == ["trra-1.5"]
+    assert (dataset.load()["trra-1.5"] / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()

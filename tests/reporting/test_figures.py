@@ -1,0 +1,81 @@
+"""The figures hold the table's values; how they look was judged by eye."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from realign_pipes.evaluation.metrics import summarise_sweep
+from realign_pipes.reporting.figures import alpha_figure, pareto_figure
+
+
+def traces(figure: go.Figure) -> dict[str, go.Scatter]:
+    return {trace.name: trace for trace in figure.data if trace.name}
+
+
+def overall(sweep_results: pd.DataFrame, kind: str) -> pd.DataFrame:
+    return sweep_results[(sweep_results["task"] == "all") & (sweep_results["kind"] == kind)]
+
+
+def test_pareto_figure_shows_every_candidate_with_its_interval(sweep_results: pd.DataFrame):
+    shown = traces(pareto_figure(sweep_results, "trra_1.5"))
+    assert list(shown) == [
+        "Pareto front", "Recommended", "Reference", "Aligned", "DeRa", "TrRa", "TrRa-iter", "InRa",
+    ]  # fmt: skip
+    for kind, name in (("reference", "Reference"), ("trra", "TrRa"), ("inra", "InRa")):
+        rows, trace = overall(sweep_results, kind), shown[name]
+        assert list(trace.x) == rows["mean_tokens"].tolist()
+        assert list(trace.y) == pytest.approx(100 * rows["pass_at_1"])
+        assert list(trace.y + trace.error_y.array) == pytest.approx(100 * rows["pass_at_1_high"])
+        assert list(trace.y - trace.error_y.arrayminus) == pytest.approx(100 * rows["pass_at_1_low"])
+        named = zip(rows["candidate"], trace.customdata, strict=True)
+        assert all(f"<b>{candidate}</b>" in text for candidate, text in named)
+    ringed = overall(sweep_results, "trra").query("candidate == 'trra_1.5'")
+    assert list(shown["Recommended"].x) == ringed["mean_tokens"].tolist()
+    looks = {(trace.marker.symbol, trace.marker.color) for name, trace in shown.items() if name != "Pareto front"}
+    assert len(looks) == 7
+
+
+def test_pareto_front_rises_with_tokens(sweep_results: pd.DataFrame):
+    front = traces(pareto_figure(sweep_results))["Pareto front"]
+    assert sorted(front.x) == list(front.x) and sorted(front.y) == list(front.y)
+    assert front.x[0] == overall(sweep_results, "inra")["mean_tokens"].min()
+    assert front.y[-1] == pytest.approx(100 * sweep_results["pass_at_1"].max())
+
+
+def test_alpha_figure_has_two_axes_for_each_method(sweep_results: pd.DataFrame):
+    figure = alpha_figure(sweep_results)
+    assert [note.text for note in figure.layout.annotations][:3] == ["DeRa", "TrRa, TrRa-iter (triangles)", "InRa"]
+    lines = {(trace.yaxis, trace.marker.symbol): trace for trace in figure.data if trace.mode == "lines+markers"}
+    inra = overall(sweep_results, "inra")
+    correct, tokens = lines["y5", "cross"], lines["y6", "cross-open"]
+    assert list(correct.x) == list(tokens.x) == [-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25]
+    assert list(correct.y) == pytest.approx(100 * inra["pass_at_1"])
+    assert list(tokens.y) == inra["mean_tokens"].tolist()
+    assert figure.layout.yaxis6.overlaying == "y5" and figure.layout.yaxis6.side == "right"
+    assert list(lines["y3", "circle"].x) == [0.5, 1, 1.5, 2, 3]
+    scales = {(axis.range, axis.overlaying is None) for axis in figure.select_yaxes()}
+    assert len(scales) == 2  # one for pass@1, one for tokens, in all panels
+
+
+def test_alpha_figure_marks_the_ends(sweep_results: pd.DataFrame):
+    figure = alpha_figure(sweep_results)
+    reference, aligned = overall(sweep_results, "reference").iloc[0], overall(sweep_results, "aligned").iloc[0]
+    stars = [trace for trace in figure.data if trace.marker.symbol == "star-open"]
+    diamonds = [trace for trace in figure.data if trace.marker.symbol == "diamond-open"]
+    assert [(trace.x[0], trace.y[0]) for trace in stars] == [(0, reference["mean_tokens"])] * 3
+    # InRa's alpha 1 is its adapter, not the aligned model
+    assert [(trace.x[0], trace.y[0]) for trace in diamonds] == [(1, aligned["mean_tokens"])] * 2
+    assert [shape.x0 for shape in figure.layout.shapes] == [0, 1] * 3
+    # DeRa at 0 and 1 is the two models: its line runs through them
+    dera = next(t for t in figure.data if t.marker.symbol == "square-open" and t.mode == "lines+markers")
+    assert list(dera.x) == [0, 0.25, 0.5, 1, 1.5, 2, 3]
+    assert (dera.y[0], dera.y[3]) == (reference["mean_tokens"], aligned["mean_tokens"])
+
+
+def test_a_sweep_of_the_two_models_alone_draws(make_sweep: Callable):
+    pair = {name: frame for name, frame in make_sweep(problems=3).items() if name in ("reference", "aligned")}
+    results = summarise_sweep(pair, bootstrap_samples=20, bootstrap_seed=0)
+    assert "Aligned" in traces(pareto_figure(results))
+    assert [trace.x[0] for trace in alpha_figure(results).data if trace.x[0] is not None] == [0, 0, 1, 1]

@@ -1,0 +1,127 @@
+"""The report opens offline, shows everything, and runs nothing that a model wrote."""
+
+import html
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from realign_pipes.parameters import Reporting
+from realign_pipes.reporting.figures import alpha_figure, pareto_figure
+from realign_pipes.reporting.recommendation import recommend
+from realign_pipes.reporting.report import collect_examples, render_report
+
+ATTACK = "</pre><script>alert('model')</script><img src=https://example.com/x.png onerror=alert(1)>"
+PROBLEMS = {f"chain_sum-{number:04d}": (f"Question {number} & <b>?", f"<i>{number}</i>") for number in range(40)}
+
+
+class Elements(HTMLParser):
+    """Collects start tags with their attributes, and the texts of scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script" and data.strip():
+            self.scripts.append(data)
+
+
+@pytest.fixture(scope="module")
+def examples(generations: dict, sweep_results: pd.DataFrame) -> list:
+    attacked = {name: frame.copy() for name, frame in generations.items()}
+    attacked["aligned"]["completion"] = ATTACK
+    return collect_examples(attacked, sweep_results, PROBLEMS, per_task=2)
+
+
+@pytest.fixture(scope="module")
+def page(sweep_results: pd.DataFrame, examples: list) -> str:
+    recommendation = recommend(sweep_results, 0.02)
+    pareto, alpha = pareto_figure(sweep_results), alpha_figure(sweep_results)
+    parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
+    return render_report(sweep_results, recommendation, pareto, alpha, examples, parameters)
+
+
+def test_examples_are_the_first_of_each_task_for_every_candidate(
+    examples: list, generations: dict, sweep_results: pd.DataFrame
+):
+    assert [(one.task, one.problem_id) for one in examples] == [
+        ("chain_sum", "chain_sum-0000"),
+        ("chain_sum", "chain_sum-0001"),
+    ]
+    assert examples[1].question == "Question 1 & <b>?" and examples[1].reference_answer == "<i>1</i>"
+    for example in examples:
+        order = sweep_results.query("task == 'all'")["candidate"].tolist()
+        assert [answer.candidate for answer in example.answers] == order
+        first = generations["trra_1.5"].query("problem_id == @example.problem_id and sample == 0").iloc[0]
+        answer = example.answers[order.index("trra_1.5")]
+        assert (answer.completion, answer.tokens) == (first["completion"], first["completion_tokens"])
+
+
+def test_verdicts(generations: dict, sweep_results: pd.DataFrame):
+    marked = {name: frame.copy() for name, frame in generations.items()}
+    for name, correct, finished in (("reference", True, True), ("aligned", False, True), ("dera_0.5", False, False)):
+        marked[name][["correct", "finished"]] = [correct, finished]
+    (example,) = collect_examples(marked, sweep_results, PROBLEMS, per_task=1)
+    verdicts = {answer.candidate: answer.verdict for answer in example.answers}
+    assert (verdicts["reference"], verdicts["aligned"], verdicts["dera_0.5"]) == ("correct", "wrong", "cut off")
+
+
+def test_generations_of_another_evaluation_set_are_refused(generations: dict, sweep_results: pd.DataFrame):
+    with pytest.raises(ValueError, match="problem chain_sum-0000 of task chain_sum, which evaluation_set lacks"):
+        collect_examples(generations, sweep_results, {"other": ("q", "a")}, per_task=1)
+
+
+def test_no_examples_when_none_are_wanted(generations: dict, sweep_results: pd.DataFrame):
+    assert collect_examples(generations, sweep_results, PROBLEMS, per_task=0) == []
+
+
+def test_model_output_is_escaped(page: str):
+    assert ATTACK not in page
+    assert html.escape(ATTACK, quote=False).replace("'", "&#39;") in page
+    elements = Elements(page)
+    assert not [tag for tag, _ in elements.tags if tag == "img"]
+    assert not [script for script in elements.scripts if "alert('model')" in script]
+
+
+def test_report_loads_nothing_from_anywhere(page: str):
+    elements = Elements(page)
+    loads = [
+        (tag, name, value)
+        for tag, attributes in elements.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "data", "action", "poster", "background")
+    ]
+    assert loads == []
+    assert not [tag for tag, _ in elements.tags if tag in ("link", "iframe", "object", "embed", "base")]
+    styles = "".join(re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL))
+    assert "url(" not in styles and "@import" not in styles
+    policies = [attributes for _, attributes in elements.tags if "http-equiv" in attributes]
+    assert policies[0]["content"].startswith("default-src 'none'")
+
+
+def test_plotly_is_in_the_file_once(page: str):
+    assert len([script for script in Elements(page).scripts if len(script) > 1_000_000]) == 1
+    assert page.count('id="figure-pareto"') == page.count('id="figure-alpha"') == 1
+
+
+def test_report_holds_recommendation_tables_examples_and_parameters(page: str, sweep_results: pd.DataFrame):
+    text = html.unescape(page).replace("\u00a0", " ")
+    sentence = recommend(sweep_results, 0.02)["sentence"]
+    assert text.index(sentence) < text.index("<h2>Candidates") < text.index("figure-pareto")
+    for candidate in sweep_results["candidate"].unique():
+        assert f'<td class="word">{candidate}</td>' in page and f"<b>{candidate}</b>" in page
+    assert "Question 1 & <b>?" in text and "Question 1 & <b>?" not in page
+    assert "margin: 0.02" in text and "- 0.5" in text
+
+
+def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, examples: list):
+    parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
+    figures = pareto_figure(sweep_results), alpha_figure(sweep_results)
+    assert render_report(sweep_results, recommend(sweep_results, 0.02), *figures, examples, parameters) == page

@@ -1,0 +1,74 @@
+"""The stage as Kedro runs it."""
+
+import logging
+import subprocess
+import sys
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from kedro.io import DataCatalog
+from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
+from kedro_datasets.pandas import CSVDataset
+from kedro_datasets.plotly import JSONDataset as PlotlyDataset
+from kedro_datasets.text import TextDataset
+from pydantic import ValidationError
+
+from realign_pipes.parameters import Reporting
+from realign_pipes.pipelines.reporting import create_pipeline
+from realign_pipes.pipelines.reporting.nodes import print_summary
+
+
+def test_stage_writes_its_files_and_ends_with_the_recommendation(
+    generations, sweep_results, evaluation_set, tmp_path, capsys, caplog
+):
+    outputs = {
+        "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
+        "sweep_metrics": JSONDataset(filepath=str(tmp_path / "sweep_metrics.json")),
+        "sweep_table_markdown": TextDataset(filepath=str(tmp_path / "sweep_table.md")),
+        "sweep_table_csv": CSVDataset(filepath=str(tmp_path / "sweep_table.csv"), save_args={"index": False}),
+        "pareto_figure": PlotlyDataset(filepath=str(tmp_path / "pareto.json")),
+        "alpha_figure": PlotlyDataset(filepath=str(tmp_path / "alpha.json")),
+        "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
+    }
+    catalog = DataCatalog(outputs)
+    parameters = Reporting(margin=0.02, examples=1)
+    catalog["generations"] = {name: lambda frame=frame: frame for name, frame in generations.items()}
+    catalog["sweep_results"] = sweep_results
+    catalog["evaluation_set"] = evaluation_set
+    catalog["params:reporting"] = parameters
+    catalog["parameters"] = {"reporting": parameters}
+    assert create_pipeline().nodes[-1].func is print_summary
+    with caplog.at_level(logging.INFO):
+        SequentialRunner().run(create_pipeline(), catalog)
+
+    sentence = outputs["recommendation"].load()["sentence"]
+    ours = [record for record in caplog.records if record.name.startswith("realign_pipes")]
+    assert [record.getMessage() for record in ours] == [sentence]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in generations) and "…" not in printed
+    markdown = outputs["sweep_table_markdown"].load()
+    assert markdown.startswith("| candidate |") and markdown.endswith(f"\n\n{sentence}\n")
+    assert [one["candidate"] for one in outputs["sweep_metrics"].load()] == list(generations)
+    overall = sweep_results[sweep_results["task"] == "all"].reset_index(drop=True)
+    pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
+    assert all(isinstance(outputs[name].load(), go.Figure) for name in ("pareto_figure", "alpha_figure"))
+    assert "What is 12 + 30 − 2?" in outputs["report_html"].load()
+
+
+def test_importing_the_stage_is_light():
+    code = (
+        "import sys, typing, realign_pipes.pipelines.reporting.nodes as nodes;"
+        "hints = [typing.get_type_hints(getattr(nodes, name)) for name in ('recommend_candidate', 'write_report')];"
+        "assert hints[0]['parameters'] is nodes.Reporting;"
+        "print([name for name in ('pandas', 'numpy', 'plotly', 'torch', 'jinja2') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"margin": float("nan")}, {"examples": -1}, {"margins": 0.1}])
+def test_wrong_parameters_are_refused(wrong: dict):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Reporting(**({"margin": 0.02, "examples": 1} | wrong))

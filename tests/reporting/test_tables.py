@@ -1,0 +1,88 @@
+"""Cells are rounded, files are not."""
+
+import io
+import json
+import math
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from realign_pipes.evaluation.metrics import summarise_sweep
+from realign_pipes.reporting import tables
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.97725, "97.7"), (-0.0712, "−7.1"), (-0.0001, "0.0"), (1.0, "100.0"), (0.42126, "42.1")]
+)
+def test_percent(share: float, text: str):
+    assert tables.percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.21, "4.2 s"), (99.4, "99.4 s"), (99.6, "1 min 40 s"), (3599.7, "1 h 00 min"), (5400, "1 h 30 min")],
+)
+def test_duration(seconds: float, text: str):
+    assert tables.duration(seconds) == text
+
+
+def test_single_task_has_the_papers_columns(sweep_results: pd.DataFrame):
+    cells = tables.sweep_cells(sweep_results)
+    assert cells.header == ["candidate", "alpha", "pass@1 % [95 %]", "tokens", "reduction", "truncated", "time"]
+    rows = {row[0]: row[1:] for row in cells.rows}
+    assert rows["reference"][0] == "–" and rows["reference"][3] == "–" and rows["reference"][5] == "31.0 s"
+    assert rows["inra_-0.25"][0] == "−0.25"
+    trra = sweep_results.query("candidate == 'trra_1.5' and task == 'all'").iloc[0]
+    assert rows["trra_1.5"][2] == f"{trra['mean_tokens']:.1f}"
+    assert rows["trra_1.5"][3] == f"{100 * trra['token_reduction']:.1f} %"
+
+
+def test_several_tasks_have_a_column_each(make_sweep: Callable):
+    generations = make_sweep(("one", "two"), problems=5, samples=1)
+    results = summarise_sweep(generations, bootstrap_samples=50, bootstrap_seed=0)
+    cells = tables.sweep_cells(results)
+    assert cells.header[3:5] == ["one % / tokens", "two % / tokens"]
+    aligned = results.query("candidate == 'aligned' and task == 'two'").iloc[0]
+    cell = f"{100 * aligned['pass_at_1']:.1f} / {aligned['mean_tokens']:.1f}"
+    assert next(row for row in cells.rows if row[0] == "aligned")[4] == cell
+    assert len(tables.task_cells(results).rows) == 2 * len(generations)
+    wide = tables.wide_table(results).set_index("candidate")
+    assert wide.loc["aligned", "two/mean_tokens"] == aligned["mean_tokens"]
+    assert wide.index.tolist() == [row[0] for row in cells.rows]
+
+
+def test_markdown_marks_the_recommended_row(sweep_results: pd.DataFrame):
+    lines = tables.markdown_table(tables.sweep_cells(sweep_results), "trra_1.5").splitlines()
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert [line for line in lines if "**" in line] == [line for line in lines if line.startswith("| **trra_1.5** |")]
+    assert len(lines) == 2 + sweep_results["candidate"].nunique()
+
+
+def test_markdown_escapes_pipes():
+    assert tables.markdown_table(tables.Cells(["a|b"], [["c|d"]], 1), None) == "| a\\|b |\n| --- |\n| c\\|d |\n"
+
+
+def test_terminal_table_shows_every_cell(sweep_results: pd.DataFrame):
+    cells = tables.sweep_cells(sweep_results)
+    console = Console(width=140, file=io.StringIO(), record=True)
+    console.print(tables.terminal_table(cells, "trra_1.5"))
+    printed = console.export_text()
+    assert all(value in printed for row in cells.rows for value in row)
+
+
+def test_metrics_have_exactly_the_promised_keys(sweep_results: pd.DataFrame):
+    metrics = tables.metrics_list(sweep_results)
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    keys = ["candidate", "kind", "alpha", "pass_at_1", "pass_at_1_low", "pass_at_1_high"]
+    keys += ["mean_tokens", "token_reduction", "truncated"]
+    assert all(list(one) == keys for one in metrics)
+    by_name = {one["candidate"]: one for one in metrics}
+    assert by_name["reference"]["alpha"] is None and by_name["aligned"]["alpha"] is None
+    assert by_name["inra_-0.25"]["alpha"] == -0.25
+    overall = sweep_results[sweep_results["task"] == "all"].set_index("candidate")
+    for name, one in by_name.items():
+        assert one["pass_at_1"] == overall.loc[name, "pass_at_1"]
+        assert one["mean_tokens"] == overall.loc[name, "mean_tokens"]
+        assert not any(isinstance(value, float) and math.isnan(value) for value in one.values())

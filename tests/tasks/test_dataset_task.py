@@ -1,0 +1,88 @@
+"""Reading problems and completions from disk: every form, and every way in which it can be wrong."""
+
+import json
+
+import datasets
+import pytest
+
+from realign_pipes.parameters import DatasetTask
+from realign_pipes.tasks.dataset_task import make_problems, read_rows
+
+ROWS = [{"problem": "1 + 1", "solution": 2, "note": None}, {"problem": "2 + 2", "solution": 4, "note": "x"}]
+COLUMNS = {"question": "problem", "answer": "solution"}
+
+
+def write(path, rows) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows"])
+def test_reads_each_form(name, tmp_path) -> None:
+    rows = read_rows(write(tmp_path / name, ROWS), COLUMNS, "data_prep.calibration")
+    assert list(rows) == [{"question": "1 + 1", "answer": 2}, {"question": "2 + 2", "answer": 4}]
+
+
+def test_make_problems(tmp_path) -> None:
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    task = DatasetTask(kind="dataset", path=path, question_column="problem", answer_column="solution")
+    assert make_problems(task, "key") == [
+        {"question": "1 + 1", "answer": "2", "metadata": "{}"},
+        {"question": "2 + 2", "answer": "4", "metadata": "{}"},
+    ]
+
+
+def refused(path, columns=COLUMNS) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as refusal:
+        read_rows(str(path), columns, "data_prep.calibration")
+    message = str(refusal.value)
+    assert "data_prep.calibration" in message and str(path) in message
+    return message
+
+
+def test_missing_path(tmp_path) -> None:
+    assert "does not exist" in refused(tmp_path / "rows.jsonl")
+
+
+def test_unknown_form(tmp_path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    assert "neither .jsonl, .parquet" in refused(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_unreadable_file(name, tmp_path) -> None:
+    (tmp_path / name).write_text('{"problem": ')
+    assert "cannot be read" in refused(tmp_path / name)
+
+
+def test_folder_that_datasets_did_not_save(tmp_path) -> None:
+    assert "cannot be read" in refused(tmp_path)
+
+
+def test_folder_of_splits(tmp_path) -> None:
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "splits")
+    assert "splits ['train']" in refused(tmp_path / "splits")
+
+
+def test_missing_columns(tmp_path) -> None:
+    path = write(tmp_path / "rows.parquet", ROWS)
+    message = refused(path, {"question": "question", "answer": "solution"})
+    assert "no column question (for question)" in message and "problem, solution" in message
+
+
+def test_missing_values(tmp_path) -> None:
+    path = write(tmp_path / "rows.parquet", ROWS)
+    assert "no value for note in 1 of its 2 rows" in refused(path, {"question": "problem", "answer": "note"})
+
+
+def test_no_rows(tmp_path) -> None:
+    assert "no rows" in refused(write(tmp_path / "empty.jsonl", []))
+    datasets.Dataset.from_list(ROWS).select([]).to_parquet(tmp_path / "empty.parquet")
+    assert "no rows" in refused(tmp_path / "empty.parquet")
+    datasets.Dataset.from_list(ROWS).select([]).save_to_disk(tmp_path / "empty")
+    assert "no rows" in refused(tmp_path / "empty")
