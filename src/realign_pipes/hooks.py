@@ -31,5 +31,7 @@ class MissingInputs:
             where = catalog[name]._describe() if name in catalog else "no entry in conf/*/catalog.yml"
             stage = next((s for s, module in STAGES.items() if name in module.create_pipeline().outputs()), None)
             makes = f"stage {stage} makes it: kedro run --pipeline {stage}{env}" if stage else "no stage makes it"
+            if name in ("reference_model", "aligned_model"):
+                makes += "; for a model of your own, check its path in your environment's catalog.yml"
             lines.append(f"  {name} ({where}): {makes}")
         raise MissingInputError("these inputs of the run are not there:\n" + "\n".join(lines))

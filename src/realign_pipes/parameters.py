@@ -25,6 +25,13 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _check_distinct(alphas: list[float]) -> None:
+    """Alphas name checkpoints and candidates, by six digits."""
+    names = [f"{alpha:g}" for alpha in alphas]
+    if len(set(names)) != len(names):
+        raise ValueError(f"alphas {alphas} name one twice")
+
+
 Probability = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -220,6 +227,20 @@ class DatasetCalibration(Calibration):
 class DataPrep(Parameters):
     """parameters_data_prep.yml: what the models are calibrated and evaluated on."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_an_environment_replaces(cls, values: Any) -> Any:
+        """An environment's YAML is merged into base's. Its `source: dataset` replaces base's `task` and `sampling`, and
+        a task that it sets to null is none."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if isinstance(calibration := values.get("calibration"), dict) and calibration.get("source") == "dataset":
+            values["calibration"] = {k: v for k, v in calibration.items() if k not in ("task", "sampling")}
+        if isinstance(tasks := values.get("tasks"), dict):
+            values["tasks"] = {name: task for name, task in tasks.items() if task is not None}
+        return values
+
     seed: Seed
     """Of the problems; completions have one of their own."""
     calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
@@ -273,8 +294,7 @@ class TrRa(Parameters):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.alphas)) != len(self.alphas):
-            raise ValueError(f"alphas {self.alphas} names one twice")
+        _check_distinct(self.alphas)
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
         if missing := sorted(set(self.iteration_alphas) - set(self.alphas)):
@@ -291,6 +311,11 @@ class AlphaSweep(Parameters):
     sampling: Sampling
     bootstrap_samples: PositiveInt
     bootstrap_seed: Seed
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        _check_distinct(self.dera_alphas)
+        return self
 
 
 # -- reporting --------------------------------------------------------------------------------------------------------

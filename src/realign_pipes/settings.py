@@ -1,6 +1,11 @@
 """Project settings of Kedro."""
 
+import os
+
 from realign_pipes.hooks import MissingInputs
+
+# OpenMP's threads spin while they wait, which makes small models many times slower as soon as anything else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HOOKS = (MissingInputs(),)
 

@@ -37,7 +37,7 @@ def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
         }
     )
     catalog["params:data_prep"] = parameters
-    catalog["reference_model"] = reference
+    catalog["reference_model"] = catalog["aligned_model"] = reference
     catalog["work_dir"] = tmp_path / "work"
     return catalog
 

@@ -98,6 +98,14 @@ def test_finished_and_truncated_completions(model):
     assert all(len(tokens) == 60 and eos not in tokens for tokens in cut)
 
 
+def test_the_checkpoints_own_generation_settings_do_not_leak_in(model):
+    plain = draw(model)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.min_new_tokens = 15
+    assert draw(model) == plain
+    assert model.generation_config.repetition_penalty == 5.0
+
+
 def test_a_model_without_an_end_token_is_refused(model):
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="names no eos_token_id"):

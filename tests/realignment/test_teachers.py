@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 
 from realign_pipes.realignment.checkpoints import load_model
 from realign_pipes.realignment.teachers import (
     CachedTeacher,
     CacheMismatchError,
     OnlineTeacher,
+    check_examples,
     check_linear_head,
     collate,
     fingerprint_examples,
@@ -148,6 +150,29 @@ def test_damaged_shards_are_refused_by_name(tmp_path, pair, examples):
     damaged("truncated", lambda path: path.write_bytes(path.read_bytes()[:-8]))
     damaged("flipped", flip_a_bit)
     damaged("missing", lambda path: path.unlink())
+
+
+def test_writing_again_heals_a_damaged_cache(tmp_path, pair, examples):
+    model = load_model(pair[0], device=CPU)
+    write(tmp_path / "cache", model, examples)
+    shard = tmp_path / "cache" / "shard-00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8])
+    write(tmp_path / "cache", model, examples)
+    assert shard.read_bytes() == whole
+    open_cache(tmp_path / "cache", SOURCE)
+    (tmp_path / "cache" / "index.json").write_text("{")
+    with pytest.raises(CacheMismatchError, match=r"index.json is damaged"):
+        open_cache(tmp_path / "cache", SOURCE)
+
+
+def test_examples_of_another_tokenizer_are_refused(tiny_tokenizer):
+    prompts = [f"3 + {number}" for number in range(3)]
+    rows = [{"id": p, "prompt": p, "prompt_ids": tiny_tokenizer(p)["input_ids"]} for p in prompts]
+    check_examples(Dataset.from_list(rows), tiny_tokenizer)
+    rows[2]["prompt_ids"] = rows[1]["prompt_ids"]
+    with pytest.raises(ValueError, match=r"made with another tokenizer .* the prompt of 3 \+ 2"):
+        check_examples(Dataset.from_list(rows), tiny_tokenizer)
 
 
 def test_no_cache_at_all_is_refused(tmp_path):

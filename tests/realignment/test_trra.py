@@ -165,6 +165,44 @@ def test_nan_stops_with_step_and_examples_and_keeps_the_last_checkpoint(tmp_path
     AutoModelForCausalLM.from_pretrained(tmp_path / "work" / "checkpoint-2")
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path, pair, examples, vocab_size):
+    """The loss is finite, its gradient is not, at the very last step."""
+
+    class Breaks(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                model.lm_head.weight.grad[0, 0] = float("nan")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trra, "ProgressCallback", lambda advance: Breaks())
+        with pytest.raises(TrainingDivergedError, match="the gradient of step 4 is not finite"):
+            train(pair, examples, vocab_size, tmp_path / "work")
+
+
+def test_a_full_disk_keeps_earlier_checkpoints(monkeypatch, tmp_path, pair, examples):
+    """While the finished student is written: nothing stands under its name, and the next run writes it."""
+    from transformers import PreTrainedModel
+
+    first = make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1])
+    save, calls = PreTrainedModel.save_pretrained, []
+
+    def full_disk(self, folder, *args, **kwargs):
+        calls.append(folder)
+        if len(calls) == 3:  # after Trainer's two
+            save(self, folder, *args, **kwargs)
+            raise OSError(28, "No space left on device")
+        return save(self, folder, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            make_realigner(pair, examples, tmp_path).realign("trra-2", 2.0, 0, pair[1])
+    AutoModelForCausalLM.from_pretrained(first)
+    assert sorted(p.name for p in (tmp_path / "work" / "trra-2").iterdir()) == ["trainer", "work.json"]
+    second = make_realigner(pair, examples, tmp_path).realign("trra-2", 2.0, 0, pair[1])
+    AutoModelForCausalLM.from_pretrained(second)
+
+
 def make_realigner(pair, examples, tmp_path, teachers=TEACHERS, **changes):
     return Realigner(
         *pair,
@@ -216,6 +254,15 @@ def test_checkpoints_open_with_stock_tools_and_say_what_they_are(tmp_path, pair,
     card = (path / "README.md").read_text()
     for fact in ("alpha = 1.5", fingerprint_model(pair[0]), made["data_fingerprint"], made["commit"], '"steps": 4'):
         assert fact in card
+
+
+def test_a_later_rounds_card_names_the_round_before(tmp_path, pair, examples):
+    realigner = make_realigner(pair, examples, tmp_path)
+    first = realigner.realign("trra-1.5", 1.5, 0, pair[1])
+    second = realigner.realign("trra-iter1-1.5", 1.5, 1, first)
+    made = json.loads((second / "realignment.json").read_text())
+    assert made["iteration"] == 1
+    assert made["aligned"] == {"name": "trra-1.5", "fingerprint": fingerprint_model(first)}
 
 
 def test_a_finished_checkpoint_is_found_again_until_something_changes(monkeypatch, tmp_path, pair, examples):

@@ -114,7 +114,11 @@ class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
         self.metadata = metadata
 
     def load(self) -> dict[str, Path]:
-        return {path.name: path for path in sorted(self._filepath.iterdir()) if (path / "config.json").exists()}
+        return {
+            path.name: path
+            for path in sorted(self._filepath.iterdir())
+            if not path.name.startswith(".") and (path / "config.json").exists()
+        }
 
     def save(self, data: dict[str, Path]) -> None:
         for name, source in data.items():

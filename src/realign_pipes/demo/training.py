@@ -44,13 +44,9 @@ def train_reference(parameters: DemoModels, work: Path) -> Path:
         return checkpoint
     tokenizer = build_tokenizer(_largest_number(parameters.problems))
     training = parameters.reference
-    problems = make_problems(
-        _task(parameters.problems), training.steps * training.batch_size, seed=training.problem_seed
-    )
+    problems = _problems(parameters.problems, training)
     draws = random.Random(training.seed)
-    traces = [
-        slow_trace(json.loads(problem["metadata"])["expression"], parameters.traces, draws) for problem in problems
-    ]
+    traces = [slow_trace(_expression(problem), parameters.traces, draws) for problem in problems]
     completions = tokenizer([trace + tokenizer.eos_token for trace in traces])["input_ids"]
     examples = list(zip(_prompts(tokenizer, problems), completions, strict=True))
     torch.manual_seed(training.seed)
@@ -117,6 +113,15 @@ def shortest_correct(
     return [(prompts[index], best[index]) for index in sorted(best)]
 
 
+def _problems(problems: ChainSum, training: DemoTraining) -> list[dict[str, str]]:
+    """A new problem for each example of the training."""
+    return make_problems(_task(problems), training.steps * training.batch_size, seed=training.problem_seed)
+
+
+def _expression(problem: dict[str, str]) -> str:
+    return json.loads(problem["metadata"])["expression"]
+
+
 def _largest_number(problems: ChainSum) -> int:
     """No running total, slipped or not, is further from zero."""
     return problems.max_terms * (10**problems.max_digits - 1) + max(SLIPS)
@@ -168,9 +173,9 @@ def _train(
         padding = [width - len(row["input_ids"]) for row in batch]
         # No attention mask: with padding on the right and causal attention, no real token sees any.
         return {
-            "input_ids": torch.tensor([row["input_ids"] + [tokenizer.pad_token_id] * n for row, n in zip(batch, padding, strict=True)]),
-            "labels": torch.tensor([row["labels"] + [IGNORED] * n for row, n in zip(batch, padding, strict=True)]),
-        }  # fmt: skip
+            name: torch.tensor([row[name] + [fill] * n for row, n in zip(batch, padding, strict=True)])
+            for name, fill in (("input_ids", tokenizer.pad_token_id), ("labels", IGNORED))
+        }
 
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -179,11 +184,9 @@ def _train(
         learning_rate=training.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=training.warmup_ratio,
-        adam_beta2=0.95,  # a thousand steps: the usual 0.999 remembers too much
-        weight_decay=0.1,
+        adam_beta2=0.98,  # the usual 0.999 remembers more than a short training has
         save_steps=training.save_steps,
         save_total_limit=1,
-        train_sampling_strategy="group_by_length",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,

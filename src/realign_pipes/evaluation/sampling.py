@@ -72,14 +72,12 @@ def sample_completions(
     prompts: Sequence[Sequence[int]],
     keys: Sequence[str],
     sampling: Sampling,
-    first_processors: Sequence[LogitsProcessor] = (),
     pad_token_id: int = 0,
 ) -> Iterator[list[Completion]]:
     """Yield the completions of `prompts` (token ids), `sampling.samples` each, one batch after the other.
 
     `keys` names each prompt for its random numbers. Prompts are left-padded; the longest are decoded first, so that
-    rows of a batch are of like length and a batch that does not fit in memory fails at once. `first_processors` see
-    the raw logits, before temperature and top-p: DeRa mixes there.
+    rows of a batch are of like length and a batch that does not fit in memory fails at once.
     """
     stops = stop_token_ids(model)
     rows = [(i, s) for i in range(len(prompts)) for s in range(sampling.samples)]
@@ -96,16 +94,19 @@ def sample_completions(
             input_ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             attention_mask[row, width - len(prompts[i]) :] = 1
         uniforms = np.stack([draw_uniforms(sampling.seed, keys[i], s, sampling.max_new_tokens) for i, s in batch])
-        processors = [*first_processors, TemperatureLogitsWarper(sampling.temperature)]
+        processors: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))
         processors.append(InverseCDFSampler(torch.from_numpy(uniforms).to(model.device)))
-        generated = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList(processors),
-        )[:, width:].tolist()
+        own_config, model.generation_config = model.generation_config, config  # whose other values would be filled in
+        try:
+            generated = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                logits_processor=LogitsProcessorList(processors),
+            )[:, width:].tolist()
+        finally:
+            model.generation_config = own_config
         yield [_completion(i, s, tokens, stops) for (i, s), tokens in zip(batch, generated, strict=True)]
 
 

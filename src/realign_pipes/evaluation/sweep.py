@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from realign_pipes.evaluation.sampling import sample_completions
 from realign_pipes.parameters import Sampling, Task
@@ -60,9 +60,10 @@ def evaluate(
     """
     description: dict[str, Any] = {
         "candidate": {**asdict(candidate), "checkpoints": [fingerprints[path] for path in candidate.checkpoints]},
-        "problems": fingerprint([list(problems[column]) for column in ("id", "prompt", "answer", "metadata")]),
+        "problems": fingerprint([list(problems[column]) for column in ("id", "prompt_ids", "answer", "metadata")]),
         "tasks": {name: task.model_dump() for name, task in tasks.items()},
         "sampling": sampling.model_dump(),
+        "stops": [GenerationConfig.from_pretrained(path).eos_token_id for path in candidate.checkpoints],
     }
     finished = open_work(work, description) / "generations.parquet"
     if not finished.exists():

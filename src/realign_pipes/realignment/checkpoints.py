@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from realign_pipes.resume import fingerprint
@@ -126,4 +126,7 @@ def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
         rows = AutoConfig.from_pretrained(path).get_text_config().vocab_size
         if rows < len(tokenizer):
             raise ValueError(f"{path}: the head has {rows} rows, but the tokenizer {len(tokenizer)} tokens.")
+        generation = path / "generation_config.json"
+        if not generation.exists() or GenerationConfig.from_pretrained(path).eos_token_id is None:
+            raise ValueError(f"{generation} names no eos_token_id, so that completions would never end.")
     return tokenizer

@@ -60,6 +60,8 @@ def fused_linear_divergence(
         raise ValueError(f"temperature must be positive, not {temperature}.")
     if divergence not in ("forward_kl", "reverse_kl", "jsd"):
         raise ValueError(f"divergence {divergence!r} is not known. Choose forward_kl, reverse_kl or jsd.")
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}.")
     if num_tokens is None:
         num_tokens = student_hidden.shape[0]
     if isinstance(num_tokens, int) and num_tokens <= 0:
@@ -122,7 +124,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scale = grad_output / ctx.num_tokens
         gradients = (
-            None if gradient is None else gradient.mul_(scale).to(dtype)
+            None if gradient is None else (gradient * scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*gradients, *[None] * 10)

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -21,7 +22,7 @@ import torch
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from realign_pipes.resume import atomic_path
 
@@ -64,6 +65,19 @@ def completion_hidden_states(
     """
     hidden = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     return hidden[:, :-1][labels[:, 1:] != -100]
+
+
+def check_examples(examples: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError unless the prompts of `examples` (columns `prompt`, `prompt_ids`) are this tokenizer's.
+
+    The first hundred are looked at: token ids of another tokenizer differ at once.
+    """
+    for row in examples.select(range(min(100, len(examples)))):
+        if tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] != row["prompt_ids"]:
+            raise ValueError(
+                f"the calibration set was made with another tokenizer than the reference's: the prompt of {row['id']} "
+                "has other token ids. Make it again: kedro run --pipeline data_prep"
+            )
 
 
 @torch.inference_mode()
@@ -159,7 +173,8 @@ def write_cache(
     if index_path.exists():
         found = json.loads(index_path.read_text())
         if {**found, "shards": [], "complete": False} == index:
-            index = found
+            good = takewhile(lambda shard: _is_whole(folder, shard), found["shards"])
+            index = {**index, "shards": list(good)}
     start = index["shards"][-1]["stop"] if index["shards"] else 0
     advance(start)
     while start < len(examples):
@@ -225,6 +240,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _is_whole(folder: Path, entry: dict[str, Any]) -> bool:
+    """Whether the file is there and has the index's checksum."""
+    file = folder / entry["file"]
+    return file.exists() and _sha256(file) == entry["sha256"]
+
+
 class CacheMismatchError(ValueError):
     """A cache is damaged, unfinished, or was made from something else."""
 
@@ -282,7 +303,10 @@ def open_cache(folder: Path, source: dict[str, str]) -> HiddenStateCache:
     remedy = "Make it again: kedro run --pipeline teacher_logits"
     if not index_path.exists():
         raise CacheMismatchError(f"{folder} has no index.json, so it holds no teacher cache. {remedy}")
-    index = json.loads(index_path.read_text())
+    try:
+        index = json.loads(index_path.read_text())
+    except ValueError as error:
+        raise CacheMismatchError(f"{index_path} is damaged: {error}. {remedy}") from error
     differing = [name for name, wanted in source.items() if index.get(name) != wanted]
     if differing:
         raise CacheMismatchError(
@@ -292,9 +316,7 @@ def open_cache(folder: Path, source: dict[str, str]) -> HiddenStateCache:
     if not index["complete"]:
         raise CacheMismatchError(f"the teacher cache in {folder} was never finished. {remedy}")
     for entry in [index["head"], *index["shards"]]:
-        file = folder / entry["file"]
-        if not file.exists():
-            raise CacheMismatchError(f"{file} is missing from the teacher cache. {remedy}")
-        if _sha256(file) != entry["sha256"]:
-            raise CacheMismatchError(f"{file} is truncated or altered: its checksum is not the index's. {remedy}")
+        if not _is_whole(folder, entry):
+            raise CacheMismatchError(f"{folder / entry['file']} is missing, truncated or altered: it does not have the "
+                                     f"checksum in the index. {remedy}")  # fmt: skip
     return HiddenStateCache(folder, index)

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from realign_pipes.parameters import Teachers, TrRa
 from realign_pipes.progress import progress_bar
@@ -36,6 +45,7 @@ from realign_pipes.realignment.teachers import (
     Teacher,
     TeacherSignal,
     cache_dtype,
+    check_linear_head,
     collate,
     completion_hidden_states,
     fingerprint_examples,
@@ -47,6 +57,20 @@ from realign_pipes.resume import atomic_path, open_work
 
 class TrainingDivergedError(ArithmeticError):
     """The loss became NaN or infinite."""
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops a training before gradients that are NaN or infinite reach the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise TrainingDivergedError(
+                f"the gradient of step {state.global_step + 1} is not finite. Checkpoints saved before it are in "
+                f"{args.output_dir}, until a run with other parameters starts over."
+            )
 
 
 class TrRaTrainer(Trainer):
@@ -119,7 +143,8 @@ class TrRaTrainer(Trainer):
             ids = [self.train_dataset[row]["id"] for row in rows]  # type: ignore[index]
             raise TrainingDivergedError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, on examples {ids}. Checkpoints saved "
-                f"before it are untouched in {self.args.output_dir}. Try a lower learning_rate or a smaller alpha."
+                f"before it are in {self.args.output_dir}, until a run with other parameters starts over. Try a lower "
+                "learning_rate or a smaller alpha."
             )
         loss = (
             loss * self.accelerator.num_processes
@@ -146,7 +171,7 @@ def train_trra(
     `vocab_size` is the tokenizer's. Trains in float32, under bfloat16 autocast where the device has it; the result is
     in the dtype of the reference's checkpoint.
     """
-    saved_dtype = load_model(reference, device=torch.device("cpu")).dtype
+    saved_dtype = AutoConfig.from_pretrained(reference).dtype or torch.float32
     student = load_model(reference, device=device, dtype=torch.float32)
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -159,6 +184,7 @@ def train_trra(
         weight_decay=parameters.weight_decay,
         max_grad_norm=parameters.max_grad_norm,
         activation_checkpointing=parameters.gradient_checkpointing,
+        use_cpu=device.type == "cpu",
         bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
         save_steps=parameters.save_steps,
         save_total_limit=2,
@@ -187,7 +213,7 @@ def train_trra(
             args=arguments,
             train_dataset=examples.add_column("row", np.arange(len(examples))),
             data_collator=collate_rows,
-            callbacks=[ProgressCallback(advance)],
+            callbacks=[ProgressCallback(advance), FiniteGradients()],
         )
         trainer.remove_callback(PrinterCallback)
         last = last_complete_checkpoint(work)
@@ -239,9 +265,12 @@ class Realigner:
             "alpha": alpha,
             "iteration": iteration,
             "reference": {"name": self.reference.name, "fingerprint": self.fingerprints[self.reference]},
-            "aligned": {"name": aligned.name if iteration == 0 else name, "fingerprint": self.fingerprints[aligned]},
+            "aligned": {
+                "name": aligned.parent.name if iteration else aligned.name,
+                "fingerprint": self.fingerprints[aligned],
+            },
             "data_fingerprint": self.data_fingerprint,
-            "parameters": {**parameters, "teachers": self.teachers.mode},
+            "parameters": {**parameters, "teachers": self.teachers.model_dump(include={"mode", "dtype"})},
         }
         work = open_work(self.work / name, metadata)
         finished = work / "checkpoint"
@@ -262,6 +291,7 @@ class Realigner:
                 copy_tokenizer(self.reference, temporary)
                 write_model_card(temporary, title=name, tags=["trra"], metadata=metadata)
             shutil.rmtree(work / "trainer")
+            shutil.rmtree(work / "aligned_cache", ignore_errors=True)  # of a later round's own aligned model
         return finished
 
     def _teacher(self, aligned: Path, cache_folder: Path) -> Teacher:
@@ -269,6 +299,8 @@ class Realigner:
             reference_model, aligned_model = (
                 load_model(path, device=self.device) for path in (self.reference, aligned)
             )
+            check_linear_head(reference_model, "reference")
+            check_linear_head(aligned_model, "aligned model")
             return OnlineTeacher(reference_model, aligned_model)
         if aligned not in self.caches:  # a later round: its aligned model was trained a moment ago
             model = load_model(aligned, device=self.device)

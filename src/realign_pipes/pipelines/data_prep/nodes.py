@@ -11,10 +11,15 @@ else:
     Dataset = Any  # Kedro evaluates these annotations; importing `datasets` for them would take a second
 
 
-def collect_samples(parameters: DataPrep, reference_model: Path, work_dir: Path) -> Dataset:
-    """Graded completions of the calibration problems, sampled from the reference or read from disk."""
-    from realign_pipes.data_prep import samples
+def collect_samples(parameters: DataPrep, reference_model: Path, aligned_model: Path, work_dir: Path) -> Dataset:
+    """Graded completions of the calibration problems, sampled from the reference or read from disk.
 
+    The first node of a realignment: so it checks here that the two models fit together.
+    """
+    from realign_pipes.data_prep import samples
+    from realign_pipes.realignment.checkpoints import check_pair
+
+    check_pair(reference_model, aligned_model)
     return samples.collect_samples(parameters, reference_model, work_dir / "data_prep")
 
 

@@ -6,12 +6,12 @@ from realign_pipes.pipelines.data_prep.nodes import collect_samples, make_evalua
 
 
 def create_pipeline() -> Pipeline:
-    """reference_model → calibration_samples → calibration_set, evaluation_set."""
+    """Both models → calibration_samples → calibration_set, evaluation_set."""
     return Pipeline(
         [
             Node(
                 collect_samples,
-                inputs=["params:data_prep", "reference_model", "work_dir"],
+                inputs=["params:data_prep", "reference_model", "aligned_model", "work_dir"],
                 outputs="calibration_samples",
                 name="collect_samples",
             ),

@@ -1,6 +1,5 @@
 """Stage teacher_logits: the final hidden states of both models for every completion token, once for all alphas."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ def cache_teachers(
     teachers: Teachers, reference_model: Path, aligned_model: Path, calibration_set: Any, work_dir: Path
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of the two caches (`reference`, `aligned`), and a report of what they cost."""
+    import torch
+
     from realign_pipes.progress import progress_bar
     from realign_pipes.realignment.checkpoints import (
         check_pair,
@@ -25,6 +26,7 @@ def cache_teachers(
     )
     from realign_pipes.realignment.teachers import (
         cache_dtype,
+        check_examples,
         check_linear_head,
         fingerprint_examples,
         open_cache,
@@ -32,23 +34,25 @@ def cache_teachers(
     )
 
     tokenizer = check_pair(reference_model, aligned_model)
-    folder = work_dir / "teacher_logits"
+    check_examples(calibration_set, tokenizer)
     if teachers.mode == "online":
-        folder = open_work(folder, {"mode": "online"})
         report: dict[str, Any] = {"mode": "online", "note": "nothing cached: both models run at every step of trra"}
-        (folder / "report.json").write_text(json.dumps(report))
-        return folder, report
+        return open_work(work_dir / "teacher_logits_online", report), report
     data = fingerprint_examples(calibration_set)
     models = {"reference": reference_model, "aligned": aligned_model}
     sources = {
         name: {"model": fingerprint_model(path), "tokenizer": fingerprint_tokenizer(tokenizer), "data": data}
         for name, path in models.items()
     }
-    folder = open_work(folder, {"sources": sources, "dtype": teachers.dtype, "shard_tokens": teachers.shard_tokens})
+    folder = open_work(
+        work_dir / "teacher_logits",
+        {"sources": sources, "dtype": teachers.dtype, "shard_tokens": teachers.shard_tokens},
+    )
     report = {"mode": "cached"}
     for name, path in models.items():
+        check_linear_head(load_model(path, device=torch.device("cpu")), name)
+    for name, path in models.items():
         model = load_model(path, device=default_device())
-        check_linear_head(model, name)
         with progress_bar(f"caching the {name}'s hidden states", len(calibration_set)) as advance:
             write_cache(
                 folder / name,

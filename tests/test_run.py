@@ -1,0 +1,183 @@
+"""The whole DAG through a Kedro session, on the smoke environment, in a data folder of its own."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from kedro.config import OmegaConfigLoader
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from realign_pipes.parameters import AlphaSweep, DataPrep, TrRa
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """`run(pipeline, **runtime_params)` on a copy of conf/ whose data/ is a temporary folder; and that folder."""
+    root = tmp_path_factory.mktemp("project")
+    conf = shutil.copytree(PROJECT / "conf", root / "conf", ignore=shutil.ignore_patterns("local"))
+    for file in conf.rglob("globals.yml"):
+        file.write_text(f"data: {root}/data\n")
+    bootstrap_project(PROJECT)
+
+    def run(pipeline=None, **runtime_params):
+        with KedroSession.create(PROJECT, env="smoke", conf_source=str(conf), runtime_params=runtime_params) as session:
+            return session.run(pipeline_names=[pipeline] if pipeline else None)
+
+    return run, root / "data"
+
+
+@pytest.fixture(scope="module")
+def finished(project):
+    """The data folder after a whole run."""
+    run, data = project
+    run()
+    return data
+
+
+def test_the_sweep_has_every_candidate_and_figures_that_follow_from_the_generations(finished):
+    metrics = json.loads((finished / "08_reporting" / "sweep_metrics.json").read_text())
+    assert {(row["candidate"], row["kind"], row["alpha"]) for row in metrics} == {
+        ("reference", "reference", None),
+        ("aligned", "aligned", None),
+        ("dera-1.5", "dera", 1.5),
+        ("trra-0.5", "trra", 0.5),
+        ("trra-1.5", "trra", 1.5),
+        ("trra-iter1-1.5", "trra_iter", 1.5),
+    }
+    tokens = {}
+    for row in metrics:
+        frame = pd.read_parquet(finished / "07_model_output" / "generations" / f"{row['candidate']}.parquet")
+        assert len(frame) == 30 * 2
+        by_task = frame.groupby("task")
+        assert row["pass_at_1"] == pytest.approx(by_task["correct"].mean().mean())
+        assert row["mean_tokens"] == pytest.approx(by_task["completion_tokens"].mean().mean())
+        assert row["truncated"] == pytest.approx(1 - by_task["finished"].mean().mean())
+        assert row["pass_at_1_low"] <= row["pass_at_1"] <= row["pass_at_1_high"]
+        tokens[row["candidate"]] = by_task["completion_tokens"].mean()
+    for row in metrics:
+        reduction = (1 - tokens[row["candidate"]] / tokens["reference"]).mean()
+        assert row["token_reduction"] == pytest.approx(reduction)
+
+
+def test_checkpoints_open_with_stock_tools(finished):
+    folders = [finished / "06_models" / name for name in ("reference", "aligned")]
+    folders += sorted((finished / "06_models" / "trra").iterdir())
+    assert len(folders) == 5
+    for folder in folders:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        chat = [{"role": "user", "content": "State the final answer to the following arithmetic problem: 3 + 4 ="}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        text = tokenizer.decode(model.generate(**prompt, max_new_tokens=5, do_sample=False)[0])
+        assert text.startswith("<|im_start|>user\nState the final answer to the following arithmetic problem: 3 + 4 =")
+
+
+def test_the_report_is_there(finished):
+    reporting = finished / "08_reporting"
+    html = (reporting / "report.html").read_text()
+    recommendation = json.loads((reporting / "recommendation.json").read_text())
+    assert recommendation["sentence"] in html.replace("&#39;", "'")
+    table = (reporting / "sweep_table.md").read_text()
+    assert all(name in table for name in ("reference", "aligned", "dera-1.5", "trra-0.5", "trra-iter1-1.5"))
+    cache = json.loads((reporting / "teacher_cache.json").read_text())
+    assert cache["reference"]["bytes_per_token"] == 4 * 96
+
+
+def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished):
+    run, data = project
+    before = (data / "08_reporting" / "sweep_metrics.json").read_bytes()
+    weights = data / "work" / "trra" / "trra-1.5" / "checkpoint" / "model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    run("realign")
+    assert (data / "08_reporting" / "sweep_metrics.json").read_bytes() == before
+    assert weights.stat().st_mtime_ns == trained
+
+
+def test_each_stage_runs_alone_from_what_is_on_disk(project, finished):
+    run, data = project
+    outputs = {
+        "data_prep": "05_model_input/calibration_set",
+        "teacher_logits": "05_model_input/teacher_cache",
+        "trra": "06_models/trra",
+        "alpha_sweep": "07_model_output/generations",
+        "reporting": "08_reporting/report.html",
+    }
+    for stage, output in outputs.items():
+        before = (data / output).stat().st_mtime_ns
+        run(stage)
+        assert (data / output).stat().st_mtime_ns > before, stage
+
+
+def test_a_stage_without_its_input_names_it_and_the_stage_that_makes_it(project, finished):
+    run, data = project
+    (data / "05_model_input" / "teacher_cache").rename(data / "aside")
+    with pytest.raises(FileNotFoundError) as error:
+        run("trra")
+    (data / "aside").rename(data / "05_model_input" / "teacher_cache")
+    assert "teacher_cache" in str(error.value)
+    assert "stage teacher_logits makes it: kedro run --pipeline teacher_logits --env smoke" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"trra": {"alphas": [float("nan")]}}, "finite"),
+        ({"trra": {"alphas": ["much"]}}, "alphas"),
+        ({"trra": {"divergence": "kl"}}, "forward_kl"),
+        ({"trra": {"stepps": 3}}, "stepps"),
+        ({"trra": {"batch_size": 3, "micro_batch_size": 2}}, "no multiple"),
+        ({"trra": {"iteration_alphas": [9.0]}}, "not among alphas"),
+    ],
+)
+def test_bad_parameters_stop_a_run_before_it_starts(project, parameters, message):
+    run, _ = project
+    with pytest.raises(Exception, match=message):
+        run("trra", **parameters)
+
+
+def test_online_teachers_do_without_the_cache(project, finished):
+    run, data = project
+    shutil.copytree(data, data.parent / "kept")
+    try:
+        run("teacher_logits", teachers={"mode": "online"})
+        assert not list((data / "05_model_input" / "teacher_cache").rglob("*.safetensors"))
+        run("trra", teachers={"mode": "online"}, trra={"alphas": [1.5], "iterations": 0})
+        made = json.loads((data / "06_models" / "trra" / "trra-1.5" / "realignment.json").read_text())
+        assert made["parameters"]["teachers"]["mode"] == "online"
+    finally:
+        shutil.rmtree(data)
+        (data.parent / "kept").rename(data)
+
+
+def test_the_readmes_environment_is_valid(tmp_path):
+    """Its YAML blocks, merged into base as Kedro does it, make parameters that are accepted."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    catalog, *parameters = [yaml.safe_load(block) for block in blocks]
+    assert set(catalog) == {"reference_model", "aligned_model"}
+    for number, block in enumerate(parameters):
+        mine = tmp_path / "conf" / f"mine{number}"
+        shutil.copytree(PROJECT / "conf" / "base", tmp_path / "conf" / "base", dirs_exist_ok=True)
+        mine.mkdir()
+        (mine / "parameters.yml").write_text(yaml.safe_dump(block))
+        loader = OmegaConfigLoader(str(tmp_path / "conf"), base_env="base", default_run_env=mine.name,
+                                   merge_strategy={"parameters": "soft"})  # fmt: skip
+        merged = loader["parameters"]
+        DataPrep.model_validate(merged["data_prep"])
+        TrRa.model_validate(merged["trra"])
+        AlphaSweep.model_validate(merged["alpha_sweep"])
+    assert list(DataPrep.model_validate(merged["data_prep"]).tasks) == ["math500"]
+
+
+def test_yaml_of_every_environment_is_known_to_the_project():
+    """A file in conf/ whose top-level key no pipeline takes would be ignored in silence."""
+    known = {"demo_models", "data_prep", "teachers", "trra", "alpha_sweep", "reporting"}
+    for file in (PROJECT / "conf").rglob("parameters*.yml"):
+        assert set(yaml.safe_load(file.read_text())) <= known, file
