@@ -36,7 +36,6 @@ format: .venv/installed-dev
 PIP_COMPILE = $(BIN)/pip-compile --quiet --strip-extras --no-header --annotation-style=line \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 lock: .venv/installed-dev
-	$(BIN)/pip install --quiet pip-tools
 	$(PIP_COMPILE) --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements.lock
 	$(PIP_COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml

@@ -13,6 +13,7 @@ from realign_pipes.parameters import Teachers, TrRa
 from realign_pipes.realignment import trra
 from realign_pipes.realignment.checkpoints import fingerprint_model, load_model
 from realign_pipes.realignment.fusion import divergence_between, fuse_logits
+from realign_pipes.realignment.model_card import checkpoint_name
 from realign_pipes.realignment.teachers import OnlineTeacher, write_cache
 from realign_pipes.realignment.trra import Realigner, TrainingDivergedError, train_trra
 
@@ -254,6 +255,13 @@ def test_checkpoints_open_with_stock_tools_and_say_what_they_are(tmp_path, pair,
     card = (path / "README.md").read_text()
     for fact in ("alpha = 1.5", fingerprint_model(pair[0]), made["data_fingerprint"], made["commit"], '"steps": 4'):
         assert fact in card
+
+
+def test_a_model_of_the_hub_is_named_by_repository_and_revision(tmp_path):
+    assert (
+        checkpoint_name(tmp_path / "models--my-org--fast-thinker" / "snapshots" / "3f2a") == "my-org/fast-thinker@3f2a"
+    )
+    assert checkpoint_name(tmp_path / "slow") == "slow"
 
 
 def test_a_later_rounds_card_names_the_round_before(tmp_path, pair, examples):

@@ -47,6 +47,13 @@ def current_commit() -> str:
     return head.stdout.strip() + (" (with uncommitted changes)" if changed.stdout.strip() else "")
 
 
+def checkpoint_name(path: Path) -> str:
+    """The name of a checkpoint directory; for one in the hub's cache, the repository and revision."""
+    if path.parent.name == "snapshots":
+        return f"{path.parents[1].name.removeprefix('models--').replace('--', '/')}@{path.name}"
+    return path.name
+
+
 def write_model_card(folder: Path, *, title: str, tags: list[str], metadata: dict[str, Any]) -> None:
     """Write README.md and realignment.json into the checkpoint `folder`.
 

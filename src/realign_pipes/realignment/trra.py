@@ -37,7 +37,7 @@ from realign_pipes.realignment.checkpoints import (
 )
 from realign_pipes.realignment.fused_loss import fused_linear_divergence
 from realign_pipes.realignment.fusion import Divergence
-from realign_pipes.realignment.model_card import write_model_card
+from realign_pipes.realignment.model_card import checkpoint_name, write_model_card
 from realign_pipes.realignment.teachers import (
     CachedTeacher,
     HiddenStateCache,
@@ -264,9 +264,9 @@ class Realigner:
             "method": "TrRa",
             "alpha": alpha,
             "iteration": iteration,
-            "reference": {"name": self.reference.name, "fingerprint": self.fingerprints[self.reference]},
+            "reference": {"name": checkpoint_name(self.reference), "fingerprint": self.fingerprints[self.reference]},
             "aligned": {
-                "name": aligned.parent.name if iteration else aligned.name,
+                "name": aligned.parent.name if iteration else checkpoint_name(aligned),
                 "fingerprint": self.fingerprints[aligned],
             },
             "data_fingerprint": self.data_fingerprint,
