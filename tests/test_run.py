@@ -15,6 +15,7 @@ from kedro.framework.startup import bootstrap_project
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from realign_pipes.parameters import AlphaSweep, DataPrep, TrRa
+from realign_pipes.realignment.inra import InRaForCausalLM
 
 PROJECT = Path(__file__).parents[1]
 
@@ -52,6 +53,10 @@ def test_the_sweep_has_every_candidate_and_figures_that_follow_from_the_generati
         ("trra-0.5", "trra", 0.5),
         ("trra-1.5", "trra", 1.5),
         ("trra-iter1-1.5", "trra_iter", 1.5),
+        ("inra--0.25", "inra", -0.25),
+        ("inra-0", "inra", 0.0),
+        ("inra-0.5", "inra", 0.5),
+        ("inra-1", "inra", 1.0),
     }
     tokens = {}
     for row in metrics:
@@ -68,10 +73,43 @@ def test_the_sweep_has_every_candidate_and_figures_that_follow_from_the_generati
         assert row["token_reduction"] == pytest.approx(reduction)
 
 
+def test_inra_at_alpha_0_writes_what_the_reference_writes(finished):
+    frames = {
+        name: pd.read_parquet(finished / "07_model_output" / "generations" / f"{name}.parquet")
+        for name in ("reference", "inra-0", "inra-1")
+    }
+    columns = ["task", "problem_id", "sample", "completion", "completion_tokens", "finished", "correct"]
+    pd.testing.assert_frame_equal(frames["inra-0"][columns], frames["reference"][columns])
+    assert not frames["inra-1"]["completion"].equals(frames["reference"]["completion"])
+
+
+def test_no_completion_is_longer_than_its_budget(finished):
+    for budget in (24, 48):
+        for method in ("truncation", "token-budget"):
+            file = finished / "07_model_output" / "budget_generations" / f"{method}-{budget}.parquet"
+            frame = pd.read_parquet(file)
+            assert len(frame) == 30 * 2
+            assert frame["completion_tokens"].max() <= budget
+            assert (frame.loc[~frame["finished"], "completion_tokens"] == budget).all()
+
+
+@pytest.mark.parametrize(("method", "adapter"), [("dpo", "full"), ("trra", "full"), ("sft", "lora")])
+def test_every_way_to_train_the_adapter_runs(project, finished, method, adapter):
+    run, data = project
+    run("inra", inra={"method": method, "adapter": adapter})
+    made = json.loads((data / "06_models" / "inra" / "realignment.json").read_text())
+    assert made["method"] == f"InRa ({method})"
+    assert made["parameters"]["adapter"] == adapter
+    reference = AutoModelForCausalLM.from_pretrained(data / "06_models" / "reference").state_dict()
+    model = InRaForCausalLM.from_pretrained(data / "06_models" / "inra", base=data / "06_models" / "reference")
+    for name, weight in model.base_model_view().state_dict().items():
+        assert weight.equal(reference[name]), name
+
+
 def test_checkpoints_open_with_stock_tools(finished):
-    folders = [finished / "06_models" / name for name in ("reference", "aligned")]
+    folders = [finished / "06_models" / name for name in ("reference", "aligned", "inra")]
     folders += sorted((finished / "06_models" / "trra").iterdir())
-    assert len(folders) == 5
+    assert len(folders) == 6
     for folder in folders:
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -108,6 +146,7 @@ def test_each_stage_runs_alone_from_what_is_on_disk(project, finished):
         "data_prep": "05_model_input/calibration_set",
         "teacher_logits": "05_model_input/teacher_cache",
         "trra": "06_models/trra",
+        "inra": "06_models/inra",
         "alpha_sweep": "07_model_output/generations",
         "reporting": "08_reporting/report.html",
     }

@@ -128,6 +128,8 @@ class DemoTraces(Parameters):
     """Each step is checked again zero to this many times."""
     slip_rate: Annotated[float, Field(ge=0, lt=1)]
     """Share of steps that go wrong at first."""
+    cut_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the reference's training examples whose prompt already holds the thinking, cut short and closed."""
 
 
 class DemoArchitecture(Parameters):
@@ -224,6 +226,13 @@ class DatasetCalibration(Calibration):
     """At most this many rows are read, drawn with the seed; the filters come after."""
 
 
+class ShortSolutions(Parameters):
+    """What InRa's adapter learns by SFT: the solutions that stand after the thinking of correct completions."""
+
+    cut_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the examples whose prompt already holds the thinking up to a random token (the paper: none)."""
+
+
 class DataPrep(Parameters):
     """parameters_data_prep.yml: what the models are calibrated and evaluated on."""
 
@@ -244,6 +253,7 @@ class DataPrep(Parameters):
     seed: Seed
     """Of the problems; completions have one of their own."""
     calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
+    short_solutions: ShortSolutions
     tasks: Annotated[dict[str, Problems], Field(min_length=1)]
     """The evaluation set: its tasks by name."""
 
@@ -263,18 +273,9 @@ class Teachers(Parameters):
 
 
 # -- trra -------------------------------------------------------------------------------------------------------------
-class TrRa(Parameters):
-    """parameters_trra.yml: training-time realignment."""
+class Training(Parameters):
+    """A training by Transformers' Trainer."""
 
-    alphas: Annotated[list[float], Field(min_length=1)]
-    """The paper's lambda: how far to move. One checkpoint each."""
-    iterations: NonNegativeInt
-    """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
-    iteration_alphas: list[float]
-    """The alphas, among `alphas`, that TrRa-iter goes on with."""
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"]
-    temperature: PositiveFloat
-    """Of student and teacher inside the divergence."""
     steps: PositiveInt
     batch_size: PositiveInt
     """Examples in an optimizer step."""
@@ -286,28 +287,108 @@ class TrRa(Parameters):
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     gradient_checkpointing: bool
-    chunk_tokens: PositiveInt
-    """Tokens whose logits are in memory at a time."""
     save_steps: PositiveInt
     """An interrupted training goes on from the last multiple of these steps."""
     seed: Seed
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        _check_distinct(self.alphas)
+    def _whole_micro_batches(self) -> Self:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+
+class Distillation(Parameters):
+    """The divergence from the fused teacher."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"]
+    temperature: PositiveFloat
+    """Of student and teacher inside the divergence."""
+    chunk_tokens: PositiveInt
+    """Tokens whose logits are in memory at a time."""
+
+
+class TrRa(Training, Distillation):
+    """parameters_trra.yml: training-time realignment."""
+
+    alphas: Annotated[list[float], Field(min_length=1)]
+    """The paper's lambda: how far to move. One checkpoint each."""
+    iterations: NonNegativeInt
+    """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
+    iteration_alphas: list[float]
+    """The alphas, among `alphas`, that TrRa-iter goes on with."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_distinct(self.alphas)
         if missing := sorted(set(self.iteration_alphas) - set(self.alphas)):
             raise ValueError(f"iteration_alphas {missing} are not among alphas {self.alphas}")
         return self
 
 
+# -- inra -------------------------------------------------------------------------------------------------------------
+class Lora(Parameters):
+    """PEFT's LoRA on the adapter layers' projections, merged into them after training."""
+
+    rank: PositiveInt
+    alpha: PositiveInt
+    """Its scale is alpha / rank."""
+
+
+class Dpo(Parameters):
+    """Direct preference optimisation."""
+
+    beta: PositiveFloat
+    """Weight of the divergence from the base model (the paper: 0.005 to 0.01)."""
+
+
+class AdapterDistillation(Distillation):
+    """TrRa's objective for the adapter."""
+
+    alpha: float
+    """Of the fused teacher that stream A is to follow."""
+
+
+class InRa(Training):
+    """parameters_inra.yml: inference-time realignment, the layer adapter and its training."""
+
+    num_adapter_layers: PositiveInt
+    init: Literal["identity", "random"]
+    placement: Literal["bottom", "top"]
+    """Below layer 0 (the paper), or above the last layer (its ablation, Table 3)."""
+    method: Literal["sft", "dpo", "trra"]
+    """`sft` on short solutions, `dpo` on preference pairs, or the fused-teacher objective of the stage trra."""
+    adapter: Literal["full", "lora"]
+    """What of the adapter layers is trained: all their weights, or LoRA matrices on them."""
+    lora: Lora
+    dpo: Dpo
+    trra: AdapterDistillation
+
+
 # -- alpha_sweep ------------------------------------------------------------------------------------------------------
+class Budgets(Parameters):
+    """Thinking inside a token budget: InRa with the schedule TokenBudget against cutting the reference off."""
+
+    tokens: list[PositiveInt]
+    """The budgets: tokens of a whole completion."""
+    ramp: Annotated[float, Field(ge=0, le=1)]
+    """Share of a budget after which alpha rises from 0 to 1."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.tokens)) != len(self.tokens):
+            raise ValueError(f"tokens {self.tokens} name one budget twice")
+        return self
+
+
 class AlphaSweep(Parameters):
     """parameters_alpha_sweep.yml: which candidates are measured, and how."""
 
     dera_alphas: list[float]
     """Alphas at which the two models decode together (DeRa)."""
+    inra_alphas: list[float]
+    """Alphas of the InRa model; all of them are decoded together."""
+    budgets: Budgets
     sampling: Sampling
     bootstrap_samples: PositiveInt
     bootstrap_seed: Seed
@@ -315,6 +396,7 @@ class AlphaSweep(Parameters):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         _check_distinct(self.dera_alphas)
+        _check_distinct(self.inra_alphas)
         return self
 
 

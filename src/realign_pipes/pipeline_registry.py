@@ -2,13 +2,14 @@
 
 from kedro.pipeline import Pipeline
 
-from realign_pipes.pipelines import alpha_sweep, data_prep, demo_models, reporting, teacher_logits, trra
+from realign_pipes.pipelines import alpha_sweep, data_prep, demo_models, inra, reporting, teacher_logits, trra
 
 STAGES = {
     "demo_models": demo_models,
     "data_prep": data_prep,
     "teacher_logits": teacher_logits,
     "trra": trra,
+    "inra": inra,
     "alpha_sweep": alpha_sweep,
     "reporting": reporting,
 }

@@ -28,6 +28,7 @@ def _sampled(problems: int = 6, **calibration: Any) -> DataPrep:
                 "max_tokens": 24,
                 **calibration,
             },
+            "short_solutions": {"cut_share": 0.5},
             "tasks": {
                 "short": {
                     "kind": "reasoning_gym",

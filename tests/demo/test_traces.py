@@ -12,7 +12,7 @@ from realign_pipes.tasks.reasoning_gym_task import make_problems
 OPTIONS = {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}
 TASK = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options=OPTIONS)
 STEP = re.compile(r"(?P<check> check)? (?P<a>-?\d+) (?P<sign>[+-]) (?P<b>\d+) = (?P<c>-?\d+)(?P<verdict> yes| no)?")
-DEFAULT = DemoTraces(max_rechecks=3, slip_rate=0.08)
+DEFAULT = DemoTraces(max_rechecks=3, slip_rate=0.08, cut_share=0)
 
 
 def expression_of(question: str) -> str:
@@ -24,7 +24,7 @@ def test_every_step_and_recheck_is_consistent(seed: int) -> None:
     """Reads the trace back with its own arithmetic: a wrong total is always a step's, found at once and redone."""
     problem = make_problems(TASK, 1, seed=seed)[0]
     trace = slow_trace(
-        expression_of(problem["question"]), DemoTraces(max_rechecks=3, slip_rate=0.5), random.Random(seed)
+        expression_of(problem["question"]), DemoTraces(max_rechecks=3, slip_rate=0.5, cut_share=0), random.Random(seed)
     )
     thinking, _, solution = trace.partition("</think>")
     steps = list(STEP.finditer(thinking))
@@ -55,7 +55,7 @@ def test_every_step_and_recheck_is_consistent(seed: int) -> None:
 
 
 def test_a_known_trace() -> None:
-    trace = slow_trace("4 - 5 + 9", DemoTraces(max_rechecks=0, slip_rate=0.0), random.Random(0))
+    trace = slow_trace("4 - 5 + 9", DemoTraces(max_rechecks=0, slip_rate=0.0, cut_share=0), random.Random(0))
     assert trace == " 4 - 5 = -1 -1 + 9 = 8</think> 4 - 5 = -1 + 9 = 8<answer> 8</answer>"
 
 

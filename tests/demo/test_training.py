@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from realign_pipes.demo import training
 from realign_pipes.evaluation.sampling import Completion
 from realign_pipes.parameters import DemoModels
-from realign_pipes.realignment.callbacks import last_complete_checkpoint
+from realign_pipes.realignment.training import last_complete_checkpoint
 
 RUN = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.1, "save_steps": 1}
 SAMPLING = {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8, "seed": 2}
 PARAMETERS = DemoModels.model_validate(
     {
         "problems": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1},
-        "traces": {"max_rechecks": 1, "slip_rate": 0.1},
+        "traces": {"max_rechecks": 1, "slip_rate": 0.1, "cut_share": 0.3},
         "architecture": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 32},
         "reference": {**RUN, "problem_seed": 1000, "seed": 1},
         "aligned": {**RUN, "problem_seed": 2000, "seed": 3, "problems": 4, "sampling": SAMPLING},
@@ -45,6 +46,21 @@ def test_the_reference_is_an_ordinary_checkpoint(reference: Path) -> None:
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
     assert tokenizer.chat_template is not None
+
+
+def test_a_cut_example_is_the_same_tokens_with_less_thinking_and_a_label_on_the_solution_alone() -> None:
+    prompt, close = [1, 2], 9
+    completion = [10, 11, 12, 13, close, 20, 21]
+    kept = []
+    rng = random.Random(0)
+    for _ in range(400):
+        given, learnt = training.cut_thinking(prompt, completion, close, rng)
+        assert learnt == [20, 21]
+        thinking = given[2:-1]
+        assert given == [1, 2, *completion[: len(thinking)], close]
+        kept.append(len(thinking))
+    assert set(kept) == {0, 1, 2, 3, 4}
+    assert 0.5 < kept.count(0) / 400 < 0.7  # half, and a fifth of the other half
 
 
 def test_a_finished_reference_is_not_trained_again(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:

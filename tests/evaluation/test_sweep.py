@@ -7,9 +7,10 @@ from datasets import Dataset
 
 from realign_pipes.evaluation import sweep
 from realign_pipes.evaluation.sampling import sample_completions
-from realign_pipes.evaluation.sweep import Candidate, evaluate
+from realign_pipes.evaluation.sweep import Candidate, Evaluator, evaluate_budgets
 from realign_pipes.parameters import ReasoningGymTask, Sampling
 from realign_pipes.realignment.checkpoints import load_model, load_tokenizer
+from realign_pipes.realignment.inra import InRaForCausalLM
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=12, batch_size=4, seed=1)
@@ -31,19 +32,19 @@ def problems(tiny_tokenizer):
     return Dataset.from_list(rows)
 
 
-def run(candidate, problems, work, sampling=SAMPLING):
-    fingerprints = {path: path.name for path in candidate.checkpoints}
-    tokenizer = load_tokenizer(candidate.checkpoints[0])
-    return evaluate(
-        candidate,
-        fingerprints,
+def make_evaluator(candidate, problems, work):
+    return Evaluator(
         problems,
         TASKS,
-        sampling,
-        tokenizer=tokenizer,
+        fingerprints={path: path.name for path in candidate.checkpoints},
+        tokenizer=load_tokenizer(candidate.checkpoints[0]),
         device=CPU,
-        work=work / "work" / candidate.name,
+        work=work / "work",
     )
+
+
+def run(candidate, problems, work, sampling=SAMPLING):
+    return make_evaluator(candidate, problems, work).evaluate([candidate], sampling)[candidate.name]
 
 
 def test_rows_are_the_sampled_completions_with_their_lengths_and_grades(monkeypatch, tmp_path, checkpoints, problems):
@@ -84,11 +85,64 @@ def test_dera_at_the_ends_writes_what_each_model_writes(tmp_path, checkpoints, p
     assert not alone[0]["completion"].equals(alone[1]["completion"])
 
 
+def test_alphas_of_inra_decoded_together_write_what_each_writes_alone(tmp_path, checkpoints, problems):
+    """And at alpha 0 what the reference writes, at alpha 1 what the expanded model does, with the same seeds."""
+    model = InRaForCausalLM.from_base(checkpoints[0])
+    with torch.no_grad():
+        for parameter in model.adapter_layers[0].parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+    model.save_pretrained(tmp_path / "inra")
+    load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
+    alphas = [-0.5, 0.0, 0.6, 1.0]
+    together = [Candidate(f"inra-{alpha:g}", "inra", alpha, (tmp_path / "inra",)) for alpha in alphas]
+    frames = make_evaluator(together[0], problems, tmp_path / "together").evaluate(together, SAMPLING)
+    assert list(frames) == [candidate.name for candidate in together]
+    for candidate in together:
+        alone = run(candidate, problems, tmp_path / "alone").drop(columns="seconds")
+        pd.testing.assert_frame_equal(frames[candidate.name].drop(columns="seconds"), alone)
+    for name, path in (("inra-0", checkpoints[0]), ("inra-1", tmp_path / "inra")):
+        stock = run(Candidate("reference", "reference", 0.0, (path,)), problems, tmp_path / name)
+        pd.testing.assert_series_equal(frames[name]["completion"], stock["completion"])
+    assert len({tuple(frame["completion"]) for frame in frames.values()}) == 4
+
+
+def test_only_alphas_that_are_new_are_decoded(monkeypatch, tmp_path, checkpoints, problems):
+    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(tmp_path / "inra")
+    load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
+    candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (tmp_path / "inra",)) for alpha in (0.0, 0.5, 1.5)]
+    evaluator = make_evaluator(candidates[0], problems, tmp_path)
+    decoded = []
+    generate = Evaluator._generate
+    monkeypatch.setattr(Evaluator, "_generate", lambda self, todo, s: decoded.append(todo) or generate(self, todo, s))
+    evaluator.evaluate(candidates[:2], SAMPLING)
+    evaluator.evaluate(candidates, SAMPLING)
+    assert decoded == [candidates[:2], candidates[2:]]
+
+
+def test_budgets_cut_the_reference_off_and_never_let_inra_past(tmp_path, checkpoints, problems):
+    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(tmp_path / "inra")
+    load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
+    whole = Candidate("reference", "reference", 0.0, (checkpoints[0],))
+    evaluator = make_evaluator(whole, problems, tmp_path)
+    evaluator.fingerprints = {checkpoints[0]: "a", tmp_path / "inra": "b"}
+    frames = evaluate_budgets(evaluator, checkpoints[0], tmp_path / "inra", [3, 7], 0.5, SAMPLING)
+    assert list(frames) == ["truncation-3", "token-budget-3", "truncation-7", "token-budget-7"]
+    everything = evaluator.evaluate([whole], SAMPLING)["reference"]
+    for name, frame in frames.items():
+        budget = int(name.rpartition("-")[2])
+        assert set(frame["budget"]) == {budget}
+        assert frame["completion_tokens"].max() <= budget
+        # An untrained adapter is the identity, so both are the reference's completions, cut off.
+        assert frame["finished"].equals(everything["finished"] & (everything["completion_tokens"] <= budget))
+        for row, of_all in zip(frame.itertuples(), everything.itertuples(), strict=True):
+            assert of_all.completion.startswith(row.completion)
+
+
 def test_a_finished_candidate_is_read_and_not_measured_again(monkeypatch, tmp_path, checkpoints, problems):
     candidate = Candidate("reference", "reference", 0.0, checkpoints[:1])
     first = run(candidate, problems, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "_generate", lambda *args, **kwargs: pytest.fail("measured again"))
+        patch.setattr(Evaluator, "_generate", lambda *args, **kwargs: pytest.fail("measured again"))
         pd.testing.assert_frame_equal(run(candidate, problems, tmp_path), first)
     other = run(candidate, problems, tmp_path, SAMPLING.model_copy(update={"seed": 2}))
     assert not other["completion"].equals(first["completion"])

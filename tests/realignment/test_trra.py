@@ -10,12 +10,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.parameters import Teachers, TrRa
+from realign_pipes.realignment import training as trainings
 from realign_pipes.realignment import trra
 from realign_pipes.realignment.checkpoints import fingerprint_model, load_model
 from realign_pipes.realignment.fusion import divergence_between, fuse_logits
 from realign_pipes.realignment.model_card import checkpoint_name
-from realign_pipes.realignment.teachers import OnlineTeacher, write_cache
-from realign_pipes.realignment.trra import Realigner, TrainingDivergedError, train_trra
+from realign_pipes.realignment.teachers import FusedTeachers, OnlineTeacher, write_cache
+from realign_pipes.realignment.training import TrainingDivergedError
+from realign_pipes.realignment.trra import Realigner, train_trra
 
 CPU = torch.device("cpu")
 TEACHERS = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12)
@@ -50,17 +52,20 @@ def vocab_size(tiny_tokenizer):
 
 def train(pair, examples, vocab_size, work, teacher=None, **changes):
     teacher = teacher or OnlineTeacher(*(load_model(path, device=CPU) for path in pair))
-    return train_trra(
-        pair[0],
+    parameters = make_parameters(**changes)
+    student = load_model(pair[0], device=CPU, dtype=torch.float32)
+    train_trra(
+        student,
         teacher,
         1.5,
         examples,
-        parameters=make_parameters(**changes),
+        training=parameters,
+        distillation=parameters,
         vocab_size=vocab_size,
-        device=CPU,
         work=work,
         description="test",
     )
+    return student.eval()
 
 
 class FirstStep(TrainerCallback):
@@ -76,7 +81,7 @@ class FirstStep(TrainerCallback):
 
 def first_gradients(monkeypatch, pair, examples, vocab_size, work, **changes):
     noted = FirstStep()
-    monkeypatch.setattr(trra, "ProgressCallback", lambda advance: noted)
+    monkeypatch.setattr(trainings, "ProgressCallback", lambda advance: noted)
     train(pair, examples, vocab_size, work, steps=1, max_grad_norm=1e9, **changes)
     return noted.gradients
 
@@ -138,7 +143,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, tmp_pat
                 raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(trra, "ProgressCallback", lambda advance: Kill())
+        patch.setattr(trainings, "ProgressCallback", lambda advance: Kill())
         with pytest.raises(Killed):
             train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
     saved = sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*"))
@@ -175,7 +180,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path, pair,
                 model.lm_head.weight.grad[0, 0] = float("nan")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trra, "ProgressCallback", lambda advance: Breaks())
+        patch.setattr(trainings, "ProgressCallback", lambda advance: Breaks())
         with pytest.raises(TrainingDivergedError, match="the gradient of step 4 is not finite"):
             train(pair, examples, vocab_size, tmp_path / "work")
 
@@ -205,14 +210,8 @@ def test_a_full_disk_keeps_earlier_checkpoints(monkeypatch, tmp_path, pair, exam
 
 
 def make_realigner(pair, examples, tmp_path, teachers=TEACHERS, **changes):
-    return Realigner(
-        *pair,
-        examples,
-        parameters=make_parameters(**changes),
-        teachers=teachers,
-        teacher_cache=tmp_path / "cache",
-        work=tmp_path / "work",
-    )
+    fused = FusedTeachers(*pair, examples, teachers=teachers, teacher_cache=tmp_path / "cache")
+    return Realigner(fused, parameters=make_parameters(**changes), work=tmp_path / "work")
 
 
 def cache_for(realigner, pair, tmp_path):
@@ -220,8 +219,8 @@ def cache_for(realigner, pair, tmp_path):
         write_cache(
             tmp_path / "cache" / name,
             load_model(path, device=CPU),
-            realigner.examples,
-            realigner._cache_source(path),
+            realigner.teachers.examples,
+            realigner.teachers._cache_source(path),
             dtype=torch.float32,
             batch_size=4,
             shard_tokens=12,

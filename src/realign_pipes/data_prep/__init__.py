@@ -1,1 +1,1 @@
-"""From problems and a reference model to a calibration set and an evaluation set."""
+"""From problems and a reference model to the data sets that models are trained and evaluated on."""

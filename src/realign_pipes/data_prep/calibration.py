@@ -11,28 +11,28 @@ from realign_pipes.tasks.completion import THINK_CLOSE
 logger = logging.getLogger(__name__)
 
 
+def usable_rows(samples: Dataset) -> list[int]:
+    """Numbers of the rows that are right, finished, and think once. ValueError if there is none."""
+    columns = zip(samples["correct"], samples["finished"], samples["completion"], strict=True)
+    usable = [
+        index
+        for index, (correct, finished, completion) in enumerate(columns)
+        if correct and finished and completion.count(THINK_CLOSE) == 1
+    ]
+    if not usable:
+        raise ValueError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
+                         f"but none of these is finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
+    return usable
+
+
 def select_calibration(samples: Dataset, calibration: Calibration) -> Dataset:
     """The rows of `samples` that are right, finished, think once, and are of a length in bounds.
 
     Adds the columns `min_tokens` and `max_tokens`, the bounds asked for, so that the set says by itself what its
     lengths have to be. ValueError, with the lengths that there are, if nothing is left.
     """
-    columns = zip(
-        samples["problem_id"],
-        samples["correct"],
-        samples["finished"],
-        samples["completion"],
-        samples["completion_tokens"],
-        strict=True,
-    )
-    usable = [
-        (index, problem, tokens)
-        for index, (problem, correct, finished, completion, tokens) in enumerate(columns)
-        if correct and finished and completion.count(THINK_CLOSE) == 1
-    ]
-    if not usable:
-        raise ValueError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
-                         f"but none of these is finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
+    problems, lengths_of = samples["problem_id"], samples["completion_tokens"]
+    usable = [(index, problems[index], lengths_of[index]) for index in usable_rows(samples)]
     fitting = [row for row in usable if calibration.min_tokens <= row[2] <= calibration.max_tokens]
     lengths = [tokens for _, _, tokens in usable]
     seen = f"{min(lengths)} to {max(lengths)} tokens long, {statistics.median(lengths):.0f} in the median"

@@ -15,16 +15,16 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_callback import PrinterCallback
 
 from realign_pipes.demo.tokenizer import build_tokenizer
 from realign_pipes.demo.traces import SLIPS, slow_trace
 from realign_pipes.evaluation.sampling import sample_completions
 from realign_pipes.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining, ReasoningGymTask
 from realign_pipes.progress import progress_bar
-from realign_pipes.realignment.callbacks import ProgressCallback, last_complete_checkpoint
 from realign_pipes.realignment.checkpoints import default_device, fingerprint_model, load_model, load_tokenizer
+from realign_pipes.realignment.training import train
 from realign_pipes.resume import atomic_path, open_work
+from realign_pipes.tasks.completion import THINK_CLOSE
 from realign_pipes.tasks.grading import is_correct
 from realign_pipes.tasks.reasoning_gym_task import make_problems
 
@@ -48,12 +48,31 @@ def train_reference(parameters: DemoModels, work: Path) -> Path:
     draws = random.Random(training.seed)
     traces = [slow_trace(_expression(problem), parameters.traces, draws) for problem in problems]
     completions = tokenizer([trace + tokenizer.eos_token for trace in traces])["input_ids"]
-    examples = list(zip(_prompts(tokenizer, problems), completions, strict=True))
+    examples = [
+        cut_thinking(prompt, completion, tokenizer.convert_tokens_to_ids(THINK_CLOSE), draws)
+        if draws.random() < parameters.traces.cut_share
+        else (prompt, completion)
+        for prompt, completion in zip(_prompts(tokenizer, problems), completions, strict=True)
+    ]
     torch.manual_seed(training.seed)
     model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
     _train(model, tokenizer, examples, training, work / "trainer", "training the reference model")
     _save(model, tokenizer, checkpoint)
     return checkpoint
+
+
+def cut_thinking(
+    prompt: list[int], completion: list[int], think_close: int, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """The example with its thinking in the prompt, cut short and closed, and the solution alone to be learnt.
+
+    Half of the examples keep no thinking at all, the others up to a random token. So the model can answer after as
+    much thought as it was given, as models with hybrid thinking can; one that only ever saw finished thinking copies
+    its solution from there, and has nothing to say without. When to close it does not learn: that is in the prompt.
+    """
+    closed = completion.index(think_close)
+    kept = rng.choice([0, rng.randint(0, closed)])
+    return prompt + completion[:kept] + [think_close], completion[closed + 1 :]
 
 
 def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
@@ -193,17 +212,7 @@ def _train(
         dataloader_pin_memory=False,
         seed=training.seed,
     )
-    with progress_bar(description, training.steps) as advance:
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=collate,
-            callbacks=[ProgressCallback(advance)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        last = last_complete_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    train(Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate), description)
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> None:

@@ -1,8 +1,9 @@
 """Drawing completions with Transformers' `generate`, so that a completion depends on its own seed and nothing else."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,9 +74,11 @@ def sample_completions(
     keys: Sequence[str],
     sampling: Sampling,
     pad_token_id: int = 0,
+    arguments: Callable[[list[int]], dict[str, Any]] = lambda prompt_indices: {},
 ) -> Iterator[list[Completion]]:
     """Yield the completions of `prompts` (token ids), `sampling.samples` each, one batch after the other.
 
+    `arguments` gives further arguments of the model's `generate` for a batch, from the prompt index of each row.
     `keys` names each prompt for its random numbers. Prompts are left-padded; the longest are decoded first, so that
     rows of a batch are of like length and a batch that does not fit in memory fails at once.
     """
@@ -104,6 +107,7 @@ def sample_completions(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 logits_processor=LogitsProcessorList(processors),
+                **arguments([i for i, _ in batch]),
             )[:, width:].tolist()
         finally:
             model.generation_config = own_config

@@ -13,19 +13,13 @@ _TEMPLATE = """---
 
 # {{ title }}
 
-{{ reference_name }} moved by **alpha = {{ alpha }}** along what alignment did to {{ aligned_name }}
-(training-time realignment, "Flexible Realignment of Language Models", arXiv 2506.12704): a copy of the reference was
-trained to follow softmax((1 - alpha) z_reference + alpha z_aligned).
-{%- if iteration %} This is round {{ iteration }} of TrRa-iter: the aligned model was the round before it.{% endif %}
+{{ introduction }}
 
 | | |
 | --- | --- |
-| alpha | {{ alpha }} |
-| iteration | {{ iteration }} |
-| reference | `{{ reference_name }}`, fingerprint `{{ reference_fingerprint }}` |
-| aligned | `{{ aligned_name }}`, fingerprint `{{ aligned_fingerprint }}` |
-| calibration data | fingerprint `{{ data_fingerprint }}` |
-| commit | {{ commit }} |
+{% for name, value in facts.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor -%}
 
 ## Parameters
 
@@ -54,11 +48,11 @@ def checkpoint_name(path: Path) -> str:
     return path.name
 
 
-def write_model_card(folder: Path, *, title: str, tags: list[str], metadata: dict[str, Any]) -> None:
+def write_model_card(folder: Path, *, title: str, introduction: str, tags: list[str], metadata: dict[str, Any]) -> None:
     """Write README.md and realignment.json into the checkpoint `folder`.
 
-    `metadata` has `alpha`, `iteration`, `reference` and `aligned` (each `name` and `fingerprint`), `data_fingerprint`
-    and `parameters`; the commit and this package's version are added.
+    `metadata` has `parameters` and any facts: strings, numbers, or models (`name` and `fingerprint`). The commit and
+    this package's version are added.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -69,14 +63,14 @@ def write_model_card(folder: Path, *, title: str, tags: list[str], metadata: dic
         ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["realignment", *tags]),
         template_str=_TEMPLATE,
         title=title,
-        alpha=metadata["alpha"],
-        iteration=metadata["iteration"],
-        reference_name=metadata["reference"]["name"],
-        reference_fingerprint=metadata["reference"]["fingerprint"],
-        aligned_name=metadata["aligned"]["name"],
-        aligned_fingerprint=metadata["aligned"]["fingerprint"],
-        data_fingerprint=metadata["data_fingerprint"],
-        commit=metadata["commit"],
+        introduction=introduction,
+        facts={
+            name.replace("_", " "): f"`{fact['name']}`, fingerprint `{fact['fingerprint']}`"
+            if isinstance(fact, dict)
+            else fact
+            for name, fact in metadata.items()
+            if name not in ("parameters", "version")
+        },
         version=metadata["version"],
         parameters=json.dumps(metadata["parameters"], indent=2),
     )

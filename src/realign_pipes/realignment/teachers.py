@@ -24,6 +24,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from realign_pipes.parameters import Teachers
+from realign_pipes.progress import progress_bar
+from realign_pipes.realignment.checkpoints import (
+    check_pair,
+    default_device,
+    fingerprint_model,
+    fingerprint_tokenizer,
+    load_model,
+)
 from realign_pipes.resume import atomic_path
 
 
@@ -320,3 +329,64 @@ def open_cache(folder: Path, source: dict[str, str]) -> HiddenStateCache:
             raise CacheMismatchError(f"{folder / entry['file']} is missing, truncated or altered: it does not have the "
                                      f"checksum in the index. {remedy}")  # fmt: skip
     return HiddenStateCache(folder, index)
+
+
+class FusedTeachers:
+    """The teachers that one pair of models makes over one calibration set.
+
+    Everything is checked here, before the first training: both checkpoints, that their tokenizers are one, and (with
+    cached teachers) that the cache is whole and was made from just these models and data.
+    """
+
+    def __init__(
+        self, reference: Path, aligned: Path, examples: Dataset, *, teachers: Teachers, teacher_cache: Path
+    ) -> None:
+        self.reference, self.examples = reference, examples.select_columns(["id", "prompt_ids", "completion_ids"])
+        self.teachers = teachers
+        self.tokenizer = check_pair(reference, aligned)
+        self.tokenizer_fingerprint = fingerprint_tokenizer(self.tokenizer)
+        self.device = default_device()
+        self.data_fingerprint = fingerprint_examples(self.examples)
+        self.fingerprints = {path: fingerprint_model(path) for path in (reference, aligned)}
+        self.caches: dict[Path, HiddenStateCache] = {}
+        if teachers.mode == "cached":
+            for path, name in ((reference, "reference"), (aligned, "aligned")):
+                self.caches[path] = open_cache(teacher_cache / name, self._cache_source(path))
+
+    def fingerprint(self, model: Path) -> str:
+        """`fingerprint_model`, computed once for each checkpoint."""
+        if model not in self.fingerprints:
+            self.fingerprints[model] = fingerprint_model(model)
+        return self.fingerprints[model]
+
+    def teacher(self, aligned: Path, cache_folder: Path) -> Teacher:
+        """The reference fused with `aligned`. One that has no cache yet gets it in `cache_folder`, if cached at all."""
+        if self.teachers.mode == "online":
+            reference_model, aligned_model = (
+                load_model(path, device=self.device) for path in (self.reference, aligned)
+            )
+            check_linear_head(reference_model, "reference")
+            check_linear_head(aligned_model, "aligned model")
+            return OnlineTeacher(reference_model, aligned_model)
+        if aligned not in self.caches:  # a later round: its aligned model was trained a moment ago
+            model = load_model(aligned, device=self.device)
+            with progress_bar(f"caching {aligned.parent.name}'s hidden states", len(self.examples)) as advance:
+                write_cache(
+                    cache_folder,
+                    model,
+                    self.examples,
+                    self._cache_source(aligned),
+                    dtype=cache_dtype(self.teachers.dtype, model),
+                    batch_size=self.teachers.batch_size,
+                    shard_tokens=self.teachers.shard_tokens,
+                    advance=advance,
+                )
+            self.caches[aligned] = open_cache(cache_folder, self._cache_source(aligned))
+        return CachedTeacher(self.caches[self.reference], self.caches[aligned], self.device)
+
+    def _cache_source(self, model: Path) -> dict[str, str]:
+        return {
+            "model": self.fingerprint(model),
+            "tokenizer": self.tokenizer_fingerprint,
+            "data": self.data_fingerprint,
+        }

@@ -4,7 +4,6 @@
 for TrRa-iter with the last round's student as the aligned model. `kedro run --pipeline trra` runs it.
 """
 
-import math
 import shutil
 from pathlib import Path
 from types import MethodType
@@ -13,64 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
 
-from realign_pipes.parameters import Teachers, TrRa
-from realign_pipes.progress import progress_bar
-from realign_pipes.realignment.callbacks import ProgressCallback, last_complete_checkpoint
-from realign_pipes.realignment.checkpoints import (
-    check_pair,
-    copy_tokenizer,
-    default_device,
-    fingerprint_model,
-    fingerprint_tokenizer,
-    load_model,
-)
+from realign_pipes.parameters import Distillation, Training, TrRa
+from realign_pipes.realignment.checkpoints import copy_tokenizer, load_model
 from realign_pipes.realignment.fused_loss import fused_linear_divergence
 from realign_pipes.realignment.fusion import Divergence
 from realign_pipes.realignment.model_card import checkpoint_name, write_model_card
 from realign_pipes.realignment.teachers import (
-    CachedTeacher,
-    HiddenStateCache,
-    OnlineTeacher,
+    FusedTeachers,
     Teacher,
     TeacherSignal,
-    cache_dtype,
-    check_linear_head,
     collate,
     completion_hidden_states,
-    fingerprint_examples,
-    open_cache,
-    write_cache,
 )
+from realign_pipes.realignment.training import TrainingDivergedError, train, trainer_arguments
 from realign_pipes.resume import atomic_path, open_work
-
-
-class TrainingDivergedError(ArithmeticError):
-    """The loss became NaN or infinite."""
-
-
-class FiniteGradients(TrainerCallback):
-    """Stops a training before gradients that are NaN or infinite reach the weights."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            raise TrainingDivergedError(
-                f"the gradient of step {state.global_step + 1} is not finite. Checkpoints saved before it are in "
-                f"{args.output_dir}, until a run with other parameters starts over."
-            )
 
 
 class TrRaTrainer(Trainer):
@@ -153,104 +110,50 @@ class TrRaTrainer(Trainer):
 
 
 def train_trra(
-    reference: Path,
+    student: PreTrainedModel,
     teacher: Teacher,
     alpha: float,
     examples: Dataset,
     *,
-    parameters: TrRa,
+    training: Training,
+    distillation: Distillation,
     vocab_size: int,
-    device: torch.device,
     work: Path,
     description: str,
-) -> PreTrainedModel:
-    """A copy of the checkpoint `reference`, trained to follow the teacher's softmax(z(alpha)).
+) -> None:
+    """Train `student` in place to follow the teacher's softmax(z(alpha)); parameters that are frozen stay as they are.
 
     `examples` has the columns `id`, `prompt_ids` and `completion_ids`; only completion tokens count in the loss.
     `work` holds the training state: a training that was interrupted there goes on from its last checkpoint.
-    `vocab_size` is the tokenizer's. Trains in float32, under bfloat16 autocast where the device has it; the result is
-    in the dtype of the reference's checkpoint.
+    `vocab_size` is the tokenizer's.
     """
-    saved_dtype = AutoConfig.from_pretrained(reference).dtype or torch.float32
-    student = load_model(reference, device=device, dtype=torch.float32)
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=parameters.steps,
-        per_device_train_batch_size=parameters.micro_batch_size,
-        gradient_accumulation_steps=parameters.batch_size // parameters.micro_batch_size,
-        learning_rate=parameters.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(parameters.warmup_ratio * parameters.steps),
-        weight_decay=parameters.weight_decay,
-        max_grad_norm=parameters.max_grad_norm,
-        activation_checkpointing=parameters.gradient_checkpointing,
-        use_cpu=device.type == "cpu",
-        bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
-        save_steps=parameters.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        seed=parameters.seed,
-        data_seed=parameters.seed,
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    arguments = TrainingArguments(**trainer_arguments(training, student.device, work), remove_unused_columns=False)
     pad = student.config.pad_token_id or 0
 
     def collate_rows(batch: list[Any]) -> dict[str, torch.Tensor]:
         return {**collate(batch, pad), "row": torch.tensor([example["row"] for example in batch])}
 
-    with progress_bar(description, parameters.steps) as advance:
-        trainer = TrRaTrainer(
-            model=student,
-            teacher=teacher,
-            alpha=alpha,
-            divergence=parameters.divergence,
-            temperature=parameters.temperature,
-            vocab_size=vocab_size,
-            chunk_tokens=parameters.chunk_tokens,
-            args=arguments,
-            train_dataset=examples.add_column("row", np.arange(len(examples))),
-            data_collator=collate_rows,
-            callbacks=[ProgressCallback(advance), FiniteGradients()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        last = last_complete_checkpoint(work)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    trainer = TrRaTrainer(
+        model=student,
+        teacher=teacher,
+        alpha=alpha,
+        divergence=distillation.divergence,
+        temperature=distillation.temperature,
+        vocab_size=vocab_size,
+        chunk_tokens=distillation.chunk_tokens,
+        args=arguments,
+        train_dataset=examples.add_column("row", np.arange(len(examples))),
+        data_collator=collate_rows,
+    )
+    train(trainer, description)
     del student.forward  # the class's own again
-    return student.to(dtype=saved_dtype).eval()
 
 
 class Realigner:
-    """TrRa of one pair of models over one calibration set, at any alpha and for any number of rounds.
+    """TrRa of one pair of models over one calibration set, at any alpha and for any number of rounds."""
 
-    Everything is checked here, before the first training: both checkpoints, that their tokenizers are one, and (with
-    cached teachers) that the cache is whole and was made from just these models and data.
-    """
-
-    def __init__(
-        self,
-        reference: Path,
-        aligned: Path,
-        examples: Dataset,
-        *,
-        parameters: TrRa,
-        teachers: Teachers,
-        teacher_cache: Path,
-        work: Path,
-    ) -> None:
-        self.reference, self.examples = reference, examples.select_columns(["id", "prompt_ids", "completion_ids"])
-        self.parameters, self.teachers, self.work = parameters, teachers, work
-        self.tokenizer = check_pair(reference, aligned)
-        self.tokenizer_fingerprint = fingerprint_tokenizer(self.tokenizer)
-        self.device = default_device()
-        self.data_fingerprint = fingerprint_examples(self.examples)
-        self.fingerprints = {path: fingerprint_model(path) for path in (reference, aligned)}
-        self.caches: dict[Path, HiddenStateCache] = {}
-        if teachers.mode == "cached":
-            for path, name in ((reference, "reference"), (aligned, "aligned")):
-                self.caches[path] = open_cache(teacher_cache / name, self._cache_source(path))
+    def __init__(self, teachers: FusedTeachers, *, parameters: TrRa, work: Path) -> None:
+        self.teachers, self.parameters, self.work = teachers, parameters, work
 
     def realign(self, name: str, alpha: float, iteration: int, aligned: Path) -> Path:
         """The finished checkpoint folder of one round, trained now or found finished in the work folder.
@@ -258,70 +161,54 @@ class Realigner:
         `aligned` is the aligned model in round 0 and the last round's result after it. A training that was
         interrupted goes on from its last saved step.
         """
-        if aligned not in self.fingerprints:
-            self.fingerprints[aligned] = fingerprint_model(aligned)
+        reference = self.teachers.reference
         parameters = self.parameters.model_dump(exclude={"alphas", "iterations", "iteration_alphas"})
         metadata = {
             "method": "TrRa",
             "alpha": alpha,
             "iteration": iteration,
-            "reference": {"name": checkpoint_name(self.reference), "fingerprint": self.fingerprints[self.reference]},
+            "reference": {"name": checkpoint_name(reference), "fingerprint": self.teachers.fingerprint(reference)},
             "aligned": {
                 "name": aligned.parent.name if iteration else checkpoint_name(aligned),
-                "fingerprint": self.fingerprints[aligned],
+                "fingerprint": self.teachers.fingerprint(aligned),
             },
-            "data_fingerprint": self.data_fingerprint,
-            "parameters": {**parameters, "teachers": self.teachers.model_dump(include={"mode", "dtype"})},
+            "data_fingerprint": self.teachers.data_fingerprint,
+            "parameters": {**parameters, "teachers": self.teachers.teachers.model_dump(include={"mode", "dtype"})},
         }
         work = open_work(self.work / name, metadata)
         finished = work / "checkpoint"
         if not finished.exists():
-            student = train_trra(
-                self.reference,
-                self._teacher(aligned, work / "aligned_cache"),
+            student = load_model(reference, device=self.teachers.device, dtype=torch.float32)
+            train_trra(
+                student,
+                self.teachers.teacher(aligned, work / "aligned_cache"),
                 alpha,
-                self.examples,
-                parameters=self.parameters,
-                vocab_size=len(self.tokenizer),
-                device=self.device,
+                self.teachers.examples,
+                training=self.parameters,
+                distillation=self.parameters,
+                vocab_size=len(self.teachers.tokenizer),
                 work=work / "trainer",
                 description=f"training {name}",
             )
+            student.to(dtype=AutoConfig.from_pretrained(reference).dtype or torch.float32)
             with atomic_path(finished) as temporary:
                 student.save_pretrained(temporary)
-                copy_tokenizer(self.reference, temporary)
-                write_model_card(temporary, title=name, tags=["trra"], metadata=metadata)
+                copy_tokenizer(reference, temporary)
+                write_model_card(
+                    temporary, title=name, introduction=_introduction(metadata), tags=["trra"], metadata=metadata
+                )
             shutil.rmtree(work / "trainer")
             shutil.rmtree(work / "aligned_cache", ignore_errors=True)  # of a later round's own aligned model
         return finished
 
-    def _teacher(self, aligned: Path, cache_folder: Path) -> Teacher:
-        if self.teachers.mode == "online":
-            reference_model, aligned_model = (
-                load_model(path, device=self.device) for path in (self.reference, aligned)
-            )
-            check_linear_head(reference_model, "reference")
-            check_linear_head(aligned_model, "aligned model")
-            return OnlineTeacher(reference_model, aligned_model)
-        if aligned not in self.caches:  # a later round: its aligned model was trained a moment ago
-            model = load_model(aligned, device=self.device)
-            with progress_bar(f"caching {aligned.parent.name}'s hidden states", len(self.examples)) as advance:
-                write_cache(
-                    cache_folder,
-                    model,
-                    self.examples,
-                    self._cache_source(aligned),
-                    dtype=cache_dtype(self.teachers.dtype, model),
-                    batch_size=self.teachers.batch_size,
-                    shard_tokens=self.teachers.shard_tokens,
-                    advance=advance,
-                )
-            self.caches[aligned] = open_cache(cache_folder, self._cache_source(aligned))
-        return CachedTeacher(self.caches[self.reference], self.caches[aligned], self.device)
 
-    def _cache_source(self, model: Path) -> dict[str, str]:
-        return {
-            "model": self.fingerprints[model],
-            "tokenizer": self.tokenizer_fingerprint,
-            "data": self.data_fingerprint,
-        }
+def _introduction(metadata: dict[str, Any]) -> str:
+    """What the model card says first."""
+    text = (
+        f"{metadata['reference']['name']} moved by **alpha = {metadata['alpha']}** along what alignment did to "
+        f'{metadata["aligned"]["name"]} (training-time realignment, "Flexible Realignment of Language Models", arXiv '
+        "2506.12704): a copy of the reference was trained to follow softmax((1 - alpha) z_reference + alpha z_aligned)."
+    )
+    if metadata["iteration"]:
+        text += f" This is round {metadata['iteration']} of TrRa-iter: the aligned model was the round before it."
+    return text

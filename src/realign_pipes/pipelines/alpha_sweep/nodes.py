@@ -13,11 +13,15 @@ def sweep(
     reference_model: Path,
     aligned_model: Path,
     trra_checkpoints: dict[str, Path],
+    inra_checkpoint: Path,
     evaluation_set: Any,
     work_dir: Path,
-) -> dict[str, Any]:
-    """Graded completions by candidate. Candidates that an interrupted run finished are not measured again."""
-    from realign_pipes.evaluation.sweep import Candidate, evaluate
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Graded completions by candidate, and by candidate inside token budgets.
+
+    Candidates that an interrupted run finished are not measured again.
+    """
+    from realign_pipes.evaluation.sweep import Candidate, Evaluator, evaluate_budgets
     from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
     from realign_pipes.realignment.model_card import read_metadata
 
@@ -31,26 +35,35 @@ def sweep(
         ),
     ]
     fingerprints = {path: fingerprint_model(path) for path in (reference_model, aligned_model)}
+    stages = {**dict.fromkeys(trra_checkpoints.values(), "trra"), inra_checkpoint: "inra"}
+    for path, stage in stages.items():
+        if read_metadata(path)["reference"]["fingerprint"] != fingerprints[reference_model]:
+            raise ValueError(f"{path} was trained from another reference than {reference_model}. "
+                             f"Run the stage {stage} again: kedro run --pipeline {stage}")  # fmt: skip
+        fingerprints[path] = fingerprint_model(path)
     for name, path in trra_checkpoints.items():
         made = read_metadata(path)
-        if made["reference"]["fingerprint"] != fingerprints[reference_model]:
-            raise ValueError(f"{path} was trained from another reference than {reference_model}. "
-                             "Run the stage trra again: kedro run --pipeline trra")  # fmt: skip
-        fingerprints[path] = fingerprint_model(path)
         candidates.append(Candidate(name, "trra_iter" if made["iteration"] else "trra", made["alpha"], (path,)))
-    return {
-        candidate.name: evaluate(
-            candidate,
-            fingerprints,
-            evaluation_set,
-            data_prep.tasks,
-            parameters.sampling,
-            tokenizer=tokenizer,
-            device=default_device(),
-            work=work_dir / "alpha_sweep" / candidate.name,
-        )
-        for candidate in candidates
-    }
+    inra = [Candidate(f"inra-{alpha:g}", "inra", alpha, (inra_checkpoint,)) for alpha in parameters.inra_alphas]
+    evaluator = Evaluator(
+        evaluation_set,
+        data_prep.tasks,
+        fingerprints=fingerprints,
+        tokenizer=tokenizer,
+        device=default_device(),
+        work=work_dir / "alpha_sweep",
+    )
+    generations = {}
+    for together in [*([candidate] for candidate in candidates), inra]:  # all alphas of InRa are one model
+        generations.update(evaluator.evaluate(together, parameters.sampling))
+    return generations, evaluate_budgets(
+        evaluator,
+        reference_model,
+        inra_checkpoint,
+        parameters.budgets.tokens,
+        parameters.budgets.ramp,
+        parameters.sampling,
+    )
 
 
 def summarise(parameters: AlphaSweep, generations: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""data_prep: the calibration set and the evaluation set."""
+"""data_prep: what the models are calibrated, trained and evaluated on."""
 
 from realign_pipes.pipelines.data_prep.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Nodes of data_prep: completions to calibrate on, the calibration set chosen from them, and the evaluation set."""
+"""Nodes of data_prep: completions to calibrate on, the training sets made from them, and the evaluation set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,20 @@ def select_calibration(parameters: DataPrep, calibration_samples: Dataset) -> Da
     from realign_pipes.data_prep import calibration
 
     return calibration.select_calibration(calibration_samples, parameters.calibration)
+
+
+def make_short_solutions(parameters: DataPrep, reference_model: Path, calibration_samples: Dataset) -> Dataset:
+    """Solutions of the right completions without their thinking, for the SFT of InRa's adapter."""
+    from realign_pipes.data_prep import adapter_data
+
+    return adapter_data.make_short_solutions(parameters, reference_model, calibration_samples)
+
+
+def make_preference_pairs(reference_model: Path, calibration_samples: Dataset) -> Dataset:
+    """Short right completions against long or wrong ones, for the DPO of InRa's adapter."""
+    from realign_pipes.data_prep import adapter_data
+
+    return adapter_data.make_preference_pairs(reference_model, calibration_samples)
 
 
 def make_evaluation_set(parameters: DataPrep, reference_model: Path, calibration_samples: Dataset) -> Dataset:

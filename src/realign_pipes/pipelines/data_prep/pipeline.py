@@ -1,12 +1,18 @@
-"""data_prep: the calibration set and the evaluation set."""
+"""data_prep: what the models are calibrated, trained and evaluated on."""
 
 from kedro.pipeline import Node, Pipeline
 
-from realign_pipes.pipelines.data_prep.nodes import collect_samples, make_evaluation_set, select_calibration
+from realign_pipes.pipelines.data_prep.nodes import (
+    collect_samples,
+    make_evaluation_set,
+    make_preference_pairs,
+    make_short_solutions,
+    select_calibration,
+)
 
 
 def create_pipeline() -> Pipeline:
-    """Both models → calibration_samples → calibration_set, evaluation_set."""
+    """Both models → calibration_samples → calibration_set, short_solutions, preference_pairs, evaluation_set."""
     return Pipeline(
         [
             Node(
@@ -20,6 +26,18 @@ def create_pipeline() -> Pipeline:
                 inputs=["params:data_prep", "calibration_samples"],
                 outputs="calibration_set",
                 name="select_calibration",
+            ),
+            Node(
+                make_short_solutions,
+                inputs=["params:data_prep", "reference_model", "calibration_samples"],
+                outputs="short_solutions",
+                name="make_short_solutions",
+            ),
+            Node(
+                make_preference_pairs,
+                inputs=["reference_model", "calibration_samples"],
+                outputs="preference_pairs",
+                name="make_preference_pairs",
             ),
             Node(
                 make_evaluation_set,

@@ -16,17 +16,13 @@ def train_students(
     work_dir: Path,
 ) -> dict[str, Path]:
     """Checkpoints by name (`trra-1.5`, `trra-iter1-1.5`). One that an earlier run finished is not trained again."""
+    from realign_pipes.realignment.teachers import FusedTeachers
     from realign_pipes.realignment.trra import Realigner
 
-    realigner = Realigner(
-        reference_model,
-        aligned_model,
-        calibration_set,
-        parameters=parameters,
-        teachers=teachers,
-        teacher_cache=teacher_cache,
-        work=work_dir / "trra",
+    fused = FusedTeachers(
+        reference_model, aligned_model, calibration_set, teachers=teachers, teacher_cache=teacher_cache
     )
+    realigner = Realigner(fused, parameters=parameters, work=work_dir / "trra")
     checkpoints = {}
     for alpha in parameters.alphas:
         rounds = 1 + (parameters.iterations if alpha in parameters.iteration_alphas else 0)

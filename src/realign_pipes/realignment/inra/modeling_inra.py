@@ -150,6 +150,15 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         self.expanded.save_pretrained(save_directory, **kwargs)
         self.inra.save(Path(save_directory))
 
+    def base_model_view(self) -> PreTrainedModel:
+        """Stream R alone: the base model as a stock model whose weights are this model's own, not copies."""
+        shared = {id(tensor): tensor for tensor in (*self.expanded.parameters(), *self.expanded.buffers())}
+        base = copy.deepcopy(self.expanded, shared)
+        layers, count = decoder_layers(base), self.inra.num_adapter_layers
+        del layers[slice(0, count) if self.inra.placement == "bottom" else slice(-count, None)]
+        _set_config(base, copy.deepcopy(self.config))
+        return base
+
     # -- running -------------------------------------------------------------------------------------------------------
     def forward(
         self,
