@@ -1,4 +1,4 @@
-"""The sweep's two interactive figures: what correctness costs in tokens, and both against alpha."""
+"""The interactive figures: what correctness costs in tokens, both against alpha, and thinking inside a budget."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from realign_pipes.evaluation.metrics import pareto_front
-from realign_pipes.reporting.tables import KIND_LABELS, alpha_text, overall_rows, percent, reduction_text, tokens_text
+from realign_pipes.reporting.tables import (
+    BUDGET_LABELS,
+    KIND_LABELS,
+    alpha_text,
+    difference_text,
+    interval_text,
+    overall_rows,
+    percent,
+    reduction_text,
+    tokens_text,
+)
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
 COLOURS = {
@@ -39,6 +49,8 @@ LAYOUT = {
 }
 PANELS = {"dera": ["dera"], "trra": ["trra", "trra_iter"], "inra": ["inra"]}
 """Panels of the alpha figure and the kinds that each shows."""
+BUDGET_LOOKS = {"truncation": (COLOURS["reference"], "circle"), "token_budget": (COLOURS["inra"], "cross")}
+"""Colour and marker: truncation cuts off the reference, and the schedule is InRa's."""
 TITLES = {**KIND_LABELS, "trra_iter": "TrRa-iter (triangles)"}
 
 
@@ -161,6 +173,53 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
             figure.update_yaxes(title_text="pass@1, %", secondary_y=False, col=column)
         if last:
             figure.update_yaxes(title_text="mean tokens per completion", secondary_y=True, col=column)
+    return figure
+
+
+def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
+    """Thinking inside a budget: pass@1 with its 95 % interval (left) and the truncated share (right) at each budget.
+
+    One line for plain truncation and one for the schedule `TokenBudget`. Without budgets the figure says so.
+    """
+    if budget_results.empty:
+        note = {"text": "No token budgets were measured.", "showarrow": False, "font": {"size": 16}}
+        hidden = {"visible": False}
+        return go.Figure(layout={**LAYOUT, "height": 160, "annotations": [note], "xaxis": hidden, "yaxis": hidden})
+    figure = make_subplots(cols=2, subplot_titles=["pass@1", "Truncated completions"], horizontal_spacing=0.09)
+    for kind, label in BUDGET_LABELS.items():
+        one = budget_results[budget_results["kind"] == kind]
+        colour, symbol = BUDGET_LOOKS[kind]
+        hover = [
+            f"<b>{label}</b>, budget {row.budget}<br>pass@1 % {interval_text(row)}<br>"
+            f"difference {difference_text(row)}<br>tokens {tokens_text(row.mean_tokens)}<br>"
+            f"truncated {percent(row.truncated)} %"
+            for row in one.itertuples()
+        ]
+        for column, share in enumerate(("pass_at_1", "truncated"), start=1):
+            figure.add_scatter(
+                x=one["budget"],
+                y=100 * one[share],
+                error_y=_interval(one, thickness=1) if column == 1 else None,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"symbol": symbol, "size": 9, "color": colour},
+                name=label,
+                legendgroup=kind,
+                showlegend=column == 1,
+                customdata=hover,
+                hovertemplate="%{customdata}<extra></extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_layout(
+        **LAYOUT,
+        height=420,
+        margin={"l": 70, "r": 30, "t": 90, "b": 60},
+        legend={"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0},
+    )
+    figure.update_xaxes(title_text="token budget", tickvals=sorted(set(budget_results["budget"])), matches="x")
+    figure.update_yaxes(title_text="pass@1, %", range=[-3, 103], col=1)
+    figure.update_yaxes(title_text="truncated, %", range=[-3, 103], col=2)
     return figure
 
 
