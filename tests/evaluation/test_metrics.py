@@ -1,11 +1,13 @@
 """Metrics against hand-computed values, the paper's table and scipy's bootstrap."""
 
+import zlib
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from realign_pipes.evaluation.metrics import bootstrap_means, pareto_front, summarise_sweep
+from realign_pipes.evaluation.metrics import bootstrap_means, pareto_front, summarise_budgets, summarise_sweep
 
 # tokens on AIME24, AIME25 and MATH-500, and the reduction that the paper prints
 PAPER = {
@@ -223,3 +225,112 @@ def test_pareto_front():
     correct = np.array([0.5, 0.7, 0.6, 0.7, 0.5, 0.9])
     # 20/0.6 and 30/0.7 are beaten by 20/0.7; the two equal points do not beat each other
     assert pareto_front(tokens, correct).tolist() == [True, True, False, False, True, True]
+
+
+def budget_frame(kind: str, budget: int, correct: dict, tokens: dict | None = None) -> pd.DataFrame:
+    """A frame of budget_generations; completions as long as the budget were cut off."""
+    made = frame(f"{kind}-{budget}", correct, tokens, kind=kind, budget=budget)
+    return made.assign(finished=made["completion_tokens"] < budget)
+
+
+def summarise_budget_frames(*frames: pd.DataFrame, samples: int = 200, seed: int = 0) -> pd.DataFrame:
+    generations = {f"partition-{number}": one for number, one in enumerate(frames)}
+    return summarise_budgets(generations, bootstrap_samples=samples, bootstrap_seed=seed)
+
+
+def test_hand_computed_budgets():
+    results = summarise_budget_frames(
+        budget_frame(
+            "token_budget",
+            100,
+            {"a": [[1, 1], [1, 1]], "b": [[1, 0], [1, 1], [1, 1]]},
+            {"a": [[10, 20], [30, 40]], "b": [[100, 50], [60, 70], [80, 60]]},
+        ),
+        budget_frame("truncation", 32, {"a": [[0, 0], [0, 0]], "b": [[0, 0], [0, 0], [0, 1]]}),
+        budget_frame(
+            "truncation",
+            100,
+            {"a": [[1, 0], [1, 1]], "b": [[0, 0], [1, 0], [0, 0]]},
+            {"a": [[100, 20], [100, 40]], "b": [[100, 100], [100, 70], [80, 60]]},
+        ),
+    )
+    assert results["candidate"].tolist() == ["truncation-32", "truncation-100", "token_budget-100"]
+    assert results["kind"].tolist() == ["truncation", "truncation", "token_budget"]
+    assert results["budget"].tolist() == [32, 100, 100]
+    # plain means over the two tasks, not over the five problems
+    assert results["pass_at_1"].tolist() == pytest.approx([1 / 12, (3 / 4 + 1 / 6) / 2, (1 + 5 / 6) / 2])
+    assert results["difference"].tolist() == pytest.approx([0, 0, (1 / 4 + 4 / 6) / 2])
+    assert results["truncated"].tolist() == pytest.approx([0, (2 / 4 + 3 / 6) / 2, (0 + 1 / 6) / 2])
+    assert results["mean_tokens"].tolist() == pytest.approx([10, (260 / 4 + 510 / 6) / 2, (100 / 4 + 420 / 6) / 2])
+    truncation = results[results["kind"] == "truncation"]
+    assert (truncation[["difference_low", "difference_high"]] == 0).all(axis=None)
+
+
+def test_budget_intervals_agree_with_a_loop_over_resamples():
+    sizes = {"a": 30, "b": 45}
+    correct = {
+        (kind, budget): {task: random_correct(10 * number + len(task), size, 3, rate) for task, size in sizes.items()}
+        for number, (kind, budget, rate) in enumerate(
+            [("truncation", 24, 0.2), ("token_budget", 24, 0.7), ("truncation", 64, 0.85), ("token_budget", 64, 0.9)]
+        )
+    }
+    frames = [budget_frame(kind, budget, answers) for (kind, budget), answers in correct.items()]
+    results = summarise_budget_frames(*frames, samples=1300, seed=7)
+
+    generators = {task: np.random.default_rng([7, zlib.crc32(task.encode())]) for task in sizes}
+    resampled: dict[tuple[str, int], list[float]] = {candidate: [] for candidate in correct}
+    for _ in range(1300):
+        drawn = {  # problems in the order of their ids
+            task: np.repeat(sorted(range(size), key=str), generators[task].multinomial(size, [1 / size] * size))
+            for task, size in sizes.items()
+        }
+        for candidate, answers in correct.items():
+            by_task = [np.mean([np.mean(answers[task][problem]) for problem in drawn[task]]) for task in sizes]
+            resampled[candidate].append(float(np.mean(by_task)))
+    for one in results.itertuples():
+        means = np.array(resampled[one.kind, one.budget])
+        differences = means - np.array(resampled["truncation", one.budget])
+        assert (one.pass_at_1_low, one.pass_at_1_high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+        expected = pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])))
+        assert (one.difference_low, one.difference_high) == expected
+    assert results["difference_low"].gt(0).tolist() == [False, True, False, False]
+
+
+def test_budgets_and_sweep_draw_the_same_resamples():
+    correct = {task: random_correct(number, 30, 2, 0.6) for number, task in enumerate("ab")}
+    budgets = summarise_budget_frames(budget_frame("truncation", 24, correct), seed=4).iloc[0]
+    sweep = row(summarise(frame("reference", correct), seed=4), "reference")
+    same = ["pass_at_1", "pass_at_1_low", "pass_at_1_high"]
+    assert budgets[same].tolist() == sweep[same].tolist()
+
+
+def test_no_budgets_give_no_rows():
+    results = summarise_budgets({}, bootstrap_samples=10, bootstrap_seed=0)
+    assert results.empty
+    assert results.columns.tolist() == summarise_budget_frames(budget_frame("truncation", 24, TWO)).columns.tolist()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            budget_frame("token_budget", 48, TWO),
+            r"budget 48 of candidate token_budget-48 has no candidate of kind trunc",
+        ),
+        (
+            budget_frame("token_budget", 24, {"a": [[1, 0]]}),
+            r"token_budget-24 was not measured .* of truncation-24: .* l",
+        ),
+        (budget_frame("token_budget", 24, TWO).drop(columns="budget"), r"of partition-1 lack the columns \['budget'\]"),
+        (budget_frame("token_budget", 24, TWO).head(0), r"partition-1 hold no completion"),
+        (budget_frame("reference", 24, TWO), r"kind 'reference'; known kinds are truncation, token_budget"),
+        (budget_frame("truncation", 24, TWO).assign(candidate="b"), r"24 has two candidates of kind truncation: .*, b"),
+        (
+            budget_frame("token_budget", 24, TWO).assign(budget=[24, 24, 48, 48]),
+            r"several values of budget: \[24, 48\]",
+        ),
+    ],
+)
+def test_budgets_that_cannot_be_compared_are_refused(broken: pd.DataFrame, message: str):
+    with pytest.raises(ValueError, match=message):
+        summarise_budget_frames(budget_frame("truncation", 24, TWO), broken)

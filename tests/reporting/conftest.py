@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from realign_pipes.evaluation.metrics import summarise_sweep
+from realign_pipes.evaluation.metrics import summarise_budgets, summarise_sweep
 
 # candidate: (kind, alpha, probability of a correct answer, mean tokens, seconds)
 CANDIDATES: dict[str, tuple[str, float, float, float, float]] = {
@@ -107,6 +107,39 @@ def generations() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="session")
 def sweep_results(generations: dict) -> pd.DataFrame:
     return summarise_sweep(generations, bootstrap_samples=2000, bootstrap_seed=0)
+
+
+@pytest.fixture(scope="session")
+def budget_results() -> pd.DataFrame:
+    """Truncation and TokenBudget at three budgets: shares of 40 problems that finish, and of them are correct."""
+    generations = {}
+    for kind, budget, finished, correct in [
+        ("truncation", 24, 2, 2),
+        ("token_budget", 24, 36, 30),
+        ("truncation", 48, 24, 23),
+        ("token_budget", 48, 38, 37),
+        ("truncation", 96, 40, 39),
+        ("token_budget", 96, 40, 38),
+    ]:
+        generations[f"{kind}-{budget}"] = pd.DataFrame(
+            {
+                "candidate": f"{kind}-{budget}",
+                "kind": kind,
+                "budget": budget,
+                "task": "chain_sum",
+                "problem_id": [f"chain_sum-{problem:04d}" for problem in range(40)],
+                "sample": 0,
+                "completion_tokens": [20 if problem < finished else budget for problem in range(40)],
+                "finished": [problem < finished for problem in range(40)],
+                "correct": [problem < correct for problem in range(40)],
+            }
+        )
+    return summarise_budgets(generations, bootstrap_samples=500, bootstrap_seed=0)
+
+
+@pytest.fixture(scope="session")
+def no_budgets() -> pd.DataFrame:
+    return summarise_budgets({}, bootstrap_samples=500, bootstrap_seed=0)
 
 
 @pytest.fixture(scope="session")

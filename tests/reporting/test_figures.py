@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from realign_pipes.evaluation.metrics import summarise_sweep
-from realign_pipes.reporting.figures import alpha_figure, pareto_figure
+from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
 
 
 def traces(figure: go.Figure) -> dict[str, go.Scatter]:
@@ -79,3 +79,53 @@ def test_a_sweep_of_the_two_models_alone_draws(make_sweep: Callable):
     results = summarise_sweep(pair, bootstrap_samples=20, bootstrap_seed=0)
     assert "Aligned" in traces(pareto_figure(results))
     assert [trace.x[0] for trace in alpha_figure(results).data if trace.x[0] is not None] == [0, 0, 1, 1]
+
+
+def test_labels_of_points_that_coincide_stand_apart(make_sweep: Callable):
+    generations = make_sweep(problems=10)
+    for name in ("inra_0.75", "inra_1.0", "inra_1.25"):  # three copies of one result
+        generations[name] = generations["inra_0.5"].assign(candidate=name, alpha=float(name[5:]))
+    shown = traces(pareto_figure(summarise_sweep(generations, bootstrap_samples=20, bootstrap_seed=0)))
+    inra = shown["InRa"]
+    assert len({(inra.x[point], inra.y[point]) for point in range(3, 7)}) == 1
+    places = [inra.textposition[point] for point in range(3, 7) if inra.text[point]]
+    assert places and len(set(places)) == len(places)
+    assert inra.text[0] == "−0.25" and inra.textposition[0] == "top right"  # alone, where its kind's labels stand
+    assert set(shown["Reference"].text) == set(shown["Aligned"].text) == {""}
+
+
+def test_a_label_keeps_off_markers_and_intervals_of_other_kinds(sweep_results: pd.DataFrame):
+    # Below TrRa's point to the right, where its label would stand, is the end of DeRa's interval.
+    trra, dera = (overall(sweep_results, kind).iloc[0].copy() for kind in ("trra", "dera"))
+    trra[["mean_tokens", "pass_at_1", "pass_at_1_low", "pass_at_1_high"]] = [50, 0.9, 0.9, 0.9]
+    dera[["mean_tokens", "pass_at_1", "pass_at_1_low", "pass_at_1_high"]] = [51, 0.7, 0.5, 0.89]
+    rows = pd.concat([overall(sweep_results, "reference"), pd.DataFrame([dera, trra])])
+    assert traces(pareto_figure(rows))["TrRa"].textposition[0] == "top left"
+    rows.loc[rows["kind"] == "dera", "pass_at_1_high"] = 0.75
+    assert traces(pareto_figure(rows))["TrRa"].textposition[0] == "bottom right"
+
+
+def test_budget_figure_holds_the_tables_values(budget_results: pd.DataFrame):
+    figure = budget_figure(budget_results)
+    assert [(trace.name, trace.yaxis) for trace in figure.data] == [
+        ("Plain truncation", "y"), ("Plain truncation", "y2"), ("TokenBudget", "y"), ("TokenBudget", "y2"),
+    ]  # fmt: skip
+    for kind, (correct, truncated) in {"truncation": figure.data[:2], "token_budget": figure.data[2:]}.items():
+        rows = budget_results[budget_results["kind"] == kind]
+        assert list(correct.x) == list(truncated.x) == rows["budget"].tolist() == [24, 48, 96]
+        assert list(correct.y) == pytest.approx(100 * rows["pass_at_1"])
+        assert list(correct.y + correct.error_y.array) == pytest.approx(100 * rows["pass_at_1_high"])
+        assert list(correct.y - correct.error_y.arrayminus) == pytest.approx(100 * rows["pass_at_1_low"])
+        assert list(truncated.y) == pytest.approx(100 * rows["truncated"]) and truncated.error_y.array is None
+        assert all(
+            f"budget {row.budget}" in text for row, text in zip(rows.itertuples(), correct.customdata, strict=True)
+        )
+    assert list(figure.data[1].y) == pytest.approx([95, 40, 0]) and list(figure.data[3].y) == pytest.approx([10, 5, 0])
+    assert len({(trace.marker.symbol, trace.marker.color) for trace in figure.data}) == 2
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["Plain truncation", "TokenBudget"]
+    assert figure.layout.xaxis2.matches == "x"
+
+
+def test_budget_figure_without_budgets_says_so(no_budgets: pd.DataFrame):
+    figure = budget_figure(no_budgets)
+    assert not figure.data and figure.layout.annotations[0].text == "No token budgets were measured."

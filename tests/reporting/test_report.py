@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from realign_pipes.parameters import Reporting
-from realign_pipes.reporting.figures import alpha_figure, pareto_figure
+from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
 from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.reporting.report import collect_examples, render_report
+from realign_pipes.reporting.tables import budget_cells
 
 ATTACK = "</pre><script>alert('model')</script><img src=https://example.com/x.png onerror=alert(1)>"
 PROBLEMS = {f"chain_sum-{number:04d}": (f"Question {number} & <b>?", f"<i>{number}</i>") for number in range(40)}
@@ -41,11 +42,22 @@ def examples(generations: dict, sweep_results: pd.DataFrame) -> list:
 
 
 @pytest.fixture(scope="module")
-def page(sweep_results: pd.DataFrame, examples: list) -> str:
-    recommendation = recommend(sweep_results, 0.02)
-    pareto, alpha = pareto_figure(sweep_results), alpha_figure(sweep_results)
+def page(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list) -> str:
+    return render(sweep_results, budget_results.assign(candidate=ATTACK), examples)
+
+
+def render(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list) -> str:
     parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
-    return render_report(sweep_results, recommendation, pareto, alpha, examples, parameters)
+    return render_report(
+        sweep_results,
+        recommend(sweep_results, 0.02),
+        pareto_figure(sweep_results),
+        alpha_figure(sweep_results),
+        budget_results,
+        budget_figure(budget_results),
+        examples,
+        parameters,
+    )
 
 
 def test_examples_are_the_first_of_each_task_for_every_candidate(
@@ -121,7 +133,22 @@ def test_report_holds_recommendation_tables_examples_and_parameters(page: str, s
     assert "margin: 0.02" in text and "- 0.5" in text
 
 
-def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, examples: list):
-    parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
-    figures = pareto_figure(sweep_results), alpha_figure(sweep_results)
-    assert render_report(sweep_results, recommend(sweep_results, 0.02), *figures, examples, parameters) == page
+def test_report_shows_budgets_after_alpha(page: str, budget_results: pd.DataFrame):
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles[2:5] == ["Correctness and tokens against alpha", "Thinking inside a budget", "Task by task"]
+    section = page[page.index("<h2>Thinking inside a budget") : page.index("<h2>Task by task")]
+    for row in budget_cells(budget_results).rows:
+        assert "".join(f'<td class="word">{value}</td>' for value in row[:2]) in section
+        assert all(f"<td>{value}</td>" in section for value in row[2:])
+    assert section.count('id="figure-budget"') == 1
+
+
+def test_report_without_budgets_has_no_such_section(
+    sweep_results: pd.DataFrame, no_budgets: pd.DataFrame, examples: list
+):
+    page = render(sweep_results, no_budgets, examples)
+    assert "Thinking inside a budget" not in page and "figure-budget" not in page and "TokenBudget" not in page
+
+
+def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list):
+    assert render(sweep_results, budget_results.assign(candidate=ATTACK), examples) == page

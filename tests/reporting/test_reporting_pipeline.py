@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from realign_pipes.parameters import Reporting
 from realign_pipes.pipelines.reporting import create_pipeline
 from realign_pipes.pipelines.reporting.nodes import print_summary
+from realign_pipes.reporting.tables import budget_cells, markdown_table
 
 
 def test_stage_writes_its_files_and_ends_with_the_recommendation(
-    generations, sweep_results, evaluation_set, tmp_path, capsys, caplog
+    generations, sweep_results, budget_results, evaluation_set, tmp_path, capsys, caplog
 ):
     outputs = {
         "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
@@ -30,12 +31,15 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "sweep_table_csv": CSVDataset(filepath=str(tmp_path / "sweep_table.csv"), save_args={"index": False}),
         "pareto_figure": PlotlyDataset(filepath=str(tmp_path / "pareto.json")),
         "alpha_figure": PlotlyDataset(filepath=str(tmp_path / "alpha.json")),
+        "budget_table_markdown": TextDataset(filepath=str(tmp_path / "budget_table.md")),
+        "budget_figure": PlotlyDataset(filepath=str(tmp_path / "budget.json")),
         "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
     }
     catalog = DataCatalog(outputs)
     parameters = Reporting(margin=0.02, examples=1)
     catalog["generations"] = {name: lambda frame=frame: frame for name, frame in generations.items()}
     catalog["sweep_results"] = sweep_results
+    catalog["budget_results"] = budget_results
     catalog["evaluation_set"] = evaluation_set
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
@@ -53,8 +57,31 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert [one["candidate"] for one in outputs["sweep_metrics"].load()] == list(generations)
     overall = sweep_results[sweep_results["task"] == "all"].reset_index(drop=True)
     pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
-    assert all(isinstance(outputs[name].load(), go.Figure) for name in ("pareto_figure", "alpha_figure"))
+    assert all(
+        isinstance(outputs[name].load(), go.Figure) for name in ("pareto_figure", "alpha_figure", "budget_figure")
+    )
+    budget_table = outputs["budget_table_markdown"].load()
+    assert budget_table == markdown_table(budget_cells(budget_results), None)
+    assert printed.index("reduction") < printed.index("TokenBudget") and printed.count("TokenBudget") == 3
+    assert "<h2>Thinking inside a budget" in outputs["report_html"].load()
     assert "What is 12 + 30 − 2?" in outputs["report_html"].load()
+
+
+def test_stage_without_budgets_says_so(generations, sweep_results, no_budgets, evaluation_set, tmp_path, capsys):
+    saved = CSVDataset(filepath=str(tmp_path / "budget_results.csv"), save_args={"index": False})
+    saved.save(no_budgets)
+    parameters = Reporting(margin=0.02, examples=1)
+    report = TextDataset(filepath=str(tmp_path / "report.html"))
+    catalog = DataCatalog({"budget_results": saved, "report_html": report})
+    catalog["generations"] = generations
+    catalog["sweep_results"] = sweep_results
+    catalog["evaluation_set"] = evaluation_set
+    catalog["params:reporting"] = parameters
+    catalog["parameters"] = {"reporting": parameters}
+    outputs = SequentialRunner().run(create_pipeline(), catalog)
+    assert outputs["budget_table_markdown"].load() == "No token budgets were measured.\n"
+    assert "Thinking inside a budget" not in report.load()
+    assert "difference" not in capsys.readouterr().out  # the header of the table of budgets
 
 
 def test_importing_the_stage_is_light():

@@ -53,6 +53,24 @@ def test_several_tasks_have_a_column_each(make_sweep: Callable):
     assert wide.index.tolist() == [row[0] for row in cells.rows]
 
 
+def test_budgets_stand_beside_plain_truncation(budget_results: pd.DataFrame):
+    cells = tables.budget_cells(budget_results)
+    assert cells.header == ["budget", "method", "pass@1 % [95 %]", "truncated", "tokens", "difference [95 %]"]
+    assert [row[:2] for row in cells.rows] == [
+        [budget, method] for budget in ("24", "48", "96") for method in ("Plain truncation", "TokenBudget")
+    ]
+    assert [row[3] for row in cells.rows] == ["95.0 %", "10.0 %", "40.0 %", "5.0 %", "0.0 %", "0.0 %"]
+    assert [row[4] for row in cells.rows] == ["23.8", "20.4", "31.2", "21.4", "20.0", "20.0"]
+    assert [row[5].split(" ")[0] for row in cells.rows] == ["–", "70.0", "–", "35.0", "–", "−2.5"]
+    one = budget_results.iloc[1]
+    assert cells.rows[1][2] == f"75.0 [{100 * one['pass_at_1_low']:.1f}, {100 * one['pass_at_1_high']:.1f}]"
+    assert cells.rows[1][5] == f"70.0 [{100 * one['difference_low']:.1f}, {100 * one['difference_high']:.1f}]"
+
+
+def test_no_budgets_give_a_table_without_rows(no_budgets: pd.DataFrame):
+    assert tables.budget_cells(no_budgets).rows == []
+
+
 def test_markdown_marks_the_recommended_row(sweep_results: pd.DataFrame):
     lines = tables.markdown_table(tables.sweep_cells(sweep_results), "trra_1.5").splitlines()
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"

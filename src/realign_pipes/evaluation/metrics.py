@@ -1,7 +1,7 @@
 """The sweep in numbers: pass@1 with confidence intervals, tokens and what they save against the reference.
 
 All candidates answer the same problems, so the bootstrap resamples problems, not completions, and draws one set of
-resamples for all candidates: differences between candidates are paired.
+resamples for all candidates: differences between candidates are paired. The same for token budgets.
 """
 
 import zlib
@@ -14,11 +14,17 @@ from numpy.typing import NDArray
 KINDS = ("reference", "aligned", "dera", "trra", "trra_iter", "inra")
 """Kinds of candidate, in the order of tables and legends."""
 WITHOUT_ALPHA = ("reference", "aligned")
+BUDGET_KINDS = ("truncation", "token_budget")
+"""What a token budget is spent by: the reference cut off there, and InRa with the schedule `TokenBudget`."""
+BUDGET_COLUMNS = [
+    "candidate", "kind", "budget", "pass_at_1", "pass_at_1_low", "pass_at_1_high",
+    "difference", "difference_low", "difference_high", "mean_tokens", "truncated",
+]  # fmt: skip
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
-MEASURED = ["completion_tokens", "finished", "correct", "seconds"]
+MEASURED = ["completion_tokens", "finished", "correct"]
 RESAMPLES_AT_ONCE = 1000
 
 Generations = Mapping[str, pd.DataFrame | Callable[[], pd.DataFrame]]
@@ -52,8 +58,14 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     Raises:
         ValueError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    frames = _checked_frames(generations)
+    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], KINDS)
     about = {name: frame.iloc[0] for name, frame in frames.items()}
+    for name, row in about.items():
+        if (row["kind"] in WITHOUT_ALPHA) != bool(np.isnan(row["alpha"])):
+            raise ValueError(
+                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(WITHOUT_ALPHA)} have "
+                "none (NaN), all others have one."
+            )
     names = sorted(
         frames, key=lambda name: (KINDS.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
     )
@@ -63,35 +75,18 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     reference = names.index(references[0])
     _check_same_problems(frames, references[0])
 
-    by_problem = {name: frame.groupby(["task", "problem_id"])[MEASURED].mean() for name, frame in frames.items()}
-    tasks = sorted(set(frames[references[0]]["task"]))
-    per_task, resampled = [], []
-    for task in tasks:
-        # [candidates, problems] each; groupby sorted the problems, so that columns agree between candidates
-        values = {
-            column: np.stack([by_problem[name].loc[task, column].to_numpy(float) for name in names])
-            for column in MEASURED
-        }
-        seed = [bootstrap_seed, zlib.crc32(task.encode())]
-        resampled.append(bootstrap_means(values["correct"], bootstrap_samples, seed))
-        tokens = values["completion_tokens"].mean(axis=1)
-        per_task.append(
-            {
-                "pass_at_1": values["correct"].mean(axis=1),
-                "mean_tokens": tokens,
-                "token_reduction": 1 - tokens / tokens[reference],
-                "truncated": (1 - values["finished"]).mean(axis=1),
-                "problems": np.full(len(names), values["correct"].shape[1]),
-            }
-        )
-    overall = {column: np.mean([measured[column] for measured in per_task], axis=0) for column in per_task[0]}
+    measures, resampled = _measure(frames, names, bootstrap_samples, bootstrap_seed)
+    per_task = list(measures.values())
+    for measured in per_task:
+        measured["token_reduction"] = 1 - measured["mean_tokens"] / measured["mean_tokens"][reference]
+    overall = _mean_over_tasks(per_task)
     overall["problems"] = np.sum([measured["problems"] for measured in per_task], axis=0)
 
     rows = []
     for task, measured, means in zip(
-        [*tasks, ALL_TASKS], [*per_task, overall], [*resampled, np.mean(resampled, axis=0)], strict=True
+        [*measures, ALL_TASKS], [*per_task, overall], [*resampled, np.mean(resampled, axis=0)], strict=True
     ):
-        low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1)
+        low, high = _interval(means)
         rows.append(
             pd.DataFrame(
                 {
@@ -118,6 +113,68 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     return results.sort_values("candidate", key=lambda column: column.map(order), kind="stable", ignore_index=True)
 
 
+def summarise_budgets(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
+    """Measure thinking inside a budget against plain truncation; rates and differences are shares in [0, 1].
+
+    Args:
+        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`
+            (`truncation` or `token_budget`), `budget` (tokens of a whole completion), `task`, `problem_id`, `sample`,
+            `completion_tokens`, `finished`, `correct`.
+        bootstrap_samples: resamples of the problems of each task.
+        bootstrap_seed: of the resamples, which are those of `summarise_sweep` for the same problems.
+
+    Returns:
+        One row per candidate, each figure the plain mean over the tasks; ordered by budget, truncation first. Columns:
+        `candidate`, `kind`, `budget`, `pass_at_1` with `pass_at_1_low` and `pass_at_1_high` (95 % percentile bootstrap
+        over problems), `difference` (of pass@1 from that of truncation at the same budget) with `difference_low` and
+        `difference_high` (95 % paired bootstrap), `mean_tokens`, `truncated` (share of completions that the budget cut
+        off). No generations give no rows.
+
+    Raises:
+        ValueError: a budget without its truncation, two candidates of one kind and budget, or candidates that were not
+            measured on the same problems and samples.
+    """
+    if not generations:
+        return pd.DataFrame(columns=BUDGET_COLUMNS)
+    frames = _checked_frames(generations, ["candidate", "kind", "budget"], BUDGET_KINDS)
+    about = {name: (int(frame["budget"].iloc[0]), frame["kind"].iloc[0]) for name, frame in frames.items()}
+    names = sorted(frames, key=lambda name: (about[name][0], BUDGET_KINDS.index(about[name][1])))
+    places = {about[name]: place for place, name in enumerate(names)}
+    for place, name in enumerate(names):
+        budget, kind = about[name]
+        if places[budget, kind] != place:
+            raise ValueError(
+                f"budget {budget} has two candidates of kind {kind}: {name}, {names[places[budget, kind]]}."
+            )
+        if (budget, "truncation") not in places:
+            raise ValueError(
+                f"budget {budget} of candidate {name} has no candidate of kind truncation to compare with; run "
+                "alpha_sweep again."
+            )
+    _check_same_problems(frames, names[0])
+
+    measures, resampled = _measure(frames, names, bootstrap_samples, bootstrap_seed)
+    measured, means = _mean_over_tasks(list(measures.values())), np.mean(resampled, axis=0)
+    truncation = [places[about[name][0], "truncation"] for name in names]  # beside each candidate
+    low, high = _interval(means)
+    difference_low, difference_high = _interval(means - means[truncation])
+    return pd.DataFrame(
+        {
+            "candidate": names,
+            "kind": [about[name][1] for name in names],
+            "budget": [about[name][0] for name in names],
+            "pass_at_1": measured["pass_at_1"],
+            "pass_at_1_low": low,
+            "pass_at_1_high": high,
+            "difference": measured["pass_at_1"] - measured["pass_at_1"][truncation],
+            "difference_low": difference_low,
+            "difference_high": difference_high,
+            "mean_tokens": measured["mean_tokens"],
+            "truncated": measured["truncated"],
+        }
+    )
+
+
 def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:
     """Means of resampled problems: [candidates, problems] -> [candidates, samples].
 
@@ -142,28 +199,60 @@ def pareto_front(mean_tokens: Floats, pass_at_1: Floats) -> NDArray[np.bool_]:
     return np.asarray(~(fewer_or_equal & better_or_equal & strictly).any(axis=1))
 
 
-def _checked_frames(generations: Generations) -> dict[str, pd.DataFrame]:
-    """Each candidate's frame without its texts, checked by itself."""
+def _measure(
+    frames: Mapping[str, pd.DataFrame], names: Sequence[str], bootstrap_samples: int, bootstrap_seed: int
+) -> tuple[dict[str, dict[str, Floats]], list[Floats]]:
+    """Task -> figure -> [candidates], and each task's resampled pass@1 [candidates, bootstrap_samples].
+
+    Candidates are in the order of `names`, tasks by name.
+    """
+    by_problem = {name: frame.groupby(["task", "problem_id"])[MEASURED].mean() for name, frame in frames.items()}
+    measures, resampled = {}, []
+    for task in sorted(set(frames[names[0]]["task"])):
+        # [candidates, problems] each; groupby sorted the problems, so that columns agree between candidates
+        values = {
+            column: np.stack([by_problem[name].loc[task, column].to_numpy(float) for name in names])
+            for column in MEASURED
+        }
+        resampled.append(
+            bootstrap_means(values["correct"], bootstrap_samples, [bootstrap_seed, zlib.crc32(task.encode())])
+        )
+        measures[task] = {
+            "pass_at_1": values["correct"].mean(axis=1),
+            "mean_tokens": values["completion_tokens"].mean(axis=1),
+            "truncated": (1 - values["finished"]).mean(axis=1),
+            "problems": np.full(len(names), values["correct"].shape[1]),
+        }
+    return measures, resampled
+
+
+def _mean_over_tasks(per_task: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    return {column: np.mean([measured[column] for measured in per_task], axis=0) for column in per_task[0]}
+
+
+def _interval(means: Floats) -> Floats:
+    """Low and high end of the percentile interval: [candidates, samples] -> [2, candidates]."""
+    ends: Floats = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1)
+    return ends
+
+
+def _checked_frames(generations: Generations, about: Sequence[str], kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Each candidate's frame without its texts, checked by itself: `about` are the columns with one value a frame."""
     frames: dict[str, pd.DataFrame] = {}
     for partition, loaded in generations.items():
         frame = load_frame(loaded)
-        columns = ["candidate", "kind", "alpha", *KEY, *MEASURED]
+        columns = [*about, *KEY, *MEASURED]
         if missing := [column for column in columns if column not in frame.columns]:
             raise ValueError(f"generations of {partition} lack the columns {missing}; run alpha_sweep again.")
         frame = frame[columns]
         if frame.empty:
             raise ValueError(f"generations of {partition} hold no completion; run alpha_sweep again.")
-        for column in ("candidate", "kind", "alpha", "seconds"):
+        for column in about:
             if (values := frame[column].drop_duplicates().tolist())[1:]:
                 raise ValueError(f"generations of {partition} have several values of {column}: {values}.")
-        name, kind, alpha = frame.iloc[0][["candidate", "kind", "alpha"]]
-        if kind not in KINDS:
-            raise ValueError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(KINDS)}.")
-        if (kind in WITHOUT_ALPHA) != bool(np.isnan(alpha)):
-            raise ValueError(
-                f"candidate {name} of kind {kind} has alpha {alpha}; {' and '.join(WITHOUT_ALPHA)} have none (NaN), "
-                "all others have one."
-            )
+        name, kind = frame.iloc[0][["candidate", "kind"]]
+        if kind not in kinds:
+            raise ValueError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(kinds)}.")
         if name in frames:
             raise ValueError(f"generations hold candidate {name} twice (again in {partition}).")
         if ALL_TASKS in set(frame["task"]):

@@ -1,4 +1,4 @@
-"""The sweep's two interactive figures: what correctness costs in tokens, and both against alpha."""
+"""The interactive figures: what correctness costs in tokens, both against alpha, and thinking inside a budget."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from realign_pipes.evaluation.metrics import pareto_front
-from realign_pipes.reporting.tables import KIND_LABELS, alpha_text, overall_rows, percent, reduction_text, tokens_text
+from realign_pipes.reporting.tables import (
+    BUDGET_LABELS,
+    KIND_LABELS,
+    alpha_text,
+    difference_text,
+    interval_text,
+    overall_rows,
+    percent,
+    reduction_text,
+    tokens_text,
+)
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
 COLOURS = {
@@ -29,7 +39,8 @@ MARKERS = {
 }
 SIZES = {"reference": 16, "aligned": 13}
 LABELS = {"dera": "top left", "trra": "bottom right", "trra_iter": "bottom left", "inra": "top right"}
-"""Where alphas stand beside their markers: off the error bars, and off the labels of near points of other kinds."""
+"""Where alphas stand beside their markers, if there is room."""
+PLACES = (*LABELS.values(), "middle left", "middle right")
 PASS_COLOUR, TOKENS_COLOUR = "#1F4E9E", "#C4570A"
 LAYOUT = {
     "template": "plotly_white",
@@ -38,6 +49,8 @@ LAYOUT = {
 }
 PANELS = {"dera": ["dera"], "trra": ["trra", "trra_iter"], "inra": ["inra"]}
 """Panels of the alpha figure and the kinds that each shows."""
+BUDGET_LOOKS = {"truncation": (COLOURS["reference"], "circle"), "token_budget": (COLOURS["inra"], "cross")}
+"""Colour and marker: truncation cuts off the reference, and the schedule is InRa's."""
 TITLES = {**KIND_LABELS, "trra_iter": "TrRa-iter (triangles)"}
 
 
@@ -46,7 +59,7 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
 
     `recommended` is ringed. Lines join the candidates of one kind in the order of their alphas.
     """
-    rows = overall_rows(sweep_results)
+    rows = _with_labels(overall_rows(sweep_results))
     figure = go.Figure(layout=LAYOUT)
     front = rows[pareto_front(rows["mean_tokens"].to_numpy(), rows["pass_at_1"].to_numpy())].sort_values("mean_tokens")
     figure.add_scatter(
@@ -77,8 +90,8 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
             y=100 * one["pass_at_1"],
             error_y=_interval(one, thickness=1),
             mode=("lines+" if joined else "") + ("markers" if kind in SIZES else "markers+text"),
-            text=_labels(one, rows),
-            textposition=LABELS.get(kind),
+            text=one["label"],
+            textposition=one["place"],
             textfont={"size": 11, "color": COLOURS[kind]},
             line={"color": COLOURS[kind], "width": 1},
             marker={"symbol": MARKERS[kind], "size": SIZES.get(kind, 10), "color": COLOURS[kind]},
@@ -148,7 +161,7 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
             range=[low - room, high + room], color=PASS_COLOUR, showticklabels=first, secondary_y=False, col=column
         )
         figure.update_yaxes(
-            range=[0, 1.08 * rows["mean_tokens"].max()],
+            range=[0, 1.3 * rows["mean_tokens"].max()],  # below pass@1, which is at the top of its own scale
             color=TOKENS_COLOUR,
             tickmode="auto",
             showgrid=False,
@@ -163,15 +176,85 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def _labels(one: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    """The alphas of one kind, but none where it would cover the one before; the pointer still tells."""
-    x = (one["mean_tokens"] / max(np.ptp(rows["mean_tokens"]), 1e-9)).to_numpy()
-    y = (one["pass_at_1"] / max(np.ptp(rows["pass_at_1"]), 1e-9)).to_numpy()
-    labels: list[str] = []
-    for point, alpha in enumerate(one["alpha"]):
-        covers = any(labels[i] and abs(x[i] - x[point]) < 0.035 and abs(y[i] - y[point]) < 0.05 for i in range(point))
-        labels.append("" if covers else alpha_text(alpha))
-    return labels
+def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
+    """Thinking inside a budget: pass@1 with its 95 % interval (left) and the truncated share (right) at each budget.
+
+    One line for plain truncation and one for the schedule `TokenBudget`. Without budgets the figure says so.
+    """
+    if budget_results.empty:
+        note = {"text": "No token budgets were measured.", "showarrow": False, "font": {"size": 16}}
+        hidden = {"visible": False}
+        return go.Figure(layout={**LAYOUT, "height": 160, "annotations": [note], "xaxis": hidden, "yaxis": hidden})
+    figure = make_subplots(cols=2, subplot_titles=["pass@1", "Truncated completions"], horizontal_spacing=0.09)
+    for kind, label in BUDGET_LABELS.items():
+        one = budget_results[budget_results["kind"] == kind]
+        colour, symbol = BUDGET_LOOKS[kind]
+        hover = [
+            f"<b>{label}</b>, budget {row.budget}<br>pass@1 % {interval_text(row)}<br>"
+            f"difference {difference_text(row)}<br>tokens {tokens_text(row.mean_tokens)}<br>"
+            f"truncated {percent(row.truncated)} %"
+            for row in one.itertuples()
+        ]
+        for column, share in enumerate(("pass_at_1", "truncated"), start=1):
+            figure.add_scatter(
+                x=one["budget"],
+                y=100 * one[share],
+                error_y=_interval(one, thickness=1) if column == 1 else None,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"symbol": symbol, "size": 9, "color": colour},
+                name=label,
+                legendgroup=kind,
+                showlegend=column == 1,
+                customdata=hover,
+                hovertemplate="%{customdata}<extra></extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_layout(
+        **LAYOUT,
+        height=420,
+        margin={"l": 70, "r": 30, "t": 90, "b": 60},
+        legend={"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0},
+    )
+    figure.update_xaxes(title_text="token budget", tickvals=sorted(set(budget_results["budget"])), matches="x")
+    figure.update_yaxes(title_text="pass@1, %", range=[-3, 103], col=1)
+    figure.update_yaxes(title_text="truncated, %", range=[-3, 103], col=2)
+    return figure
+
+
+def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a `label`, the alpha, and its `place`, where it covers no marker, interval or other label.
+
+    In a crowd of points, where there is no such place, a point has no label; the pointer still tells.
+    """
+    # In pixels, as Plotly sets text of 11 points beside a marker of 10, in a figure about as wide as the report.
+    x = 1060 * rows["mean_tokens"] / max(np.ptp(rows["mean_tokens"]), 1e-9)
+    scale = 400 / max(rows["pass_at_1_high"].max() - rows["pass_at_1_low"].min(), 1e-9)
+    y, low, high = (scale * rows[column] for column in ("pass_at_1", "pass_at_1_low", "pass_at_1_high"))
+    # boxes: left, right, bottom, top
+    taken = [*zip(x - 7, x + 7, y - 7, y + 7, strict=True), *zip(x - 3, x + 3, low, high, strict=True)]
+    labels, places = [], []
+    for kind, alpha, across, up in zip(rows["kind"], rows["alpha"], x, y, strict=True):
+        width = 6 * len(alpha_text(alpha))
+        sides = {"left": (across - 7 - width, across - 7), "right": (across + 7, across + 7 + width)}
+        heights = {"top": (up + 7, up + 18), "middle": (up - 6, up + 6), "bottom": (up - 18, up - 7)}
+        place, label = PLACES[0], ""
+        for tried in [LABELS[kind], *PLACES] if kind in LABELS else []:
+            height, side = tried.split()
+            box = (*sides[side], *heights[height])
+            if not any(_overlap(box, other) for other in taken):
+                place, label = tried, alpha_text(alpha)
+                taken.append(box)
+                break
+        labels.append(label)
+        places.append(place)
+    return rows.assign(label=labels, place=places)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes (left, right, bottom, top) share more than an edge."""
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def _present(rows: pd.DataFrame, kinds: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from realign_pipes.evaluation.metrics import Generations, load_frame
 from realign_pipes.reporting.tables import (
     alpha_text,
+    budget_cells,
     overall_rows,
     percent,
     sweep_cells,
@@ -55,10 +56,15 @@ def render_report(
     recommendation: Mapping[str, Any],
     pareto: go.Figure,
     alpha: go.Figure,
+    budget_results: pd.DataFrame,
+    budget: go.Figure,
     examples: Sequence[Example],
     parameters: Mapping[str, Any],
 ) -> str:
-    """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file."""
+    """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
+
+    The section on token budgets is left out where `budget_results` has no rows.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,6 +85,8 @@ def render_report(
         plotly_js=Markup(get_plotlyjs()),
         pareto=_figure_html(pareto, "pareto"),
         alpha=_figure_html(alpha, "alpha"),
+        budgets=budget_cells(budget_results),
+        budget=_figure_html(budget, "budget"),
         examples=examples,
         parameters=yaml.safe_dump(_plain(parameters), sort_keys=False, allow_unicode=True),
         percent=percent,

@@ -1,4 +1,7 @@
-"""The sweep's table, in the paper's columns: as cells of text, Markdown, a terminal table, CSV and JSON."""
+"""The sweep's table, in the paper's columns: as cells of text, Markdown, a terminal table, CSV and JSON.
+
+And the table of token budgets, as cells.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ KIND_LABELS = {
     "trra_iter": "TrRa-iter",
     "inra": "InRa",
 }
+BUDGET_LABELS = {"truncation": "Plain truncation", "token_budget": "TokenBudget"}
 METRICS = ["pass_at_1", "pass_at_1_low", "pass_at_1_high", "mean_tokens", "token_reduction", "truncated"]
 NONE = "–"
 
@@ -62,6 +66,13 @@ def reduction_text(row: Any) -> str:
 def interval_text(row: Any) -> str:
     """pass@1 and its interval, in percent."""
     return f"{percent(row.pass_at_1)} [{percent(row.pass_at_1_low)}, {percent(row.pass_at_1_high)}]"
+
+
+def difference_text(row: Any) -> str:
+    """The difference of pass@1 to truncation and its interval, in percentage points; truncation itself has none."""
+    if row.kind == "truncation":
+        return NONE
+    return f"{percent(row.difference)} [{percent(row.difference_low)}, {percent(row.difference_high)}]"
 
 
 def overall_rows(sweep_results: pd.DataFrame) -> pd.DataFrame:
@@ -116,6 +127,22 @@ def task_cells(sweep_results: pd.DataFrame) -> Cells:
     ]
     header = ["task", "candidate", "alpha", "problems × samples", "pass@1 % [95 %]", "tokens", "reduction", "truncated"]
     return Cells(header, rows, left=2)
+
+
+def budget_cells(budget_results: pd.DataFrame) -> Cells:
+    """One row a candidate, truncation and TokenBudget of a budget below each other; no rows without budgets."""
+    rows = [
+        [
+            str(row.budget),
+            BUDGET_LABELS[row.kind],
+            interval_text(row),
+            f"{percent(row.truncated)} %",
+            tokens_text(row.mean_tokens),
+            difference_text(row),
+        ]
+        for row in budget_results.itertuples()
+    ]
+    return Cells(["budget", "method", "pass@1 % [95 %]", "truncated", "tokens", "difference [95 %]"], rows, left=2)
 
 
 def markdown_table(cells: Cells, recommended: str | None) -> str:

@@ -39,11 +39,29 @@ def draw_figures(sweep_results: DataFrame, recommendation: dict[str, Any]) -> tu
     return pareto_figure(sweep_results, recommendation["candidate"]), alpha_figure(sweep_results)
 
 
+def tabulate_budgets(budget_results: DataFrame) -> str:
+    """The table of token budgets as Markdown, or a sentence where none were measured."""
+    from realign_pipes.reporting.tables import budget_cells, markdown_table
+
+    if budget_results.empty:
+        return "No token budgets were measured.\n"
+    return markdown_table(budget_cells(budget_results), None)
+
+
+def draw_budgets(budget_results: DataFrame) -> Figure:
+    """pass@1 and truncated completions against the token budget."""
+    from realign_pipes.reporting.figures import budget_figure
+
+    return budget_figure(budget_results)
+
+
 def write_report(
     sweep_results: DataFrame,
     recommendation: dict[str, Any],
     pareto_figure: Figure,
     alpha_figure: Figure,
+    budget_results: DataFrame,
+    budget_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
     parameters: Reporting,
@@ -55,19 +73,33 @@ def write_report(
     questions = zip(evaluation_set["question"], evaluation_set["answer"], strict=True)
     problems = dict(zip(evaluation_set["id"], questions, strict=True))
     examples = collect_examples(generations, sweep_results, problems, parameters.examples)
-    return render_report(sweep_results, recommendation, pareto_figure, alpha_figure, examples, all_parameters)
+    return render_report(
+        sweep_results,
+        recommendation,
+        pareto_figure,
+        alpha_figure,
+        budget_results,
+        budget_figure,
+        examples,
+        all_parameters,
+    )
 
 
-def print_summary(sweep_results: DataFrame, recommendation: dict[str, Any], report_html: str) -> None:
-    """Print the table, then log the recommendation. Takes the report so that this is the last thing that runs."""
+def print_summary(
+    sweep_results: DataFrame, recommendation: dict[str, Any], budget_results: DataFrame, report_html: str
+) -> None:
+    """Print the tables, then log the recommendation. Takes the report so that this is the last thing that runs."""
     from rich.console import Console
     from rich.measure import Measurement
 
-    from realign_pipes.reporting.tables import sweep_cells, terminal_table
+    from realign_pipes.reporting.tables import budget_cells, sweep_cells, terminal_table
 
-    table = terminal_table(sweep_cells(sweep_results), recommendation["candidate"])
+    tables = [terminal_table(sweep_cells(sweep_results), recommendation["candidate"])]
+    if not budget_results.empty:
+        tables.append(terminal_table(budget_cells(budget_results), None))
     console = Console()
-    if not console.is_terminal:  # a log file is as wide as the table needs
-        console.width = Measurement.get(console, console.options.update(width=10_000), table).maximum
-    console.print(table)
+    for table in tables:
+        if not console.is_terminal:  # a log file is as wide as the table needs
+            console.width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+        console.print(table)
     logger.info("%s", recommendation["sentence"])

@@ -1,11 +1,13 @@
-"""Stage reporting: sweep_results and generations to table, figures, recommendation and report."""
+"""Stage reporting: sweep_results, budget_results and generations to tables, figures, recommendation and report."""
 
 from kedro.pipeline import Node, Pipeline
 
 from realign_pipes.pipelines.reporting.nodes import (
+    draw_budgets,
     draw_figures,
     print_summary,
     recommend_candidate,
+    tabulate_budgets,
     tabulate_sweep,
     write_report,
 )
@@ -34,12 +36,21 @@ def create_pipeline() -> Pipeline:
                 name="draw_figures",
             ),
             Node(
+                tabulate_budgets,
+                inputs="budget_results",
+                outputs="budget_table_markdown",
+                name="tabulate_budgets",
+            ),
+            Node(draw_budgets, inputs="budget_results", outputs="budget_figure", name="draw_budgets"),
+            Node(
                 write_report,
                 inputs={
                     "sweep_results": "sweep_results",
                     "recommendation": "recommendation",
                     "pareto_figure": "pareto_figure",
                     "alpha_figure": "alpha_figure",
+                    "budget_results": "budget_results",
+                    "budget_figure": "budget_figure",
                     "generations": "generations",
                     "evaluation_set": "evaluation_set",
                     "parameters": "params:reporting",
@@ -50,7 +61,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 print_summary,
-                inputs=["sweep_results", "recommendation", "report_html"],
+                inputs=["sweep_results", "recommendation", "budget_results", "report_html"],
                 outputs=None,
                 name="print_summary",
             ),
