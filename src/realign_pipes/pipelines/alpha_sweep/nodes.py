@@ -16,11 +16,12 @@ def sweep(
     inra_checkpoint: Path,
     evaluation_set: Any,
     work_dir: Path,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Graded completions by candidate, and by candidate inside token budgets.
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Graded completions by candidate, those inside token budgets, and the budgets' figures (a DataFrame).
 
     Candidates that an interrupted run finished are not measured again.
     """
+    from realign_pipes.evaluation.metrics import summarise_budgets
     from realign_pipes.evaluation.sweep import Candidate, Evaluator, evaluate_budgets
     from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
     from realign_pipes.realignment.model_card import read_metadata
@@ -56,7 +57,7 @@ def sweep(
     generations = {}
     for together in [*([candidate] for candidate in candidates), inra]:  # all alphas of InRa are one model
         generations.update(evaluator.evaluate(together, parameters.sampling))
-    return generations, evaluate_budgets(
+    budgets = evaluate_budgets(
         evaluator,
         reference_model,
         inra_checkpoint,
@@ -64,6 +65,11 @@ def sweep(
         parameters.budgets.ramp,
         parameters.sampling,
     )
+    # Here and not in a node of its own: without budgets there is no partition that it could load.
+    results = summarise_budgets(
+        budgets, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
+    )
+    return generations, budgets, results
 
 
 def summarise(parameters: AlphaSweep, generations: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ def create_pipeline() -> Pipeline:
                     "evaluation_set",
                     "work_dir",
                 ],
-                outputs=["generations", "budget_generations"],
+                outputs=["generations", "budget_generations", "budget_results"],
                 name="sweep",
             ),
             Node(summarise, inputs=["params:alpha_sweep", "generations"], outputs="sweep_results", name="summarise"),
