@@ -12,6 +12,7 @@ from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_
 from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.reporting.report import collect_examples, render_report
 from realign_pipes.reporting.tables import budget_cells
+from realign_pipes.reporting.training_curves import PANELS, training_figure
 
 ATTACK = "</pre><script>alert('model')</script><img src=https://example.com/x.png onerror=alert(1)>"
 PROBLEMS = {f"chain_sum-{number:04d}": (f"Question {number} & <b>?", f"<i>{number}</i>") for number in range(40)}
@@ -43,18 +44,24 @@ def examples(generations: dict, sweep_results: pd.DataFrame) -> list:
 
 @pytest.fixture(scope="module")
 def page(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list) -> str:
-    return render(sweep_results, budget_results.assign(candidate=ATTACK), examples)
+    curves = pd.DataFrame({"step": [1, 2], **{panel: [2.0, 1.0] for panel in PANELS}})
+    return render(sweep_results, budget_results.assign(candidate=ATTACK), examples, curves)
 
 
-def render(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list) -> str:
+def render(
+    sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list, curves: pd.DataFrame | None = None
+) -> str:
     parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
     return render_report(
         sweep_results,
         recommend(sweep_results, 0.02),
-        pareto_figure(sweep_results),
-        alpha_figure(sweep_results),
+        {
+            "pareto": pareto_figure(sweep_results),
+            "alpha": alpha_figure(sweep_results),
+            "budget": budget_figure(budget_results),
+            "training": training_figure({} if curves is None else {"inra": curves}),
+        },
         budget_results,
-        budget_figure(budget_results),
         examples,
         parameters,
     )
