@@ -44,12 +44,14 @@ def examples(generations: dict, sweep_results: pd.DataFrame) -> list:
 
 @pytest.fixture(scope="module")
 def page(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list) -> str:
-    curves = pd.DataFrame({"step": [1, 2], **{panel: [2.0, 1.0] for panel in PANELS}})
-    return render(sweep_results, budget_results.assign(candidate=ATTACK), examples, curves)
+    return render(sweep_results, budget_results.assign(candidate=ATTACK), examples)
+
+
+CURVES = {"inra": pd.DataFrame({"step": [1, 2], **{panel: [2.0, 1.0] for panel in PANELS}})}
 
 
 def render(
-    sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list, curves: pd.DataFrame | None = None
+    sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list, curves: dict[str, pd.DataFrame] = CURVES
 ) -> str:
     parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
     return render_report(
@@ -59,7 +61,7 @@ def render(
             "pareto": pareto_figure(sweep_results),
             "alpha": alpha_figure(sweep_results),
             "budget": budget_figure(budget_results),
-            "training": training_figure({} if curves is None else {"inra": curves}),
+            "training": training_figure(curves),
         },
         budget_results,
         examples,
@@ -155,6 +157,13 @@ def test_report_without_budgets_has_no_such_section(
 ):
     page = render(sweep_results, no_budgets, examples)
     assert "Thinking inside a budget" not in page and "figure-budget" not in page and "TokenBudget" not in page
+
+
+def test_curves_of_trainings_stand_in_it_where_there_are_any(
+    page: str, sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list
+):
+    assert "<h2>Training</h2>" in page and page.count('id="figure-training"') == 1
+    assert "<h2>Training</h2>" not in render(sweep_results, budget_results, examples, curves={})
 
 
 def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list):

@@ -60,10 +60,8 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert [one["candidate"] for one in outputs["sweep_metrics"].load()] == list(generations)
     overall = sweep_results[sweep_results["task"] == "all"].reset_index(drop=True)
     pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
-    assert all(
-        isinstance(outputs[name].load(), go.Figure)
-        for name in ("pareto_figure", "alpha_figure", "budget_figure", "training_figure")
-    )
+    for name in ("pareto_figure", "alpha_figure", "budget_figure", "training_figure"):
+        assert isinstance(outputs[name].load(), go.Figure), name
     budget_table = outputs["budget_table_markdown"].load()
     assert budget_table == markdown_table(budget_cells(budget_results), None)
     assert printed.index("reduction") < printed.index("TokenBudget") and printed.count("TokenBudget") == 3

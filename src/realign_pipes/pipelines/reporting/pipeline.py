@@ -32,7 +32,6 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 draw_figures,
-                draw_training,
                 inputs=["sweep_results", "recommendation"],
                 outputs=["pareto_figure", "alpha_figure"],
                 name="draw_figures",
