@@ -34,17 +34,17 @@ def training_figure(curves: Mapping[str, pd.DataFrame]) -> go.Figure:
         rows=2, cols=3, subplot_titles=list(PANELS.values()), horizontal_spacing=0.07, vertical_spacing=0.16
     )
     for number, (name, frame) in enumerate(curves.items()):
-        for panel, column in enumerate(PANELS):
+        for panel, (figure_of, title) in enumerate(PANELS.items()):
             figure.add_scatter(
                 x=frame["step"] / frame["step"].max(),
-                y=frame[column],
+                y=frame[figure_of],
                 mode="lines",
                 line={"color": qualitative.Dark24[number % len(qualitative.Dark24)], "width": 1.5},
                 name=name,
                 legendgroup=name,
                 showlegend=panel == 0,
                 customdata=frame["step"],
-                hovertemplate=f"<b>{name}</b>, step %{{customdata}}<br>{PANELS[column]} %{{y:.4g}}<extra></extra>",
+                hovertemplate=f"<b>{name}</b>, step %{{customdata}}<br>{title} %{{y:.4g}}<extra></extra>",
                 row=panel // 3 + 1,
                 col=panel % 3 + 1,
             )
