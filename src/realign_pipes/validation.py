@@ -7,11 +7,11 @@ The catalog runs a suite where it saves a data set:
       validator:
         class: realign_pipes.validation.GreatExpectations
         on: save
-        options: {suite: calibration, results: "${globals:data}/08_reporting/validation/calibration.json"}
+        options: {suite: calibration, filepath: "${globals:data}/08_reporting/validation/calibration.json"}
 
 One function below is one suite; further `options` are its arguments. Every expectation carries in `notes` what it
 asks for, in words. A failure stops the run with these words, how many rows fail, and some of them; an expectation of
-severity warning logs the same and lets the run go on. Passed or failed, what was found is in the file `results`,
+severity warning logs the same and lets the run go on. Passed or failed, what was found is in the file `filepath`,
 from which the stage reporting builds Data Docs. A set states by itself the bounds that it was made with (the columns
 min_tokens and max_tokens), so that the catalog has no second copy of the stage's parameters.
 """
@@ -31,6 +31,7 @@ from realign_pipes.resume import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
+    from great_expectations.datasource.fluent.interfaces import Batch
     from great_expectations.expectations import Expectation
 
 logger = logging.getLogger(__name__)
@@ -318,27 +319,32 @@ class GreatExpectations:
     That is a `datasets.Dataset`, a DataFrame, or the DataFrames of a PartitionedDataset, which are checked as one:
     Kedro ignores a validator of the dataset that each partition is saved with.
 
-    The file `results` (JSON) gets a summary of plain figures, which `dvc metrics show` lists, and in `results` each
+    The file `filepath` (JSON) gets a summary of plain figures, which `dvc metrics show` lists, and in `results` each
     expectation with what Great Expectations found. It has neither times nor paths: the same data give the same bytes.
     """
 
-    def __init__(self, suite: str, results: str, **options: Any) -> None:
+    def __init__(self, suite: str, filepath: str, **options: Any) -> None:
         if suite not in SUITES:
             raise ValueError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
         inspect.signature(SUITES[suite]).bind(**options)  # an option that it lacks or does not know is said now
         self.suite = suite
-        self.results = Path(results)
+        self.filepath = Path(filepath)
         self.options = options
 
     def validate(self, data: Any) -> Any:
         """Check `data` against the suite. DataValidationError lists every failed expectation with example rows."""
         frame = _frame(data)
         columns, *others = SUITES[self.suite](**self.options)
-        outcomes = _check(frame, [columns])
+        batch = _batch(frame)
+        outcomes = _check(batch, [columns], _key(frame.columns))
         if outcomes[0]["success"]:  # without its columns nothing else can be asked
-            outcomes += _check(frame, others)
-        failures = [_failure(found) for found in outcomes if not found["success"] and found["severity"] == "critical"]
-        warnings = [_failure(found) for found in outcomes if not found["success"] and found["severity"] != "critical"]
+            outcomes += _check(batch, others, _key(frame.columns))
+        failures = [
+            describe_failure(found) for found in outcomes if not found["success"] and found["severity"] == "critical"
+        ]
+        warnings = [
+            describe_failure(found) for found in outcomes if not found["success"] and found["severity"] != "critical"
+        ]
         summary = {
             "suite": self.suite,
             "success": not failures,
@@ -347,7 +353,7 @@ class GreatExpectations:
             "failed": len(failures),
             "warnings": len(warnings),
         }
-        with atomic_path(self.results) as temporary:
+        with atomic_path(self.filepath) as temporary:
             temporary.write_text(json.dumps(summary | {"results": outcomes}, indent=1) + "\n", encoding="utf-8")
         if warnings:
             logger.warning("%s", DataValidationError(f"the suite {self.suite} warns", failures=warnings))
@@ -381,8 +387,8 @@ def _frame(data: Any) -> pd.DataFrame:
     return table.to_pandas()
 
 
-def _check(frame: pd.DataFrame, expectations: list[Expectation]) -> list[dict[str, Any]]:
-    """What Great Expectations found for each of the `expectations`, as plain data."""
+def _batch(frame: pd.DataFrame) -> Batch:
+    """`frame` in Great Expectations' terms, in a context of its own."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
@@ -398,19 +404,26 @@ def _check(frame: pd.DataFrame, expectations: list[Expectation]) -> list[dict[st
     )
     context = gx.get_context(mode="ephemeral", project_config=config)
     asset = context.data_sources.add_pandas("memory").add_dataframe_asset("frame")
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    return asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+
+
+def _check(batch: Batch, expectations: list[Expectation], key: list[str]) -> list[dict[str, Any]]:
+    """What Great Expectations found for each of the `expectations`, as plain data; `key` names a row."""
+    import great_expectations as gx
+
     result_format = {
         "result_format": "SUMMARY",
         "partial_unexpected_count": EXAMPLES,
-        "unexpected_index_column_names": _key(frame.columns),
+        "unexpected_index_column_names": key,
     }
     report = batch.validate(gx.ExpectationSuite(name="suite", expectations=expectations), result_format=result_format)
     return [_outcome(found.to_json_dict()) for found in report.results]
 
 
 def _key(columns: Collection[str]) -> list[str]:
-    """What names a row: its id, or in a sweep its candidate, task and so on."""
-    return ["id"] if "id" in columns else [n for n in ("candidate", "task", "problem_id", "sample") if n in columns]
+    """What names a row: its id, or in a sweep the candidate and more. Kedro shows 40 characters of an example."""
+    keys = (["id"], ["candidate", "problem_id", "sample"], ["candidate", "task"])
+    return next((key for key in keys if set(key) <= set(columns)), [])
 
 
 def _outcome(found: dict[str, Any]) -> dict[str, Any]:
@@ -428,8 +441,8 @@ def _outcome(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _failure(outcome: dict[str, Any]) -> CheckFailure:
-    """One failed expectation, in words."""
+def describe_failure(outcome: Mapping[str, Any]) -> CheckFailure:
+    """One failed expectation of a results file, in words."""
     notes, result = outcome["notes"], outcome["result"]
     if "unexpected_count" in result:
         count = result["unexpected_count"]

@@ -3,11 +3,13 @@
 import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from realign_pipes.parameters import Reporting
+from realign_pipes.reporting.data_docs import read_validations
 from realign_pipes.reporting.figures import alpha_figure, pareto_figure
 from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.reporting.report import collect_examples, render_report
@@ -41,11 +43,12 @@ def examples(generations: dict, sweep_results: pd.DataFrame) -> list:
 
 
 @pytest.fixture(scope="module")
-def page(sweep_results: pd.DataFrame, examples: list) -> str:
+def page(sweep_results: pd.DataFrame, examples: list, validation_results: Path) -> str:
     recommendation = recommend(sweep_results, 0.02)
     pareto, alpha = pareto_figure(sweep_results), alpha_figure(sweep_results)
     parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
-    return render_report(sweep_results, recommendation, pareto, alpha, examples, parameters)
+    validations = read_validations(validation_results)
+    return render_report(sweep_results, recommendation, pareto, alpha, examples, parameters, validations)
 
 
 def test_examples_are_the_first_of_each_task_for_every_candidate(
@@ -98,7 +101,7 @@ def test_report_loads_nothing_from_anywhere(page: str):
         for name, value in attributes.items()
         if name in ("src", "href", "srcset", "data", "action", "poster", "background")
     ]
-    assert loads == []
+    assert loads == [("a", "href", "data_docs/index.html")]  # which loads when it is clicked, and lies beside
     assert not [tag for tag, _ in elements.tags if tag in ("link", "iframe", "object", "embed", "base")]
     styles = "".join(re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL))
     assert "url(" not in styles and "@import" not in styles
@@ -121,7 +124,16 @@ def test_report_holds_recommendation_tables_examples_and_parameters(page: str, s
     assert "margin: 0.02" in text and "- 0.5" in text
 
 
-def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, examples: list):
+def test_report_says_what_was_checked(page: str):
+    section = page.split("<h2>What was checked</h2>")[1].split("<h2>", maxsplit=1)[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", section)
+    assert cells[:5] == ["generations", "3,360", "22", "0", "0"]
+    assert cells[5:] == ["sweep_results", "42", "31", "0", "1"]
+
+
+def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, examples: list, validation_results: Path):
     parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
     figures = pareto_figure(sweep_results), alpha_figure(sweep_results)
-    assert render_report(sweep_results, recommend(sweep_results, 0.02), *figures, examples, parameters) == page
+    validations = read_validations(validation_results)
+    recommendation = recommend(sweep_results, 0.02)
+    assert render_report(sweep_results, recommendation, *figures, examples, parameters, validations) == page

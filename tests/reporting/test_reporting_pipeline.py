@@ -15,13 +15,14 @@ from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 from pydantic import ValidationError
 
+from realign_pipes.datasets.folders import FolderDataset
 from realign_pipes.parameters import Reporting
 from realign_pipes.pipelines.reporting import create_pipeline
 from realign_pipes.pipelines.reporting.nodes import print_summary
 
 
 def test_stage_writes_its_files_and_ends_with_the_recommendation(
-    generations, sweep_results, evaluation_set, tmp_path, capsys, caplog
+    generations, sweep_results, evaluation_set, validation_results, tmp_path, capsys, caplog
 ):
     outputs = {
         "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
@@ -30,6 +31,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "sweep_table_csv": CSVDataset(filepath=str(tmp_path / "sweep_table.csv"), save_args={"index": False}),
         "pareto_figure": PlotlyDataset(filepath=str(tmp_path / "pareto.json")),
         "alpha_figure": PlotlyDataset(filepath=str(tmp_path / "alpha.json")),
+        "data_docs": FolderDataset(filepath=str(tmp_path / "data_docs")),
         "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
     }
     catalog = DataCatalog(outputs)
@@ -37,6 +39,8 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     catalog["generations"] = {name: lambda frame=frame: frame for name, frame in generations.items()}
     catalog["sweep_results"] = sweep_results
     catalog["evaluation_set"] = evaluation_set
+    catalog["validation_results"] = validation_results
+    catalog["work_dir"] = tmp_path / "work"
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
     assert create_pipeline().nodes[-1].func is print_summary
@@ -55,6 +59,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
     assert all(isinstance(outputs[name].load(), go.Figure) for name in ("pareto_figure", "alpha_figure"))
     assert "What is 12 + 30 − 2?" in outputs["report_html"].load()
+    assert (tmp_path / "data_docs" / "index.html").exists()
 
 
 def test_importing_the_stage_is_light():

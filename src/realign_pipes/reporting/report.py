@@ -22,6 +22,7 @@ from realign_pipes.reporting.tables import (
     task_cells,
     task_names,
     tokens_text,
+    validation_cells,
 )
 
 TEMPLATE = "report.html.jinja"
@@ -57,8 +58,12 @@ def render_report(
     alpha: go.Figure,
     examples: Sequence[Example],
     parameters: Mapping[str, Any],
+    validations: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file."""
+    """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
+
+    `validations` are those of `reporting.data_docs.read_validations`; the pages on them lie beside the report.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -80,6 +85,7 @@ def render_report(
         pareto=_figure_html(pareto, "pareto"),
         alpha=_figure_html(alpha, "alpha"),
         examples=examples,
+        validations=validation_cells(validations),
         parameters=yaml.safe_dump(_plain(parameters), sort_keys=False, allow_unicode=True),
         percent=percent,
         tokens_text=tokens_text,

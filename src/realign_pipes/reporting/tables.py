@@ -1,6 +1,7 @@
 """The sweep's table, in the paper's columns: as cells of text, Markdown, a terminal table, CSV and JSON."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,13 @@ def task_cells(sweep_results: pd.DataFrame) -> Cells:
     ]
     header = ["task", "candidate", "alpha", "problems × samples", "pass@1 % [95 %]", "tokens", "reduction", "truncated"]
     return Cells(header, rows, left=2)
+
+
+def validation_cells(validations: Mapping[str, Mapping[str, Any]]) -> Cells:
+    """One row for each data set that was checked."""
+    figures = ["rows", "expectations", "failed", "warnings"]
+    rows = [[name, *(f"{found[figure]:,}" for figure in figures)] for name, found in validations.items()]
+    return Cells(["data set", *figures], rows, left=1)
 
 
 def markdown_table(cells: Cells, recommended: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.parameters import Reporting
@@ -39,6 +40,13 @@ def draw_figures(sweep_results: DataFrame, recommendation: dict[str, Any]) -> tu
     return pareto_figure(sweep_results, recommendation["candidate"]), alpha_figure(sweep_results)
 
 
+def build_data_docs(validation_results: Path, sweep_results: DataFrame, work_dir: Path) -> Path:
+    """Great Expectations' pages on every validation. Takes the sweep's results so that all data have been checked."""
+    from realign_pipes.reporting import data_docs
+
+    return data_docs.build_data_docs(validation_results, work_dir / "reporting" / "data_docs")
+
+
 def write_report(
     sweep_results: DataFrame,
     recommendation: dict[str, Any],
@@ -46,16 +54,26 @@ def write_report(
     alpha_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
+    validation_results: Path,
     parameters: Reporting,
     all_parameters: dict[str, Any],
 ) -> str:
     """The HTML report. `evaluation_set` (a `datasets.Dataset`) has the questions and answers of the examples."""
+    from realign_pipes.reporting.data_docs import read_validations
     from realign_pipes.reporting.report import collect_examples, render_report
 
     questions = zip(evaluation_set["question"], evaluation_set["answer"], strict=True)
     problems = dict(zip(evaluation_set["id"], questions, strict=True))
     examples = collect_examples(generations, sweep_results, problems, parameters.examples)
-    return render_report(sweep_results, recommendation, pareto_figure, alpha_figure, examples, all_parameters)
+    return render_report(
+        sweep_results,
+        recommendation,
+        pareto_figure,
+        alpha_figure,
+        examples,
+        all_parameters,
+        validations=read_validations(validation_results),
+    )
 
 
 def print_summary(sweep_results: DataFrame, recommendation: dict[str, Any], report_html: str) -> None:

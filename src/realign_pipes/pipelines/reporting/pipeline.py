@@ -3,6 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from realign_pipes.pipelines.reporting.nodes import (
+    build_data_docs,
     draw_figures,
     print_summary,
     recommend_candidate,
@@ -34,6 +35,12 @@ def create_pipeline() -> Pipeline:
                 name="draw_figures",
             ),
             Node(
+                build_data_docs,
+                inputs=["validation_results", "sweep_results", "work_dir"],
+                outputs="data_docs",
+                name="build_data_docs",
+            ),
+            Node(
                 write_report,
                 inputs={
                     "sweep_results": "sweep_results",
@@ -42,6 +49,7 @@ def create_pipeline() -> Pipeline:
                     "alpha_figure": "alpha_figure",
                     "generations": "generations",
                     "evaluation_set": "evaluation_set",
+                    "validation_results": "validation_results",
                     "parameters": "params:reporting",
                     "all_parameters": "parameters",
                 },
