@@ -339,12 +339,9 @@ class GreatExpectations:
         outcomes = _check(batch, [columns], _key(frame.columns))
         if outcomes[0]["success"]:  # without its columns nothing else can be asked
             outcomes += _check(batch, others, _key(frame.columns))
-        failures = [
-            describe_failure(found) for found in outcomes if not found["success"] and found["severity"] == "critical"
-        ]
-        warnings = [
-            describe_failure(found) for found in outcomes if not found["success"] and found["severity"] != "critical"
-        ]
+        unmet = [found for found in outcomes if not found["success"]]
+        failures = [describe_failure(found) for found in unmet if found["severity"] == "critical"]
+        warnings = [describe_failure(found) for found in unmet if found["severity"] != "critical"]
         summary = {
             "suite": self.suite,
             "success": not failures,
@@ -354,7 +351,9 @@ class GreatExpectations:
             "warnings": len(warnings),
         }
         with atomic_path(self.filepath) as temporary:
-            temporary.write_text(json.dumps(summary | {"results": outcomes}, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(summary | {"results": outcomes}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
         if warnings:
             logger.warning("%s", DataValidationError(f"the suite {self.suite} warns", failures=warnings))
         if failures:
@@ -431,7 +430,7 @@ def _outcome(found: dict[str, Any]) -> dict[str, Any]:
     config, result = found["expectation_config"], found["result"]
     if not result:
         raise RuntimeError(f"Great Expectations could not check {config}: {found['exception_info']}")
-    return {
+    outcome = {
         "notes": config["notes"],
         "severity": config["severity"],
         "success": found["success"],
@@ -439,6 +438,7 @@ def _outcome(found: dict[str, Any]) -> dict[str, Any]:
         "kwargs": {name: value for name, value in config["kwargs"].items() if name != "batch_id"},
         "result": result,
     }
+    return json.loads(json.dumps(outcome), parse_constant=str)  # "Infinity" is a text: JSON has no such number
 
 
 def describe_failure(outcome: Mapping[str, Any]) -> CheckFailure:
