@@ -30,7 +30,7 @@ def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
                 "validator": {
                     "class": "realign_pipes.validation.GreatExpectations",
                     "on": "save",
-                    "options": options,
+                    "options": {**options, "filepath": str(tmp_path / "validation" / f"{name}.json")},
                 },
             }
             for name, options in suites.items()
