@@ -165,13 +165,28 @@ def test_a_failed_run_says_so_in_its_log(project, finished):
     assert "evaluation_set" in last["error"]
 
 
+def test_every_data_set_was_checked_and_the_pages_on_it_are_linked(finished):
+    reporting = finished / "08_reporting"
+    found = {path.stem: json.loads(path.read_text()) for path in (reporting / "validation").glob("*.json")}
+    assert sorted(found) == ["calibration", "evaluation", "generations", "samples", "sweep_results"]
+    assert all(one["success"] and one["failed"] == 0 for one in found.values())
+    assert found["generations"]["rows"] == 6 * 30 * 2
+    page = (reporting / "report.html").read_text()
+    assert all(f'<td class="word">{name}</td><td>{one["rows"]:,}</td>' in page for name, one in found.items())
+    (link,) = re.findall(r'href="(data_docs[^"]*)"', page)
+    assert all(f">{name}</a>" in (reporting / link).read_text() for name in found)
+
+
 def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished):
     run, data = project
+    validation = data / "08_reporting" / "validation"
     before = (data / "08_reporting" / "sweep_metrics.json").read_bytes()
+    checked = {path: path.read_bytes() for path in validation.iterdir()}
     weights = data / "work" / "trra" / "trra-1.5" / "checkpoint" / "model.safetensors"
     trained = weights.stat().st_mtime_ns
     run("realign")
     assert (data / "08_reporting" / "sweep_metrics.json").read_bytes() == before
+    assert {path: path.read_bytes() for path in validation.iterdir()} == checked
     assert weights.stat().st_mtime_ns == trained
 
 
