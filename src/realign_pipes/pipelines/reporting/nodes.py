@@ -24,12 +24,12 @@ def recommend_candidate(sweep_results: DataFrame, parameters: Reporting) -> dict
 
 def tabulate_sweep(
     sweep_results: DataFrame, recommendation: dict[str, Any]
-) -> tuple[str, DataFrame, list[dict[str, str | float | None]]]:
+) -> tuple[str, DataFrame, dict[str, dict[str, float]]]:
     """The sweep's table as Markdown (rounded), as a frame for CSV, and as metrics for DVC (neither rounded)."""
-    from realign_pipes.reporting.tables import markdown_table, metrics_list, sweep_cells, wide_table
+    from realign_pipes.reporting.tables import candidate_metrics, markdown_table, sweep_cells, wide_table
 
     markdown = markdown_table(sweep_cells(sweep_results), recommendation["candidate"])
-    return f"{markdown}\n{recommendation['sentence']}\n", wide_table(sweep_results), metrics_list(sweep_results)
+    return f"{markdown}\n{recommendation['sentence']}\n", wide_table(sweep_results), candidate_metrics(sweep_results)
 
 
 def draw_figures(sweep_results: DataFrame, recommendation: dict[str, Any]) -> tuple[Figure, Figure]:
