@@ -4,12 +4,13 @@ import os
 from typing import Any
 
 from realign_pipes.hooks import LocalOverrides, MissingInputs, UnknownParameters
+from realign_pipes.run_log import RunLog
 
 # How long OpenMP's threads spin before they sleep. Its default makes small models fifty times slower as soon as
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-HOOKS = (UnknownParameters(), LocalOverrides(), MissingInputs())
+HOOKS = (UnknownParameters(), LocalOverrides(), MissingInputs(), RunLog())
 
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",

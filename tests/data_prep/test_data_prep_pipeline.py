@@ -95,6 +95,8 @@ def test_nodes_import_nothing_heavy() -> None:
 
 def test_kedro_finds_the_type_of_the_parameters() -> None:
     for node in create_pipeline().nodes:
+        if "params:data_prep" not in node.inputs:
+            continue
         assert TypeExtractor({"one": Pipeline([node])}).extract_types_from_pipelines() == {"data_prep": DataPrep}
 
 

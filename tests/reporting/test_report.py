@@ -12,6 +12,7 @@ from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_
 from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.reporting.report import collect_examples, render_report
 from realign_pipes.reporting.tables import budget_cells
+from realign_pipes.reporting.training_curves import PANELS, training_figure
 
 ATTACK = "</pre><script>alert('model')</script><img src=https://example.com/x.png onerror=alert(1)>"
 PROBLEMS = {f"chain_sum-{number:04d}": (f"Question {number} & <b>?", f"<i>{number}</i>") for number in range(40)}
@@ -46,15 +47,23 @@ def page(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: li
     return render(sweep_results, budget_results.assign(candidate=ATTACK), examples)
 
 
-def render(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list) -> str:
+CURVES = {"inra": pd.DataFrame({"step": [1, 2], **{panel: [2.0, 1.0] for panel in PANELS}})}
+
+
+def render(
+    sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list, curves: dict[str, pd.DataFrame] = CURVES
+) -> str:
     parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
     return render_report(
         sweep_results,
         recommend(sweep_results, 0.02),
-        pareto_figure(sweep_results),
-        alpha_figure(sweep_results),
+        {
+            "pareto": pareto_figure(sweep_results),
+            "alpha": alpha_figure(sweep_results),
+            "budget": budget_figure(budget_results),
+            "training": training_figure(curves),
+        },
         budget_results,
-        budget_figure(budget_results),
         examples,
         parameters,
     )
@@ -148,6 +157,13 @@ def test_report_without_budgets_has_no_such_section(
 ):
     page = render(sweep_results, no_budgets, examples)
     assert "Thinking inside a budget" not in page and "figure-budget" not in page and "TokenBudget" not in page
+
+
+def test_curves_of_trainings_stand_in_it_where_there_are_any(
+    page: str, sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list
+):
+    assert "<h2>Training</h2>" in page and page.count('id="figure-training"') == 1
+    assert "<h2>Training</h2>" not in render(sweep_results, budget_results, examples, curves={})
 
 
 def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list):

@@ -33,6 +33,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "alpha_figure": PlotlyDataset(filepath=str(tmp_path / "alpha.json")),
         "budget_table_markdown": TextDataset(filepath=str(tmp_path / "budget_table.md")),
         "budget_figure": PlotlyDataset(filepath=str(tmp_path / "budget.json")),
+        "training_figure": PlotlyDataset(filepath=str(tmp_path / "training.json")),
         "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
     }
     catalog = DataCatalog(outputs)
@@ -41,6 +42,8 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     catalog["sweep_results"] = sweep_results
     catalog["budget_results"] = budget_results
     catalog["evaluation_set"] = evaluation_set
+    catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
+    catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
     assert create_pipeline().nodes[-1].func is print_summary
@@ -57,9 +60,8 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert list(outputs["sweep_metrics"].load()) == list(generations)
     overall = sweep_results[sweep_results["task"] == "all"].reset_index(drop=True)
     pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
-    assert all(
-        isinstance(outputs[name].load(), go.Figure) for name in ("pareto_figure", "alpha_figure", "budget_figure")
-    )
+    for name in ("pareto_figure", "alpha_figure", "budget_figure", "training_figure"):
+        assert isinstance(outputs[name].load(), go.Figure), name
     budget_table = outputs["budget_table_markdown"].load()
     assert budget_table == markdown_table(budget_cells(budget_results), None)
     assert printed.index("reduction") < printed.index("TokenBudget") and printed.count("TokenBudget") == 3
@@ -76,6 +78,8 @@ def test_stage_without_budgets_says_so(generations, sweep_results, no_budgets, e
     catalog["generations"] = generations
     catalog["sweep_results"] = sweep_results
     catalog["evaluation_set"] = evaluation_set
+    catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
+    catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
     outputs = SequentialRunner().run(create_pipeline(), catalog)

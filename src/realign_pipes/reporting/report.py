@@ -54,16 +54,15 @@ class Example:
 def render_report(
     sweep_results: pd.DataFrame,
     recommendation: Mapping[str, Any],
-    pareto: go.Figure,
-    alpha: go.Figure,
+    figures: Mapping[str, go.Figure],
     budget_results: pd.DataFrame,
-    budget: go.Figure,
     examples: Sequence[Example],
     parameters: Mapping[str, Any],
 ) -> str:
     """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
 
-    The section on token budgets is left out where `budget_results` has no rows.
+    `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out where
+    `budget_results` has no rows, and that on training where no curve was drawn.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -83,10 +82,9 @@ def render_report(
         several_tasks=len(task_names(sweep_results)) > 1,
         # Plotly writes <, > and / of its data as \u003c …, so that no name can end the script that holds it.
         plotly_js=Markup(get_plotlyjs()),
-        pareto=_figure_html(pareto, "pareto"),
-        alpha=_figure_html(alpha, "alpha"),
+        figures={name: _figure_html(figure, name) for name, figure in figures.items()},
+        trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
-        budget=_figure_html(budget, "budget"),
         examples=examples,
         parameters=yaml.safe_dump(_plain(parameters), sort_keys=False, allow_unicode=True),
         percent=percent,

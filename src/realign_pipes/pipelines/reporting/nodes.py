@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.parameters import Reporting
@@ -55,6 +56,26 @@ def draw_budgets(budget_results: DataFrame) -> Figure:
     return budget_figure(budget_results)
 
 
+def draw_training(
+    sweep_results: DataFrame,
+    reference_model: Path,
+    aligned_model: Path,
+    trra_checkpoints: dict[str, Path],
+    inra_checkpoint: Path,
+) -> Figure:
+    """Loss, gradient norm, learning rate, speed and memory of every model that was trained here, and measured."""
+    from realign_pipes.reporting.training_curves import read_curves, training_figure
+
+    checkpoints = {
+        "reference": reference_model,
+        "aligned": aligned_model,
+        **{path.name: path for path in trra_checkpoints.values() if path.name in set(sweep_results["candidate"])},
+        "inra": inra_checkpoint,
+    }
+    curves = {name: read_curves(path) for name, path in checkpoints.items()}
+    return training_figure({name: frame for name, frame in curves.items() if frame is not None})
+
+
 def write_report(
     sweep_results: DataFrame,
     recommendation: dict[str, Any],
@@ -62,6 +83,7 @@ def write_report(
     alpha_figure: Figure,
     budget_results: DataFrame,
     budget_figure: Figure,
+    training_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
     parameters: Reporting,
@@ -76,10 +98,8 @@ def write_report(
     return render_report(
         sweep_results,
         recommendation,
-        pareto_figure,
-        alpha_figure,
+        {"pareto": pareto_figure, "alpha": alpha_figure, "budget": budget_figure, "training": training_figure},
         budget_results,
-        budget_figure,
         examples,
         all_parameters,
     )

@@ -5,6 +5,7 @@ from kedro.pipeline import Node, Pipeline
 from realign_pipes.pipelines.reporting.nodes import (
     draw_budgets,
     draw_figures,
+    draw_training,
     print_summary,
     recommend_candidate,
     tabulate_budgets,
@@ -43,6 +44,12 @@ def create_pipeline() -> Pipeline:
             ),
             Node(draw_budgets, inputs="budget_results", outputs="budget_figure", name="draw_budgets"),
             Node(
+                draw_training,
+                inputs=["sweep_results", "reference_model", "aligned_model", "trra_checkpoints", "inra_checkpoint"],
+                outputs="training_figure",
+                name="draw_training",
+            ),
+            Node(
                 write_report,
                 inputs={
                     "sweep_results": "sweep_results",
@@ -51,6 +58,7 @@ def create_pipeline() -> Pipeline:
                     "alpha_figure": "alpha_figure",
                     "budget_results": "budget_results",
                     "budget_figure": "budget_figure",
+                    "training_figure": "training_figure",
                     "generations": "generations",
                     "evaluation_set": "evaluation_set",
                     "parameters": "params:reporting",
