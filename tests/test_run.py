@@ -16,6 +16,7 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from realign_pipes.hooks import check_stages
 from realign_pipes.parameters import AlphaSweep, DataPrep, TrRa
 from realign_pipes.pipelines import reporting
 from realign_pipes.realignment.inra import InRaForCausalLM
@@ -48,19 +49,22 @@ def finished(project):
 
 
 def test_the_sweep_has_every_candidate_and_figures_that_follow_from_the_generations(finished):
-    metrics = json.loads((finished / "08_reporting" / "sweep_metrics.json").read_text())
-    assert {(row["candidate"], row["kind"], row["alpha"]) for row in metrics} == {
-        ("reference", "reference", None),
-        ("aligned", "aligned", None),
-        ("dera-1.5", "dera", 1.5),
-        ("trra-0.5", "trra", 0.5),
-        ("trra-1.5", "trra", 1.5),
-        ("trra-iter1-1.5", "trra_iter", 1.5),
-        ("inra--0.25", "inra", -0.25),
-        ("inra-0", "inra", 0.0),
-        ("inra-0.5", "inra", 0.5),
-        ("inra-1", "inra", 1.0),
+    table = pd.read_csv(finished / "08_reporting" / "sweep_table.csv")
+    metrics = table.to_dict("records")
+    assert {(row["candidate"], row["kind"], str(row["alpha"])) for row in metrics} == {
+        ("reference", "reference", "nan"),
+        ("aligned", "aligned", "nan"),
+        ("dera-1.5", "dera", "1.5"),
+        ("trra-0.5", "trra", "0.5"),
+        ("trra-1.5", "trra", "1.5"),
+        ("trra-iter1-1.5", "trra_iter", "1.5"),
+        ("inra--0.25", "inra", "-0.25"),
+        ("inra-0", "inra", "0.0"),
+        ("inra-0.5", "inra", "0.5"),
+        ("inra-1", "inra", "1.0"),
     }
+    tracked = json.loads((finished / "08_reporting" / "sweep_metrics.json").read_text())  # by DVC
+    assert tracked == {row["candidate"]: {name: row[name] for name in tracked["reference"]} for row in metrics}
     tokens = {}
     for row in metrics:
         frame = pd.read_parquet(finished / "07_model_output" / "generations" / f"{row['candidate']}.parquet")
@@ -111,8 +115,8 @@ def test_every_way_to_train_the_adapter_runs(project, finished, method, adapter)
 
 def test_checkpoints_open_with_stock_tools(finished):
     folders = [finished / "06_models" / name for name in ("reference", "aligned", "inra")]
-    folders += sorted((finished / "06_models" / "trra").iterdir())
-    assert len(folders) == 6
+    folders += sorted((finished / "06_models" / "trra").glob("*/*"))
+    assert [folder.name for folder in folders[3:]] == ["trra-0.5", "trra-1.5", "trra-iter1-1.5"]
     for folder in folders:
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -195,7 +199,7 @@ def test_each_stage_runs_alone_from_what_is_on_disk(project, finished):
     outputs = {
         "data_prep": "05_model_input/calibration_set",
         "teacher_logits": "05_model_input/teacher_cache",
-        "trra": "06_models/trra",
+        "trra": "06_models/trra/1.5/trra-1.5",
         "inra": "06_models/inra",
         "alpha_sweep": "07_model_output/generations",
         "reporting": "08_reporting/report.html",
@@ -222,7 +226,10 @@ def test_a_stage_without_its_input_names_it_and_the_stage_that_makes_it(project,
         ({"trra": {"alphas": [float("nan")]}}, "finite"),
         ({"trra": {"alphas": ["much"]}}, "alphas"),
         ({"trra": {"divergence": "kl"}}, "forward_kl"),
-        ({"trra": {"stepps": 3}}, "stepps"),
+        ({"trra": {"stepps": 3}}, "no parameter 'stepps': did you mean 'steps'"),
+        ({"trra": {"only_alpha": 9.0}}, "not among alphas"),
+        ({"inra": {"lora": {"rnk": 3}}}, "no parameter 'rnk': did you mean 'rank'"),
+        ({"tra": {"steps": 3}}, "no parameter 'tra': did you mean 'trra'"),
         ({"trra": {"batch_size": 3, "micro_batch_size": 2}}, "no multiple"),
         ({"trra": {"iteration_alphas": [9.0]}}, "not among alphas"),
     ],
@@ -240,7 +247,7 @@ def test_online_teachers_do_without_the_cache(project, finished):
         run("teacher_logits", teachers={"mode": "online"})
         assert not list((data / "05_model_input" / "teacher_cache").rglob("*.safetensors"))
         run("trra", teachers={"mode": "online"}, trra={"alphas": [1.5], "iterations": 0})
-        made = json.loads((data / "06_models" / "trra" / "trra-1.5" / "realignment.json").read_text())
+        made = json.loads((data / "06_models" / "trra" / "1.5" / "trra-1.5" / "realignment.json").read_text())
         assert made["parameters"]["teachers"]["mode"] == "online"
     finally:
         shutil.rmtree(data)
@@ -267,7 +274,70 @@ def test_the_readmes_environment_is_valid(tmp_path):
 
 
 def test_yaml_of_every_environment_is_known_to_the_project():
-    """A file in conf/ whose top-level key no pipeline takes would be ignored in silence."""
-    known = {"demo_models", "data_prep", "teachers", "trra", "alpha_sweep", "reporting"}
+    """A file in conf/ whose top-level key no pipeline takes stops every run in that environment."""
     for file in (PROJECT / "conf").rglob("parameters*.yml"):
-        assert set(yaml.safe_load(file.read_text())) <= known, file
+        check_stages(yaml.safe_load(file.read_text()))
+
+
+def test_one_alpha_is_trained_alone_and_a_checkpoint_that_is_missing_is_named(project, finished):
+    run, data = project
+    trra = data / "06_models" / "trra"
+    trra.rename(data / "aside")
+    try:
+        run("trra", trra={"only_alpha": 1.5})
+        assert sorted(path.relative_to(trra).as_posix() for path in trra.glob("*/*")) == [
+            "1.5/trra-1.5",
+            "1.5/trra-iter1-1.5",
+        ]
+        with pytest.raises(FileNotFoundError, match=r"not there: 0.5/trra-0.5.*kedro run --pipeline trra"):
+            run("alpha_sweep")
+    finally:
+        shutil.rmtree(trra)
+        (data / "aside").rename(trra)
+
+
+def test_checkpoints_of_alphas_that_were_removed_are_not_measured(project, finished, caplog):
+    run, data = project
+    before = (data / "07_model_output" / "sweep_results.csv").read_bytes()
+    left = shutil.copytree(data / "06_models" / "trra" / "0.5", data / "06_models" / "trra" / "0.75")
+    try:
+        run("alpha_sweep")
+    finally:
+        shutil.rmtree(left)
+    assert "0.75/trra-0.5" in caplog.text
+    assert (data / "07_model_output" / "sweep_results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("parameters.yml", {"trra": {"steps": 3}}, "parameters: trra.steps."),
+        ("globals.yml", {"data": "elsewhere"}, "globals: data."),
+        ("catalog.yml", {"inra_checkpoint": {"type": "MemoryDataset"}}, "catalog: inra_checkpoint."),
+        ("parameters.yml", {"trra": {"steps": 120}}, None),  # what base says
+    ],
+)
+def test_what_conf_local_changes_is_said_as_dvc_cannot_see_it(tmp_path, caplog, file, changes, said):
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
+    (tmp_path / "conf" / "local").mkdir()
+    (tmp_path / "conf" / "local" / file).write_text(yaml.safe_dump(changes))
+    bootstrap_project(PROJECT)
+    for env, warned in ((None, said is not None), ("smoke", False)):
+        caplog.clear()
+        with KedroSession.create(PROJECT, env=env, conf_source=str(tmp_path / "conf")) as session:
+            session.load_context()
+        assert ("conf/local changes" in caplog.text) == warned, env
+        assert not warned or said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("git", "said"),
+    [(True, "none: not run in a git repository with commits"), (False, "unknown: git is not installed")],
+)
+def test_a_run_outside_git_works_and_the_model_card_says_so(project, finished, tmp_path, monkeypatch, git, said):
+    run, data = project
+    monkeypatch.chdir(tmp_path)
+    if not git:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    run("inra", inra={"steps": 1, "seed": 31 + git})
+    assert f"| commit | {said} |" in (data / "06_models" / "inra" / "README.md").read_text()

@@ -4,6 +4,8 @@ Kedro builds these from the merged YAML before a pipeline starts, so that a wron
 and reason before any compute. Light on purpose: nothing here imports torch.
 """
 
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,13 +21,30 @@ from pydantic import (
 )
 
 
+def unknown_parameter(name: str, known: Iterable[str]) -> str:
+    """What is said of a parameter that does not exist: its name, and the nearest of the `known` ones."""
+    known = sorted(known)
+    nearest = get_close_matches(str(name), known, n=1)
+    return f"there is no parameter {name!r}: " + (
+        f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}"
+    )
+
+
 class Parameters(BaseModel):
     """Unknown keys, NaN and infinities are refused; values cannot be changed by a node."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        """Pydantic itself would say "extra inputs are not permitted", and not what was meant."""
+        if isinstance(values, dict) and (unknown := [name for name in values if name not in cls.model_fields]):
+            raise ValueError("; ".join(unknown_parameter(name, cls.model_fields) for name in unknown))
+        return values
 
-def _check_distinct(alphas: list[float]) -> None:
+
+def _check_distinct(alphas: Sequence[float]) -> None:
     """Alphas name checkpoints and candidates, by six digits."""
     names = [f"{alpha:g}" for alpha in alphas]
     if len(set(names)) != len(names):
@@ -311,11 +330,13 @@ class Distillation(Parameters):
 class TrRa(Training, Distillation):
     """parameters_trra.yml: training-time realignment."""
 
-    alphas: Annotated[list[float], Field(min_length=1)]
-    """The paper's lambda: how far to move. One checkpoint each."""
+    alphas: Annotated[list[int | float], Field(min_length=1)]
+    """The paper's lambda: how far to move. One checkpoint each, in a folder named as YAML spells the alpha."""
+    only_alpha: int | float | None
+    """Train this one of `alphas` alone: DVC runs one stage for each."""
     iterations: NonNegativeInt
     """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
-    iteration_alphas: list[float]
+    iteration_alphas: list[int | float]
     """The alphas, among `alphas`, that TrRa-iter goes on with."""
 
     @model_validator(mode="after")
@@ -323,7 +344,16 @@ class TrRa(Training, Distillation):
         _check_distinct(self.alphas)
         if missing := sorted(set(self.iteration_alphas) - set(self.alphas)):
             raise ValueError(f"iteration_alphas {missing} are not among alphas {self.alphas}")
+        if self.only_alpha is not None and self.only_alpha not in self.alphas:
+            raise ValueError(f"only_alpha {self.only_alpha} is not among alphas {self.alphas}")
         return self
+
+    def checkpoint_names(self, alpha: float) -> list[str]:
+        """One of `alphas` -> `trra-1.5` and, for each further round, `trra-iter1-1.5`, all in the alpha's folder."""
+        names = [f"trra-{alpha:g}"]
+        if alpha in self.iteration_alphas:
+            names += [f"trra-iter{iteration}-{alpha:g}" for iteration in range(1, 1 + self.iterations)]
+        return [f"{alpha}/{name}" for name in names]
 
 
 # -- inra -------------------------------------------------------------------------------------------------------------

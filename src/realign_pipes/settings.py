@@ -1,17 +1,18 @@
 """Project settings of Kedro."""
 
 import os
+from typing import Any
 
-from realign_pipes.hooks import DataDocsOfFailure, MissingInputs
+from realign_pipes.hooks import DataDocsOfFailure, LocalOverrides, MissingInputs, UnknownParameters
 from realign_pipes.run_log import RunLog
 
 # How long OpenMP's threads spin before they sleep. Its default makes small models fifty times slower as soon as
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-HOOKS = (MissingInputs(), DataDocsOfFailure(), RunLog())
+HOOKS = (UnknownParameters(), LocalOverrides(), MissingInputs(), DataDocsOfFailure(), RunLog())
 
-CONFIG_LOADER_ARGS = {
+CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
     # An environment's parameters are merged into base's key by key, so that it need only hold what differs.

@@ -58,12 +58,22 @@ def test_a_checkpoint_is_a_path_or_a_repository(tmp_path):
     assert CheckpointDataset(repo_id="a/b", revision="main").exists()
 
 
-def test_checkpoints_no_longer_made_are_removed(tmp_path, make_checkpoint):
+def test_checkpoints_are_found_below_their_folder_and_leave_each_other_in_place(tmp_path, make_checkpoint):
     dataset = CheckpointsDataset(filepath=str(tmp_path / "trra"))
     assert not dataset.exists()
     first, second = make_checkpoint(tmp_path / "1", seed=1), make_checkpoint(tmp_path / "2", seed=2)
-    dataset.save({"trra-0.5": first, "trra-1.5": second})
-    assert dataset.load() == {name: tmp_path / "trra" / name for name in ("trra-0.5", "trra-1.5")}
-    dataset.save({"trra-1.5": first})
-    assert list(dataset.load()) == ["trra-1.5"]
-    assert (dataset.load()["trra-1.5"] / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    dataset.save({"0.5/trra-0.5": first})
+    dataset.save({"1.5/trra-1.5": second, "1.5/trra-iter1-1.5": first})
+    names = ["0.5/trra-0.5", "1.5/trra-1.5", "1.5/trra-iter1-1.5"]
+    assert dataset.load() == {name: tmp_path / "trra" / name for name in names}
+    dataset.save({"1.5/trra-1.5": first})
+    assert list(dataset.load()) == names
+    weights = (dataset.load()["1.5/trra-1.5"] / "model.safetensors").read_bytes()
+    assert weights == (first / "model.safetensors").read_bytes()
+
+
+def test_a_copy_that_was_killed_is_no_checkpoint(tmp_path, make_checkpoint):
+    dataset = CheckpointsDataset(filepath=str(tmp_path / "trra"))
+    dataset.save({"0.5/trra-0.5": make_checkpoint(tmp_path / "1")})
+    make_checkpoint(tmp_path / "trra" / "0.5" / ".trra-iter1-0.5.123.tmp")
+    assert list(dataset.load()) == ["0.5/trra-0.5"]

@@ -26,6 +26,7 @@ TEACHERS = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12)
 def make_parameters(**changes):
     defaults = {
         "alphas": [1.5],
+        "only_alpha": None,
         "iterations": 1,
         "iteration_alphas": [1.5],
         "divergence": "forward_kl",

@@ -61,7 +61,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert all(name in printed for name in generations) and "…" not in printed
     markdown = outputs["sweep_table_markdown"].load()
     assert markdown.startswith("| candidate |") and markdown.endswith(f"\n\n{sentence}\n")
-    assert [one["candidate"] for one in outputs["sweep_metrics"].load()] == list(generations)
+    assert list(outputs["sweep_metrics"].load()) == list(generations)
     overall = sweep_results[sweep_results["task"] == "all"].reset_index(drop=True)
     pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
     for name in ("pareto_figure", "alpha_figure", "budget_figure", "training_figure"):

@@ -107,24 +107,24 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
 
 
 class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
-    """Checkpoints by name, each in a sub-folder. Saving replaces the whole: names no longer made are removed."""
+    """Checkpoints by their path below `filepath`, such as `1.5/trra-1.5`.
+
+    Saving leaves other checkpoints in place, as a run may make one of many; loading gives all that are there.
+    """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         self._filepath = Path(filepath)
         self.metadata = metadata
 
     def load(self) -> dict[str, Path]:
-        return {
-            path.name: path
-            for path in sorted(self._filepath.iterdir())
-            if not path.name.startswith(".") and (path / "config.json").exists()
-        }
+        folders = {file.parent.relative_to(self._filepath): file.parent for file in self._filepath.rglob("config.json")}
+        # A name with a leading dot is a copy that was interrupted.
+        names = sorted(name for name in folders if not any(part.startswith(".") for part in name.parts))
+        return {name.as_posix(): folders[name] for name in names}
 
     def save(self, data: dict[str, Path]) -> None:
         for name, source in data.items():
             _place(source, self._filepath / name)
-        for name in self.load().keys() - data.keys():
-            shutil.rmtree(self._filepath / name)
 
     def _exists(self) -> bool:
         return self._filepath.is_dir() and bool(self.load())

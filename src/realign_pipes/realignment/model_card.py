@@ -1,6 +1,7 @@
 """What every realigned checkpoint says of itself: README.md for people, realignment.json for programs."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ Made by realign_pipes {{ version }}.
 
 def current_commit() -> str:
     """The git commit of the working folder, "(with uncommitted changes)" added where so, or why there is none."""
+    if shutil.which("git") is None:
+        return "unknown: git is not installed"
     git = ["git", "-c", "core.quotepath=off"]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode:

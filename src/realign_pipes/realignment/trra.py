@@ -162,7 +162,7 @@ class Realigner:
         interrupted goes on from its last saved step.
         """
         reference = self.teachers.reference
-        parameters = self.parameters.model_dump(exclude={"alphas", "iterations", "iteration_alphas"})
+        parameters = self.parameters.model_dump(exclude={"alphas", "only_alpha", "iterations", "iteration_alphas"})
         metadata = {
             "method": "TrRa",
             "alpha": alpha,

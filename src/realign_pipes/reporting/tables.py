@@ -184,14 +184,7 @@ def wide_table(sweep_results: pd.DataFrame) -> pd.DataFrame:
     return wide
 
 
-def metrics_list(sweep_results: pd.DataFrame) -> list[dict[str, str | float | None]]:
-    """One JSON object a candidate; `alpha` is null where there is none."""
-    return [
-        {
-            "candidate": row["candidate"],
-            "kind": row["kind"],
-            "alpha": None if math.isnan(row["alpha"]) else row["alpha"],
-            **{metric: row[metric] for metric in METRICS},
-        }
-        for row in overall_rows(sweep_results).to_dict("records")
-    ]
+def candidate_metrics(sweep_results: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Each candidate's figures over all tasks, not rounded. By name and not as a list, of which DVC shows nothing."""
+    rows = overall_rows(sweep_results).set_index("candidate")
+    return {name: {metric: float(row[metric]) for metric in METRICS} for name, row in rows.iterrows()}

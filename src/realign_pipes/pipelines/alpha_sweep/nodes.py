@@ -1,15 +1,19 @@
 """Stage alpha_sweep: measure every candidate on the evaluation set."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.parameters import AlphaSweep, DataPrep
+from realign_pipes.parameters import AlphaSweep, DataPrep, TrRa
+
+logger = logging.getLogger(__name__)
 
 
 def sweep(
     parameters: AlphaSweep,
     data_prep: DataPrep,
+    trra: TrRa,
     reference_model: Path,
     aligned_model: Path,
     trra_checkpoints: dict[str, Path],
@@ -19,13 +23,15 @@ def sweep(
 ) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """Graded completions by candidate, those inside token budgets, and the budgets' figures (a DataFrame).
 
-    Candidates that an interrupted run finished are not measured again.
+    Candidates that an interrupted run finished are not measured again. Of TrRa's checkpoints those are measured that
+    `trra` names; FileNotFoundError if one is not there.
     """
     from realign_pipes.evaluation.metrics import summarise_budgets
     from realign_pipes.evaluation.sweep import Candidate, Evaluator, evaluate_budgets
     from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
     from realign_pipes.realignment.model_card import read_metadata
 
+    trained = _trained(trra, trra_checkpoints)
     tokenizer = check_pair(reference_model, aligned_model)
     candidates = [
         Candidate("reference", "reference", math.nan, (reference_model,)),
@@ -34,17 +40,15 @@ def sweep(
             Candidate(f"dera-{alpha:g}", "dera", alpha, (reference_model, aligned_model))
             for alpha in parameters.dera_alphas
         ),
+        *trained,
     ]
     fingerprints = {path: fingerprint_model(path) for path in (reference_model, aligned_model)}
-    stages = {**dict.fromkeys(trra_checkpoints.values(), "trra"), inra_checkpoint: "inra"}
+    stages = {**{candidate.checkpoints[0]: "trra" for candidate in trained}, inra_checkpoint: "inra"}
     for path, stage in stages.items():
         if read_metadata(path)["reference"]["fingerprint"] != fingerprints[reference_model]:
             raise ValueError(f"{path} was trained from another reference than {reference_model}. "
                              f"Run the stage {stage} again: kedro run --pipeline {stage}")  # fmt: skip
         fingerprints[path] = fingerprint_model(path)
-    for name, path in trra_checkpoints.items():
-        made = read_metadata(path)
-        candidates.append(Candidate(name, "trra_iter" if made["iteration"] else "trra", made["alpha"], (path,)))
     inra = [Candidate(f"inra-{alpha:g}", "inra", alpha, (inra_checkpoint,)) for alpha in parameters.inra_alphas]
     evaluator = Evaluator(
         evaluation_set,
@@ -70,6 +74,28 @@ def sweep(
         budgets, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
     )
     return generations, budgets, results
+
+
+def _trained(trra: TrRa, checkpoints: dict[str, Path]) -> list[Any]:
+    """A candidate for each checkpoint that `trra` names."""
+    from realign_pipes.evaluation.sweep import Candidate
+
+    named = {alpha: trra.checkpoint_names(alpha) for alpha in trra.alphas}
+    wanted = [name for names in named.values() for name in names]
+    if missing := [name for name in wanted if name not in checkpoints]:
+        raise FileNotFoundError(f"the parameters of trra name checkpoints that are not there: {', '.join(missing)}. "
+                                "Train them: kedro run --pipeline trra, or dvc repro")  # fmt: skip
+    if left := sorted(checkpoints.keys() - set(wanted)):
+        logger.warning(
+            "not measured, as the parameters of trra do not name them: %s. Remove their folders from trra_checkpoints: "
+            "DVC counts them among what alpha_sweep reads.",
+            ", ".join(left),
+        )
+    return [
+        Candidate(Path(name).name, "trra_iter" if iteration else "trra", float(alpha), (checkpoints[name],))
+        for alpha, names in named.items()
+        for iteration, name in enumerate(names)
+    ]
 
 
 def summarise(parameters: AlphaSweep, generations: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "params:alpha_sweep",
                     "params:data_prep",
+                    "params:trra",
                     "reference_model",
                     "aligned_model",
                     "trra_checkpoints",

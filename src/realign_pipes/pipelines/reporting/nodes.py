@@ -25,12 +25,12 @@ def recommend_candidate(sweep_results: DataFrame, parameters: Reporting) -> dict
 
 def tabulate_sweep(
     sweep_results: DataFrame, recommendation: dict[str, Any]
-) -> tuple[str, DataFrame, list[dict[str, str | float | None]]]:
+) -> tuple[str, DataFrame, dict[str, dict[str, float]]]:
     """The sweep's table as Markdown (rounded), as a frame for CSV, and as metrics for DVC (neither rounded)."""
-    from realign_pipes.reporting.tables import markdown_table, metrics_list, sweep_cells, wide_table
+    from realign_pipes.reporting.tables import candidate_metrics, markdown_table, sweep_cells, wide_table
 
     markdown = markdown_table(sweep_cells(sweep_results), recommendation["candidate"])
-    return f"{markdown}\n{recommendation['sentence']}\n", wide_table(sweep_results), metrics_list(sweep_results)
+    return f"{markdown}\n{recommendation['sentence']}\n", wide_table(sweep_results), candidate_metrics(sweep_results)
 
 
 def draw_figures(sweep_results: DataFrame, recommendation: dict[str, Any]) -> tuple[Figure, Figure]:
@@ -57,15 +57,19 @@ def draw_budgets(budget_results: DataFrame) -> Figure:
 
 
 def draw_training(
-    reference_model: Path, aligned_model: Path, trra_checkpoints: dict[str, Path], inra_checkpoint: Path
+    sweep_results: DataFrame,
+    reference_model: Path,
+    aligned_model: Path,
+    trra_checkpoints: dict[str, Path],
+    inra_checkpoint: Path,
 ) -> Figure:
-    """Loss, gradient norm, learning rate, speed and memory of every model that was trained here."""
+    """Loss, gradient norm, learning rate, speed and memory of every model that was trained here, and measured."""
     from realign_pipes.reporting.training_curves import read_curves, training_figure
 
     checkpoints = {
         "reference": reference_model,
         "aligned": aligned_model,
-        **{path.name: path for path in trra_checkpoints.values()},
+        **{path.name: path for path in trra_checkpoints.values() if path.name in set(sweep_results["candidate"])},
         "inra": inra_checkpoint,
     }
     curves = {name: read_curves(path) for name, path in checkpoints.items()}

@@ -46,7 +46,7 @@ def create_pipeline() -> Pipeline:
             Node(draw_budgets, inputs="budget_results", outputs="budget_figure", name="draw_budgets"),
             Node(
                 draw_training,
-                inputs=["reference_model", "aligned_model", "trra_checkpoints", "inra_checkpoint"],
+                inputs=["sweep_results", "reference_model", "aligned_model", "trra_checkpoints", "inra_checkpoint"],
                 outputs="training_figure",
                 name="draw_training",
             ),

@@ -15,7 +15,10 @@ def train_students(
     teacher_cache: Path,
     work_dir: Path,
 ) -> dict[str, Path]:
-    """Checkpoints by name (`trra-1.5`, `trra-iter1-1.5`). One that an earlier run finished is not trained again."""
+    """Checkpoints by alpha and name (`1.5/trra-1.5`, `1.5/trra-iter1-1.5`), of all alphas or of `only_alpha`.
+
+    One that an earlier run finished is not trained again.
+    """
     from realign_pipes.realignment.teachers import FusedTeachers
     from realign_pipes.realignment.trra import Realigner
 
@@ -25,9 +28,9 @@ def train_students(
     realigner = Realigner(fused, parameters=parameters, work=work_dir / "trra")
     checkpoints = {}
     for alpha in parameters.alphas:
-        rounds = 1 + (parameters.iterations if alpha in parameters.iteration_alphas else 0)
+        if parameters.only_alpha not in (None, alpha):
+            continue
         aligned = aligned_model
-        for iteration in range(rounds):
-            name = f"trra-{alpha:g}" if iteration == 0 else f"trra-iter{iteration}-{alpha:g}"
-            aligned = checkpoints[name] = realigner.realign(name, alpha, iteration, aligned)
+        for iteration, name in enumerate(parameters.checkpoint_names(alpha)):
+            aligned = checkpoints[name] = realigner.realign(Path(name).name, float(alpha), iteration, aligned)
     return checkpoints

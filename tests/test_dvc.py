@@ -1,0 +1,279 @@
+"""DVC on a copy of the project with small parameters: what reruns and what does not, experiments, push and pull.
+
+The tests go on from each other's project, and leave it as its first commit has it.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+PROBLEM = "State the final answer to the following arithmetic problem: {} + {} ="
+SMALL = {
+    "demo_models": {
+        "problems": {"min_terms": 2, "max_terms": 2},
+        "traces": {"max_rechecks": 1, "slip_rate": 0.0, "cut_share": 0.0},
+        "reference": {"steps": 250, "save_steps": 250},
+        "aligned": {"problems": 24, "steps": 4, "save_steps": 4, "sampling": {"samples": 2, "max_new_tokens": 40}},
+    },
+    "data_prep": {
+        "calibration": {
+            "task": {"problems": 24, "options": {"min_terms": 2, "max_terms": 2}},
+            "sampling": {"samples": 2, "max_new_tokens": 40},
+            "min_tokens": 1,
+            "max_tokens": 40,
+        },
+        "tasks": {
+            "sums_short": {"problems": 4, "options": {"min_terms": 2, "max_terms": 2}},
+            "sums_long": None,
+            "sums_of_mine": {"kind": "dataset", "path": "data/01_raw/problems.jsonl", "verifier": "exact"},
+        },
+    },
+    "trra": {"alphas": [0.5, 1.5], "iterations": 0, "steps": 4, "save_steps": 2},
+    "inra": {"steps": 2, "save_steps": 2},
+    "alpha_sweep": {
+        "dera_alphas": [],
+        "inra_alphas": [0.5],
+        "budgets": {"tokens": [24]},
+        "sampling": {"samples": 2, "max_new_tokens": 40},
+        "bootstrap_samples": 100,
+    },
+}
+TRRA = "conf/base/parameters_trra.yml"
+
+
+def merge(values: dict, changes: dict) -> dict:
+    return values | {
+        name: merge(values[name], change) if isinstance(change, dict) and name in values else change
+        for name, change in changes.items()
+    }
+
+
+class Project:
+    """A git repository with a copy of this project's code and small parameters."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("src", "conf/base", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore",
+                     ".telemetry", "pyproject.toml"):  # fmt: skip
+            source, target = PROJECT / name, root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            else:
+                shutil.copy(source, target)
+        for folder in ("conf/local", "data/01_raw"):
+            (root / folder).mkdir(parents=True)
+            (root / folder / ".gitkeep").touch()
+        for file in (root / "conf" / "base").glob("parameters_*.yml"):
+            values = yaml.safe_load(file.read_text())
+            small = {name: merge(values[name], SMALL[name]) for name in values if name in SMALL}
+            file.write_text(yaml.safe_dump(values | small, sort_keys=False))
+        problems = [{"question": PROBLEM.format(a, b), "answer": str(a + b)} for a, b in ((2, 3), (4, 1), (3, 3))]
+        self.problems = root / "data" / "01_raw" / "problems.jsonl"
+        self.problems.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(root / "src"),
+            "DVC_SITE_CACHE_DIR": str(root.parent / "dvc_site_cache"),
+            "OMP_NUM_THREADS": "1",  # faster for models this small
+            **{f"GIT_{who}_{what}": "a@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+        self("git", "init", "--quiet")
+        self.commit("Small parameters")
+
+    def __call__(self, *command: str) -> str:
+        """What a command prints; a failure fails the test with it."""
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, text=True, check=False, stdout=-1, stderr=subprocess.STDOUT
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
+        return done.stdout
+
+    def ran(self, *command: str) -> set[str]:
+        """The stages that a command ran."""
+        return set(re.findall(r"^Running stage '(.*)':", self(*command), re.MULTILINE))
+
+    def commit(self, message: str) -> None:
+        self("git", "add", "--all", "--force", "data/01_raw")
+        self("git", "add", "--all")
+        self("git", "commit", "--quiet", "--allow-empty", "--message", message)
+
+    def restore(self) -> None:
+        """Files and data of the last commit; `dvc checkout` leaves folders of stages that there are no more."""
+        self("git", "checkout", "--quiet", ".")
+        shutil.rmtree(self.root / "data" / "06_models" / "trra")
+        self("git", "checkout", "--quiet", ".")
+        self("dvc", "checkout", "--quiet")
+
+    def contents(self) -> dict[str, bytes]:
+        """Every file of data/ that belongs to DVC or git."""
+        data = self.root / "data"
+        files = [file for file in data.rglob("*") if file.is_file()]
+        return {
+            str(file.relative_to(data)): file.read_bytes()
+            for file in files
+            if file.relative_to(data).parts[0] not in ("work", "logs")
+        }
+
+    def read(self, path: str) -> dict:
+        return json.loads((self.root / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """The project after `dvc repro` and a commit of what that made."""
+    project = Project(tmp_path_factory.mktemp("dvc") / "project")
+    stages = {"demo_models", "data_prep", "teacher_logits", "trra@0.5", "trra@1.5", "inra", "alpha_sweep", "reporting"}
+    assert project.ran("dvc", "repro") == stages
+    project.commit("First results")
+    return project
+
+
+def test_repro_on_an_untouched_tree_does_nothing(project):
+    assert "Data and pipelines are up to date." in project("dvc", "repro")
+    assert project("git", "status", "--porcelain") == ""
+
+
+def test_metrics_and_plots_are_in_git_and_nothing_else_of_the_data(project):
+    tracked = set(project("git", "ls-files", "data").split())
+    assert {file for file in tracked if not file.endswith((".gitkeep", ".gitignore"))} == {
+        "data/01_raw/problems.jsonl",
+        "data/07_model_output/budget_results.csv",
+        *(f"data/08_reporting/{name}.json" for name in ("recommendation", "sweep_metrics", "teacher_cache")),
+        "data/08_reporting/sweep_table.csv",
+    }
+    shown = json.loads(project("dvc", "metrics", "show", "--json"))[""]["data"]
+    metrics = shown["data/08_reporting/sweep_metrics.json"]["data"]
+    assert set(metrics) == {"reference", "aligned", "trra-0.5", "trra-1.5", "inra-0.5"}
+    plots = json.loads(project("dvc", "plots", "show", "--json"))["data"]
+    assert set(plots) == {"data/07_model_output/budget_results.csv", "data/08_reporting/sweep_table.csv"}
+
+
+def test_push_and_pull_bring_everything_back_byte_for_byte(project, tmp_path):
+    before = project.contents()
+    project("dvc", "push")
+    assert (project.root.parent / "realign_pipes_dvc_remote" / "files").is_dir()
+    project("dvc", "remote", "modify", "--local", "local", "url", str(tmp_path / "elsewhere"))
+    project("dvc", "push")
+    assert (tmp_path / "elsewhere" / "files").is_dir()
+    shutil.rmtree(project.root / "data")
+    shutil.rmtree(project.root / ".dvc" / "cache")
+    project("git", "checkout", "data")
+    project("dvc", "pull")
+    assert project.contents() == before
+    assert "Data and pipelines are up to date." in project("dvc", "repro")
+    (project.root / ".dvc" / "config.local").unlink()
+
+
+def test_data_deleted_between_stages_comes_back(project):
+    """From the cache; a stage with metrics outside it runs again, with what data/work has."""
+    before = project.contents()
+    for name in ("05_model_input", "06_models"):
+        shutil.rmtree(project.root / "data" / name)
+    assert project.ran("dvc", "repro") == {"teacher_logits"}
+    project("git", "checkout", "data")
+    assert project.contents() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "stages"),
+    [
+        ("reporting/figures.py", {"reporting"}),
+        ("reporting/report.html.jinja", {"reporting"}),
+        ("realignment/trra.py", {"trra@0.5", "trra@1.5", "inra"}),
+        ("realignment/dera.py", {"alpha_sweep"}),
+        ("demo/traces.py", {"demo_models"}),
+        ("parameters.py", set()),
+    ],
+)
+def test_a_module_that_changes_concerns_the_stages_that_use_it(project, module, stages):
+    file = project.root / "src" / "realign_pipes" / module
+    text = file.read_text()
+    file.write_text(text + "\n")
+    changed = set(json.loads(project("dvc", "status", "--json")))
+    file.write_text(text)
+    assert changed == stages
+
+
+def test_a_module_that_changes_reruns_what_is_downstream(project):
+    with (project.root / "src" / "realign_pipes" / "reporting" / "figures.py").open("a") as stream:
+        stream.write("\n")
+    assert project.ran("dvc", "repro") == {"reporting"}
+    project.restore()
+
+
+def test_a_data_file_that_changes_reruns_what_is_downstream(project):
+    with project.problems.open("a") as stream:
+        stream.write(json.dumps({"question": PROBLEM.format(1, 1), "answer": "2"}) + "\n")
+    assert project.ran("dvc", "repro") == {"data_prep", "alpha_sweep", "reporting"}
+    project.restore()
+
+
+def test_an_experiment_with_another_alpha_trains_and_measures_that_one(project):
+    before = project.read("data/08_reporting/sweep_metrics.json")
+    said = project("dvc", "exp", "run", "--name", "further", "--set-param", f"{TRRA}:trra.alphas=[0.5,1.5,2.0]")
+    assert set(re.findall(r"^Running stage '(.*)':", said, re.MULTILINE)) == {"trra@2.0", "alpha_sweep", "reporting"}
+    assert set(re.findall(r"^(?:training|evaluating) [^:]*", said, re.MULTILINE)) == {
+        "training trra-2",
+        "evaluating trra-2",
+    }
+    after = project.read("data/08_reporting/sweep_metrics.json")
+    assert {name: after.pop(name) for name in before} == before
+    assert set(after) == {"trra-2"}
+    [changed] = json.loads(project("dvc", "params", "diff", "--json"))[TRRA].items()
+    assert changed == ("trra.alphas", {"old": [0.5, 1.5], "new": [0.5, 1.5, 2.0]})
+    differences = json.loads(project("dvc", "metrics", "diff", "--json"))["diff"]
+    assert any(name.startswith("trra-2.") for name in differences["data/08_reporting/sweep_metrics.json"])
+    project.restore()
+    assert "Data and pipelines are up to date." in project("dvc", "repro")
+
+
+def test_experiments_with_another_divergence_and_learning_rate_are_shown_side_by_side(project):
+    changes = [f"{TRRA}:trra.divergence=jsd", f"{TRRA}:trra.learning_rate=0.003"]
+    ran = project.ran("dvc", "exp", "run", "--name", "jsd", *(f"--set-param={change}" for change in changes))
+    assert ran == {"trra@0.5", "trra@1.5", "alpha_sweep", "reporting"}
+    shown = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(project("dvc", "exp", "show", "--csv")))}
+    assert shown["jsd"]["trra.divergence"] == "jsd"
+    assert float(shown["jsd"]["trra.learning_rate"]) == 0.003
+    assert shown["further"]["trra.divergence"] == "forward_kl"
+    assert shown["further"]["trra-2.mean_tokens"] != "" == shown["jsd"]["trra-2.mean_tokens"]
+    project.restore()
+
+
+def test_a_stage_that_was_killed_goes_on_where_it_was(project):
+    file = project.root / TRRA
+    values = yaml.safe_load(file.read_text())
+    values["trra"].update(steps=150, save_steps=5)
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    trainer = project.root / "data" / "work" / "trra" / "trra-0.5" / "trainer"
+    with (project.root.parent / "killed.log").open("w") as log:
+        running = subprocess.Popen(["dvc", "repro", "trra@0.5"], cwd=project.root, env=project.environment,
+                                   start_new_session=True, stdout=log, stderr=log)  # fmt: skip
+        while not any(trainer.glob("checkpoint-*/trainer_state.json")):
+            assert running.poll() is None, (project.root.parent / "killed.log").read_text()
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    states = trainer.glob("checkpoint-*/trainer_state.json")
+    first, *_ = max((json.loads(state.read_text())["log_history"] for state in states), key=len)
+    finished = project.root / "data" / "06_models" / "trra" / "0.5" / "trra-0.5"
+    assert not finished.exists()
+    assert project.ran("dvc", "repro", "trra@0.5") == {"trra@0.5"}
+    with (finished / "curves" / "plots" / "metrics" / "tokens_per_second.tsv").open() as stream:
+        speeds = list(csv.DictReader(stream, delimiter="\t"))
+    assert len(speeds) == 150
+    assert float(speeds[0]["tokens_per_second"]) == pytest.approx(first["tokens_per_second"])  # no two runs share it
+    project.restore()
