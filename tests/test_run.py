@@ -21,26 +21,23 @@ PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """`run(pipeline, **runtime_params)` on a copy of conf/ whose data/ is a temporary folder; and that folder."""
-    root = tmp_path_factory.mktemp("project")
-    conf = shutil.copytree(PROJECT / "conf", root / "conf", ignore=shutil.ignore_patterns("local"))
-    for file in conf.rglob("globals.yml"):
-        file.write_text(f"data: {root}/data\n")
+def project(copy_project):
+    """`run(pipeline, **runtime_params)` on a copy of the project, and its data folder."""
+    root = copy_project()
     bootstrap_project(PROJECT)
 
     def run(pipeline=None, **runtime_params):
-        with KedroSession.create(PROJECT, env="smoke", conf_source=str(conf), runtime_params=runtime_params) as session:
+        with KedroSession.create(root, env="smoke", runtime_params=runtime_params) as session:
             return session.run(pipeline_names=[pipeline] if pipeline else None)
 
-    return run, root / "data"
+    return run, root / "data" / "smoke"
 
 
 @pytest.fixture(scope="module")
-def finished(project):
-    """The data folder after a whole run."""
-    run, data = project
-    run()
+def finished(project, smoke_project):
+    """The data folder after a whole run, which the tests here may change."""
+    _, data = project
+    shutil.copytree(smoke_project / "data" / "smoke", data)
     return data
 
 
@@ -218,6 +215,6 @@ def test_the_readmes_environment_is_valid(tmp_path):
 
 def test_yaml_of_every_environment_is_known_to_the_project():
     """A file in conf/ whose top-level key no pipeline takes would be ignored in silence."""
-    known = {"demo_models", "data_prep", "teachers", "trra", "alpha_sweep", "reporting"}
+    known = {"demo_models", "data_prep", "teachers", "trra", "inra", "alpha_sweep", "reporting"}
     for file in (PROJECT / "conf").rglob("parameters*.yml"):
         assert set(yaml.safe_load(file.read_text())) <= known, file
