@@ -12,9 +12,10 @@ import yaml
 from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from realign_pipes.parameters import AlphaSweep, DataPrep, TrRa
+from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, TrRa
 from realign_pipes.realignment.inra import InRaForCausalLM
 
 PROJECT = Path(__file__).parents[1]
@@ -211,6 +212,17 @@ def test_the_readmes_environment_is_valid(tmp_path):
         TrRa.model_validate(merged["trra"])
         AlphaSweep.model_validate(merged["alpha_sweep"])
     assert list(DataPrep.model_validate(merged["data_prep"]).tasks) == ["math500"]
+
+
+@pytest.mark.parametrize("page", ["your_own_models", "your_own_data"])
+def test_the_how_tos_parameters_are_valid(page):
+    text = (PROJECT / "docs" / "how_to" / f"{page}.md").read_text()
+    (block,) = re.findall(r"```yaml\n(# conf/mine/parameters.yml.*?)```", text, re.DOTALL)
+    mine = yaml.safe_load(block)
+    base = OmegaConfigLoader(str(PROJECT / "conf"), base_env="base", default_run_env="base")["parameters"]
+    types = {"data_prep": DataPrep, "trra": TrRa, "inra": InRa, "alpha_sweep": AlphaSweep}
+    for stage, values in mine.items():
+        types[stage].model_validate(OmegaConf.to_container(OmegaConf.merge(base[stage], values)))
 
 
 def test_yaml_of_every_environment_is_known_to_the_project():
