@@ -37,6 +37,12 @@ def outputs(notebook, cell):
     return text, shown
 
 
+def by_alpha(text):
+    """What was written at each alpha, without the line of dashes above it that names the alpha."""
+    alphas = [part.partition(": ") for part in text.split("\n----- alpha ")[1:]]
+    return {alpha: written.strip() for alpha, _, written in alphas}
+
+
 def test_the_alpha_sweep_shows_its_tables_figures_and_completions(execute):
     notebook = execute("01_alpha_sweep.ipynb")
     assert "trra-iter1-1.5" in outputs(notebook, "results")[1]["text/html"]
@@ -51,12 +57,10 @@ def test_the_alpha_sweep_shows_its_tables_figures_and_completions(execute):
 
 def test_the_playground_moves_alpha(execute):
     notebook = execute("02_inra_playground.ipynb")
-    one, _ = outputs(notebook, "one")
-    batch, _ = outputs(notebook, "batch")
-    alone = dict(zip(("0", "0.5", "1"), one.split("\n----- alpha ")[1:], strict=True))
-    together = dict(zip(("0", "0.25", "0.5", "0.75", "1", "1.25"), batch.split("\n----- alpha ")[1:], strict=True))
-    assert {alpha: text.strip() for alpha, text in alone.items()} == {a: together[a].strip() for a in alone}
-    assert len(set(alone.values())) > 1, "alpha changes nothing"
+    one, batch = (by_alpha(outputs(notebook, cell)[0]) for cell in ("one", "batch"))
+    assert list(one) == ["0", "0.5", "1"]
+    assert one == {alpha: batch[alpha] for alpha in one}
+    assert len(set(batch.values())) > 1, "alpha changes nothing"
     assert "TokenBudget: " in outputs(notebook, "budget")[0]
     (line,) = outputs(notebook, "plot")[1]["application/vnd.plotly.v1+json"]["data"]
     assert line["mode"] == "lines+markers"
