@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +13,12 @@ import yaml
 from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import DatasetError
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, TrRa
+from realign_pipes.pipelines import reporting
 from realign_pipes.realignment.inra import InRaForCausalLM
 
 PROJECT = Path(__file__).parents[1]
@@ -128,13 +131,60 @@ def test_the_report_is_there(finished):
     assert cache["reference"]["bytes_per_token"] == 4 * 96
 
 
+def test_the_run_left_a_log_that_programs_can_read(project, finished):
+    run, data = project
+    before = set((data / "logs").iterdir())
+    run("reporting", reporting={"margin": 0.5})
+    (file,) = set((data / "logs").iterdir()) - before
+    started, *nodes, ended = (json.loads(line) for line in file.read_text().splitlines())
+    assert (started["event"], started["pipelines"], started["env"]) == ("run started", ["reporting"], "smoke")
+    assert started["parameters"]["reporting"]["margin"] == 0.5
+    assert started["parameters"]["trra"]["steps"] == 6
+    assert started["versions"]["torch"] == version("torch")
+    assert re.match(r"[0-9a-f]{40}|none", started["commit"])
+    assert [node["node"] for node in nodes] == [node.name for node in reporting.create_pipeline().nodes]
+    assert (ended["event"], ended["device"]) == ("run finished", "cpu")
+    assert 0 < sum(node["seconds"] for node in nodes) <= ended["seconds"]
+
+
+def test_a_failed_run_says_so_in_its_log(project, finished):
+    run, data = project
+    before = set((data / "logs").iterdir())
+    (data / "05_model_input" / "evaluation_set").rename(data / "aside")
+    (data / "05_model_input" / "evaluation_set").mkdir()
+    (data / "05_model_input" / "evaluation_set" / "dataset_info.json").write_text("{}")
+    with pytest.raises(DatasetError):
+        run("reporting")
+    shutil.rmtree(data / "05_model_input" / "evaluation_set")
+    (data / "aside").rename(data / "05_model_input" / "evaluation_set")
+    (file,) = set((data / "logs").iterdir()) - before
+    last = json.loads(file.read_text().splitlines()[-1])
+    assert last["event"] == "run failed"
+    assert "evaluation_set" in last["error"]
+
+
+def test_every_data_set_was_checked_and_the_pages_on_it_are_linked(finished):
+    reporting = finished / "08_reporting"
+    found = {path.stem: json.loads(path.read_text()) for path in (reporting / "validation").glob("*.json")}
+    assert sorted(found) == ["calibration", "evaluation", "generations", "samples", "sweep_results"]
+    assert all(one["success"] and one["failed"] == 0 for one in found.values())
+    assert found["generations"]["rows"] == 6 * 30 * 2
+    page = (reporting / "report.html").read_text()
+    assert all(f'<td class="word">{name}</td><td>{one["rows"]:,}</td>' in page for name, one in found.items())
+    (link,) = re.findall(r'href="(data_docs[^"]*)"', page)
+    assert all(f">{name}</a>" in (reporting / link).read_text() for name in found)
+
+
 def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished):
     run, data = project
+    validation = data / "08_reporting" / "validation"
     before = (data / "08_reporting" / "sweep_metrics.json").read_bytes()
+    checked = {path: path.read_bytes() for path in validation.iterdir()}
     weights = data / "work" / "trra" / "trra-1.5" / "checkpoint" / "model.safetensors"
     trained = weights.stat().st_mtime_ns
     run("realign")
     assert (data / "08_reporting" / "sweep_metrics.json").read_bytes() == before
+    assert {path: path.read_bytes() for path in validation.iterdir()} == checked
     assert weights.stat().st_mtime_ns == trained
 
 

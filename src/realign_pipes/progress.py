@@ -1,6 +1,7 @@
 """One kind of progress bar for everything that takes long."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -17,7 +18,24 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
-    """A bar of `total` steps on standard error; the block calls what it is given as steps are done."""
+    """A bar of `total` steps on standard error; the block calls what it is given as steps are done.
+
+    Where standard error is no terminal, a line when it starts and at each quarter instead.
+    """
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        done, start = 0, time.monotonic()
+        print(f"{description}: {total} to do", file=sys.stderr, flush=True)
+
+        def say(steps: int = 1) -> None:
+            nonlocal done
+            before, done = done, done + steps
+            if 4 * done // total > 4 * before // total:
+                seconds = time.monotonic() - start
+                print(f"{description}: {done}/{total} after {seconds:.0f} s", file=sys.stderr, flush=True)
+
+        yield say
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,7 +43,7 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task(description, total=total)
 
         def advance(steps: int = 1) -> None:

@@ -2,13 +2,14 @@
 
 import os
 
-from realign_pipes.hooks import MissingInputs
+from realign_pipes.hooks import DataDocsOfFailure, MissingInputs
+from realign_pipes.run_log import RunLog
 
 # How long OpenMP's threads spin before they sleep. Its default makes small models fifty times slower as soon as
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-HOOKS = (MissingInputs(),)
+HOOKS = (MissingInputs(), DataDocsOfFailure(), RunLog())
 
 CONFIG_LOADER_ARGS = {
     "base_env": "base",

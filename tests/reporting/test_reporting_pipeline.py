@@ -15,6 +15,7 @@ from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 from pydantic import ValidationError
 
+from realign_pipes.datasets.folders import FolderDataset
 from realign_pipes.parameters import Reporting
 from realign_pipes.pipelines.reporting import create_pipeline
 from realign_pipes.pipelines.reporting.nodes import print_summary
@@ -22,7 +23,7 @@ from realign_pipes.reporting.tables import budget_cells, markdown_table
 
 
 def test_stage_writes_its_files_and_ends_with_the_recommendation(
-    generations, sweep_results, budget_results, evaluation_set, tmp_path, capsys, caplog
+    generations, sweep_results, budget_results, evaluation_set, validation_results, tmp_path, capsys, caplog
 ):
     outputs = {
         "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
@@ -33,6 +34,8 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "alpha_figure": PlotlyDataset(filepath=str(tmp_path / "alpha.json")),
         "budget_table_markdown": TextDataset(filepath=str(tmp_path / "budget_table.md")),
         "budget_figure": PlotlyDataset(filepath=str(tmp_path / "budget.json")),
+        "training_figure": PlotlyDataset(filepath=str(tmp_path / "training.json")),
+        "data_docs": FolderDataset(filepath=str(tmp_path / "data_docs")),
         "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
     }
     catalog = DataCatalog(outputs)
@@ -41,6 +44,10 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     catalog["sweep_results"] = sweep_results
     catalog["budget_results"] = budget_results
     catalog["evaluation_set"] = evaluation_set
+    catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
+    catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
+    catalog["validation_results"] = validation_results
+    catalog["work_dir"] = tmp_path / "work"
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
     assert create_pipeline().nodes[-1].func is print_summary
@@ -57,17 +64,19 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert [one["candidate"] for one in outputs["sweep_metrics"].load()] == list(generations)
     overall = sweep_results[sweep_results["task"] == "all"].reset_index(drop=True)
     pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
-    assert all(
-        isinstance(outputs[name].load(), go.Figure) for name in ("pareto_figure", "alpha_figure", "budget_figure")
-    )
+    for name in ("pareto_figure", "alpha_figure", "budget_figure", "training_figure"):
+        assert isinstance(outputs[name].load(), go.Figure), name
     budget_table = outputs["budget_table_markdown"].load()
     assert budget_table == markdown_table(budget_cells(budget_results), None)
     assert printed.index("reduction") < printed.index("TokenBudget") and printed.count("TokenBudget") == 3
     assert "<h2>Thinking inside a budget" in outputs["report_html"].load()
     assert "What is 12 + 30 − 2?" in outputs["report_html"].load()
+    assert (tmp_path / "data_docs" / "index.html").exists()
 
 
-def test_stage_without_budgets_says_so(generations, sweep_results, no_budgets, evaluation_set, tmp_path, capsys):
+def test_stage_without_budgets_says_so(
+    generations, sweep_results, no_budgets, evaluation_set, validation_results, tmp_path, capsys
+):
     saved = CSVDataset(filepath=str(tmp_path / "budget_results.csv"), save_args={"index": False})
     saved.save(no_budgets)
     parameters = Reporting(margin=0.02, examples=1)
@@ -76,6 +85,10 @@ def test_stage_without_budgets_says_so(generations, sweep_results, no_budgets, e
     catalog["generations"] = generations
     catalog["sweep_results"] = sweep_results
     catalog["evaluation_set"] = evaluation_set
+    catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
+    catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
+    catalog["validation_results"] = validation_results
+    catalog["work_dir"] = tmp_path / "work"
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
     outputs = SequentialRunner().run(create_pipeline(), catalog)

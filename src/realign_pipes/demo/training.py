@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from realign_pipes.evaluation.sampling import sample_completions
 from realign_pipes.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining, ReasoningGymTask
 from realign_pipes.progress import progress_bar
 from realign_pipes.realignment.checkpoints import default_device, fingerprint_model, load_model, load_tokenizer
-from realign_pipes.realignment.training import train
+from realign_pipes.realignment.training import CURVES, train
 from realign_pipes.resume import atomic_path, open_work
 from realign_pipes.tasks.completion import THINK_CLOSE
 from realign_pipes.tasks.grading import is_correct
@@ -206,7 +207,8 @@ def _train(
         adam_beta2=0.98,  # the usual 0.999 remembers more than a short training has
         save_steps=training.save_steps,
         save_total_limit=1,
-        logging_strategy="no",
+        logging_steps=10,
+        include_num_input_tokens_seen="all",
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -220,3 +222,4 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, checkpoint
     with atomic_path(checkpoint) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        shutil.copytree(checkpoint.with_name(CURVES), temporary / CURVES)

@@ -1,16 +1,23 @@
-"""What every training here shares: its arguments for Transformers' Trainer, its bar, and going on where it stopped."""
+"""What every training here shares: arguments for Transformers' Trainer, bar, curves, and going on where it stopped."""
 
 import json
 import math
+import resource
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from dvclive import Live
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from realign_pipes.parameters import Training
 from realign_pipes.progress import Advance, progress_bar
+
+CURVES = "curves"
+"""The folder of a training's curves, in its work folder and then in its checkpoint."""
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -44,6 +51,53 @@ class FiniteGradients(TrainerCallback):
             )
 
 
+class CurvesCallback(TrainerCallback):
+    """Curves of a training in DVCLive's files, one `plots/metrics/<name>.tsv` each in `folder`.
+
+    What the trainer logs (loss, gradient norm, learning rate, …), and with it `tokens_per_second` (input tokens since
+    the step logged before) and `memory_mib` (the peak so far: of the GPU where there is one, else resident). A resumed
+    training first writes the steps before it again, from the state that it goes on from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.live = Live(str(self.folder), report=None, save_dvc_exp=False, dvcyaml=None)
+        for logged in state.log_history:
+            self._write(logged, logged["step"])
+        self.tokens, self.time = state.num_input_tokens_seen, time.perf_counter()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        now = time.perf_counter()
+        speed = (state.num_input_tokens_seen - self.tokens) / (now - self.time)
+        self.tokens, self.time = state.num_input_tokens_seen, now
+        state.log_history[-1].update(tokens_per_second=speed, memory_mib=_peak_memory())
+        self._write(state.log_history[-1], state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.live.end()
+
+    def _write(self, logged: dict[str, Any], step: int) -> None:
+        self.live.step = step
+        for name, value in logged.items():
+            if name not in ("step", "epoch", "num_input_tokens_seen"):
+                self.live.log_metric(name, value)
+        self.live.make_summary()
+
+
+def _peak_memory() -> float:
+    """MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def trainer_arguments(parameters: Training, device: torch.device, folder: Path) -> dict[str, Any]:
     """Arguments for TrainingArguments and TRL's configs: AdamW, a cosine after a warm-up, bfloat16 where CUDA has it.
 
@@ -65,6 +119,7 @@ def trainer_arguments(parameters: Training, device: torch.device, folder: Path) 
         "save_steps": parameters.save_steps,
         "save_total_limit": 2,
         "logging_steps": 1,
+        "include_num_input_tokens_seen": "all",
         "seed": parameters.seed,
         "data_seed": parameters.seed,
         "dataloader_pin_memory": device.type == "cuda",
@@ -74,11 +129,12 @@ def trainer_arguments(parameters: Training, device: torch.device, folder: Path) 
 
 
 def train(trainer: Trainer, description: str) -> None:
-    """Run `trainer` with a bar, going on from the last complete checkpoint in its folder.
+    """Run `trainer` with a bar, going on from the last complete checkpoint in its folder; curves go beside that folder.
 
     TrainingDivergedError if a gradient is not finite.
     """
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(CurvesCallback(Path(trainer.args.output_dir).with_name(CURVES)))
     with progress_bar(description, trainer.args.max_steps) as advance:
         trainer.add_callback(ProgressCallback(advance))
         trainer.add_callback(FiniteGradients())

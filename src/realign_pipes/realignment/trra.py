@@ -26,7 +26,7 @@ from realign_pipes.realignment.teachers import (
     collate,
     completion_hidden_states,
 )
-from realign_pipes.realignment.training import TrainingDivergedError, train, trainer_arguments
+from realign_pipes.realignment.training import CURVES, TrainingDivergedError, train, trainer_arguments
 from realign_pipes.resume import atomic_path, open_work
 
 
@@ -194,6 +194,7 @@ class Realigner:
             with atomic_path(finished) as temporary:
                 student.save_pretrained(temporary)
                 copy_tokenizer(reference, temporary)
+                shutil.copytree(work / CURVES, temporary / CURVES)
                 write_model_card(
                     temporary, title=name, introduction=_introduction(metadata), tags=["trra"], metadata=metadata
                 )

@@ -23,6 +23,7 @@ from realign_pipes.reporting.tables import (
     task_cells,
     task_names,
     tokens_text,
+    validation_cells,
 )
 
 TEMPLATE = "report.html.jinja"
@@ -54,16 +55,17 @@ class Example:
 def render_report(
     sweep_results: pd.DataFrame,
     recommendation: Mapping[str, Any],
-    pareto: go.Figure,
-    alpha: go.Figure,
+    figures: Mapping[str, go.Figure],
     budget_results: pd.DataFrame,
-    budget: go.Figure,
     examples: Sequence[Example],
     parameters: Mapping[str, Any],
+    validations: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
 
-    The section on token budgets is left out where `budget_results` has no rows.
+    `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out where
+    `budget_results` has no rows, and that on training where no curve was drawn.
+    `validations` are those of `reporting.data_docs.read_validations`; the pages on them lie beside the report.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -83,11 +85,11 @@ def render_report(
         several_tasks=len(task_names(sweep_results)) > 1,
         # Plotly writes <, > and / of its data as \u003c …, so that no name can end the script that holds it.
         plotly_js=Markup(get_plotlyjs()),
-        pareto=_figure_html(pareto, "pareto"),
-        alpha=_figure_html(alpha, "alpha"),
+        figures={name: _figure_html(figure, name) for name, figure in figures.items()},
+        trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
-        budget=_figure_html(budget, "budget"),
         examples=examples,
+        validations=validation_cells(validations),
         parameters=yaml.safe_dump(_plain(parameters), sort_keys=False, allow_unicode=True),
         percent=percent,
         tokens_text=tokens_text,

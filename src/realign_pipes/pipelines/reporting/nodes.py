@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.parameters import Reporting
@@ -55,6 +56,29 @@ def draw_budgets(budget_results: DataFrame) -> Figure:
     return budget_figure(budget_results)
 
 
+def draw_training(
+    reference_model: Path, aligned_model: Path, trra_checkpoints: dict[str, Path], inra_checkpoint: Path
+) -> Figure:
+    """Loss, gradient norm, learning rate, speed and memory of every model that was trained here."""
+    from realign_pipes.reporting.training_curves import read_curves, training_figure
+
+    checkpoints = {
+        "reference": reference_model,
+        "aligned": aligned_model,
+        **{path.name: path for path in trra_checkpoints.values()},
+        "inra": inra_checkpoint,
+    }
+    curves = {name: read_curves(path) for name, path in checkpoints.items()}
+    return training_figure({name: frame for name, frame in curves.items() if frame is not None})
+
+
+def build_data_docs(validation_results: Path, sweep_results: DataFrame, work_dir: Path) -> Path:
+    """Great Expectations' pages on every validation. Takes the sweep's results so that all data have been checked."""
+    from realign_pipes.reporting import data_docs
+
+    return data_docs.build_data_docs(validation_results, work_dir / "reporting" / "data_docs")
+
+
 def write_report(
     sweep_results: DataFrame,
     recommendation: dict[str, Any],
@@ -62,12 +86,15 @@ def write_report(
     alpha_figure: Figure,
     budget_results: DataFrame,
     budget_figure: Figure,
+    training_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
+    validation_results: Path,
     parameters: Reporting,
     all_parameters: dict[str, Any],
 ) -> str:
     """The HTML report. `evaluation_set` (a `datasets.Dataset`) has the questions and answers of the examples."""
+    from realign_pipes.reporting.data_docs import read_validations
     from realign_pipes.reporting.report import collect_examples, render_report
 
     questions = zip(evaluation_set["question"], evaluation_set["answer"], strict=True)
@@ -76,12 +103,11 @@ def write_report(
     return render_report(
         sweep_results,
         recommendation,
-        pareto_figure,
-        alpha_figure,
+        {"pareto": pareto_figure, "alpha": alpha_figure, "budget": budget_figure, "training": training_figure},
         budget_results,
-        budget_figure,
         examples,
         all_parameters,
+        validations=read_validations(validation_results),
     )
 
 

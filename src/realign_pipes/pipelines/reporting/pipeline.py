@@ -3,8 +3,10 @@
 from kedro.pipeline import Node, Pipeline
 
 from realign_pipes.pipelines.reporting.nodes import (
+    build_data_docs,
     draw_budgets,
     draw_figures,
+    draw_training,
     print_summary,
     recommend_candidate,
     tabulate_budgets,
@@ -43,6 +45,18 @@ def create_pipeline() -> Pipeline:
             ),
             Node(draw_budgets, inputs="budget_results", outputs="budget_figure", name="draw_budgets"),
             Node(
+                draw_training,
+                inputs=["reference_model", "aligned_model", "trra_checkpoints", "inra_checkpoint"],
+                outputs="training_figure",
+                name="draw_training",
+            ),
+            Node(
+                build_data_docs,
+                inputs=["validation_results", "sweep_results", "work_dir"],
+                outputs="data_docs",
+                name="build_data_docs",
+            ),
+            Node(
                 write_report,
                 inputs={
                     "sweep_results": "sweep_results",
@@ -51,8 +65,10 @@ def create_pipeline() -> Pipeline:
                     "alpha_figure": "alpha_figure",
                     "budget_results": "budget_results",
                     "budget_figure": "budget_figure",
+                    "training_figure": "training_figure",
                     "generations": "generations",
                     "evaluation_set": "evaluation_set",
+                    "validation_results": "validation_results",
                     "parameters": "params:reporting",
                     "all_parameters": "parameters",
                 },

@@ -25,7 +25,7 @@ from realign_pipes.realignment.checkpoints import (
 from realign_pipes.realignment.inra.modeling_inra import InRaForCausalLM
 from realign_pipes.realignment.model_card import checkpoint_name, write_model_card
 from realign_pipes.realignment.teachers import FusedTeachers
-from realign_pipes.realignment.training import train, trainer_arguments
+from realign_pipes.realignment.training import CURVES, train, trainer_arguments
 from realign_pipes.realignment.trra import train_trra
 from realign_pipes.resume import atomic_path, fingerprint, open_work
 
@@ -100,6 +100,7 @@ def make_adapter(
         with atomic_path(finished) as temporary:
             model.save_pretrained(temporary)
             copy_tokenizer(reference, temporary)
+            shutil.copytree(work / CURVES, temporary / CURVES)
             write_model_card(
                 temporary, title="inra", introduction=_introduction(metadata), tags=["inra"], metadata=metadata
             )
