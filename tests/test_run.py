@@ -14,10 +14,11 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from realign_pipes.hooks import check_stages
-from realign_pipes.parameters import AlphaSweep, DataPrep, TrRa
+from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, TrRa
 from realign_pipes.pipelines import reporting
 from realign_pipes.realignment.inra import InRaForCausalLM
 
@@ -25,26 +26,23 @@ PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """`run(pipeline, **runtime_params)` on a copy of conf/ whose data/ is a temporary folder; and that folder."""
-    root = tmp_path_factory.mktemp("project")
-    conf = shutil.copytree(PROJECT / "conf", root / "conf", ignore=shutil.ignore_patterns("local"))
-    for file in conf.rglob("globals.yml"):
-        file.write_text(f"data: {root}/data\n")
+def project(copy_project):
+    """`run(pipeline, **runtime_params)` on a copy of the project, and its data folder."""
+    root = copy_project()
     bootstrap_project(PROJECT)
 
     def run(pipeline=None, **runtime_params):
-        with KedroSession.create(PROJECT, env="smoke", conf_source=str(conf), runtime_params=runtime_params) as session:
+        with KedroSession.create(root, env="smoke", runtime_params=runtime_params) as session:
             return session.run(pipeline_names=[pipeline] if pipeline else None)
 
-    return run, root / "data"
+    return run, root / "data" / "smoke"
 
 
 @pytest.fixture(scope="module")
-def finished(project):
-    """The data folder after a whole run."""
-    run, data = project
-    run()
+def finished(project, smoke_project):
+    """The data folder after a whole run, which the tests here may change."""
+    _, data = project
+    shutil.copytree(smoke_project / "data" / "smoke", data)
     return data
 
 
@@ -271,6 +269,17 @@ def test_the_readmes_environment_is_valid(tmp_path):
         TrRa.model_validate(merged["trra"])
         AlphaSweep.model_validate(merged["alpha_sweep"])
     assert list(DataPrep.model_validate(merged["data_prep"]).tasks) == ["math500"]
+
+
+@pytest.mark.parametrize("page", ["your_own_models", "your_own_data"])
+def test_the_how_tos_parameters_are_valid(page):
+    text = (PROJECT / "docs" / "how_to" / f"{page}.md").read_text()
+    (block,) = re.findall(r"```yaml\n(# conf/mine/parameters.yml.*?)```", text, re.DOTALL)
+    mine = yaml.safe_load(block)
+    base = OmegaConfigLoader(str(PROJECT / "conf"), base_env="base", default_run_env="base")["parameters"]
+    types = {"data_prep": DataPrep, "trra": TrRa, "inra": InRa, "alpha_sweep": AlphaSweep}
+    for stage, values in mine.items():
+        types[stage].model_validate(OmegaConf.to_container(OmegaConf.merge(base[stage], values)))
 
 
 def test_yaml_of_every_environment_is_known_to_the_project():
