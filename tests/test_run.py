@@ -146,7 +146,7 @@ def test_the_run_left_a_log_that_programs_can_read(project, finished):
     assert started["parameters"]["trra"]["steps"] == 6
     assert started["versions"]["torch"] == version("torch")
     assert re.match(r"[0-9a-f]{40}|none", started["commit"])
-    assert [node["node"] for node in nodes] == [node.name for node in reporting.create_pipeline().nodes]
+    assert [node["node"] for node in nodes] == [f"reporting.{node.name}" for node in reporting.create_pipeline().nodes]
     assert (ended["event"], ended["device"]) == ("run finished", "cpu")
     assert 0 < sum(node["seconds"] for node in nodes) <= ended["seconds"]
 
@@ -170,9 +170,11 @@ def test_a_failed_run_says_so_in_its_log(project, finished):
 def test_every_data_set_was_checked_and_the_pages_on_it_are_linked(finished):
     reporting = finished / "08_reporting"
     found = {path.stem: json.loads(path.read_text()) for path in (reporting / "validation").glob("*.json")}
-    assert sorted(found) == ["calibration", "evaluation", "generations", "samples", "sweep_results"]
+    assert set(found) == {
+        "calibration", "evaluation", "generations", "preference_pairs", "samples", "short_solutions", "sweep_results",
+    }  # fmt: skip
     assert all(one["success"] and one["failed"] == 0 for one in found.values())
-    assert found["generations"]["rows"] == 6 * 30 * 2
+    assert found["generations"]["rows"] == 10 * 30 * 2
     page = (reporting / "report.html").read_text()
     assert all(f'<td class="word">{name}</td><td>{one["rows"]:,}</td>' in page for name, one in found.items())
     (link,) = re.findall(r'href="(data_docs[^"]*)"', page)

@@ -112,7 +112,7 @@ def test_the_page_opens_with_a_box_and_a_layer_for_each_stage(page):
 def test_the_sweep_figures_show_their_plots(page, smoke_project):
     node(page, "reporting").click()  # the box opens
     node(page, "alpha_figure").click()
-    for name in ("alpha_figure", "pareto_figure", "budget_figure"):
+    for name in ("alpha_figure", "pareto_figure", "budget_figure", "training_figure"):
         select(page, name)
         saved = json.loads((smoke_project / f"data/smoke/08_reporting/{name}.json").read_text())
         page.wait_for_function(
@@ -122,7 +122,7 @@ def test_the_sweep_figures_show_their_plots(page, smoke_project):
             }""",
             arg=json.dumps([trace.get("name") for trace in saved["data"]], separators=(",", ":"), ensure_ascii=False),
         )
-        page.locator(".pipeline-plotly__preview .point").first.wait_for()
+        page.locator(".pipeline-plotly__preview .scatterlayer path:visible").first.wait_for()
 
 
 def test_data_sets_show_as_tables(page):
