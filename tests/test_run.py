@@ -17,6 +17,7 @@ from kedro.io import DatasetError
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from realign_pipes.evaluation.sweep import Evaluator
 from realign_pipes.hooks import check_stages
 from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, TrRa
 from realign_pipes.pipelines import reporting
@@ -305,6 +306,25 @@ def test_one_alpha_is_trained_alone_and_a_checkpoint_that_is_missing_is_named(pr
     finally:
         shutil.rmtree(trra)
         (data / "aside").rename(trra)
+
+
+@pytest.mark.parametrize(("checkpoint", "stage"), [("inra", "inra"), ("trra/0.5/trra-0.5", "trra")])
+def test_a_checkpoint_of_another_reference_is_refused_before_anything_is_decoded(
+    project, finished, monkeypatch, checkpoint, stage
+):
+    run, data = project
+    file = data / "06_models" / checkpoint / "realignment.json"
+    before = file.read_text()
+    made = json.loads(before)
+    made["reference"]["fingerprint"] = "another"
+    file.unlink()  # it may be a hard link to the one in the work folder
+    file.write_text(json.dumps(made))
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *args: pytest.fail("decodes"))
+    try:
+        with pytest.raises(ValueError, match=rf"another reference than .*kedro run --pipeline {stage}"):
+            run("alpha_sweep")
+    finally:
+        file.write_text(before)
 
 
 def test_checkpoints_of_alphas_that_were_removed_are_not_measured(project, finished, caplog):
