@@ -1,6 +1,7 @@
 """Tiny random models and their tokenizer, for every test."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+PROJECT = Path(__file__).parents[1]
 
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -33,6 +36,37 @@ def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets_cache")
+
+
+@pytest.fixture(scope="session")
+def copy_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """`copy_project()` makes a copy of the project without any data, in a folder of its own. Paths in the catalog are
+    relative to the project, so that a run there leaves the real data/ alone."""
+
+    def copy() -> Path:
+        root = tmp_path_factory.mktemp("project")
+        for name in ("conf", "src", "notebooks"):
+            ignored = shutil.ignore_patterns("local", "__pycache__", "*.egg-info", ".ipynb_checkpoints")
+            shutil.copytree(PROJECT / name, root / name, ignore=ignored)
+        for name in ("pyproject.toml", ".telemetry"):
+            shutil.copy(PROJECT / name, root / name)
+        (root / "conf" / "local").mkdir()
+        return root
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def smoke_project(copy_project: Callable[[], Path]) -> Path:
+    """A copy of the project after `kedro run --env smoke`. Tests read it; one that changes data copies the data."""
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    root = copy_project()
+    bootstrap_project(PROJECT)
+    with KedroSession.create(root, env="smoke") as session:
+        session.run()
+    return root
 
 
 def build_tokenizer(template: str) -> PreTrainedTokenizerFast:

@@ -14,10 +14,11 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from realign_pipes.hooks import check_stages
-from realign_pipes.parameters import AlphaSweep, DataPrep, TrRa
+from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, TrRa
 from realign_pipes.pipelines import reporting
 from realign_pipes.realignment.inra import InRaForCausalLM
 
@@ -25,26 +26,23 @@ PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """`run(pipeline, **runtime_params)` on a copy of conf/ whose data/ is a temporary folder; and that folder."""
-    root = tmp_path_factory.mktemp("project")
-    conf = shutil.copytree(PROJECT / "conf", root / "conf", ignore=shutil.ignore_patterns("local"))
-    for file in conf.rglob("globals.yml"):
-        file.write_text(f"data: {root}/data\n")
+def project(copy_project):
+    """`run(pipeline, **runtime_params)` on a copy of the project, and its data folder."""
+    root = copy_project()
     bootstrap_project(PROJECT)
 
     def run(pipeline=None, **runtime_params):
-        with KedroSession.create(PROJECT, env="smoke", conf_source=str(conf), runtime_params=runtime_params) as session:
+        with KedroSession.create(root, env="smoke", runtime_params=runtime_params) as session:
             return session.run(pipeline_names=[pipeline] if pipeline else None)
 
-    return run, root / "data"
+    return run, root / "data" / "smoke"
 
 
 @pytest.fixture(scope="module")
-def finished(project):
-    """The data folder after a whole run."""
-    run, data = project
-    run()
+def finished(project, smoke_project):
+    """The data folder after a whole run, which the tests here may change."""
+    _, data = project
+    shutil.copytree(smoke_project / "data" / "smoke", data)
     return data
 
 
@@ -148,7 +146,7 @@ def test_the_run_left_a_log_that_programs_can_read(project, finished):
     assert started["parameters"]["trra"]["steps"] == 6
     assert started["versions"]["torch"] == version("torch")
     assert re.match(r"[0-9a-f]{40}|none", started["commit"])
-    assert [node["node"] for node in nodes] == [node.name for node in reporting.create_pipeline().nodes]
+    assert [node["node"] for node in nodes] == [f"reporting.{node.name}" for node in reporting.create_pipeline().nodes]
     assert (ended["event"], ended["device"]) == ("run finished", "cpu")
     assert 0 < sum(node["seconds"] for node in nodes) <= ended["seconds"]
 
@@ -169,13 +167,30 @@ def test_a_failed_run_says_so_in_its_log(project, finished):
     assert "evaluation_set" in last["error"]
 
 
+def test_every_data_set_was_checked_and_the_pages_on_it_are_linked(finished):
+    reporting = finished / "08_reporting"
+    found = {path.stem: json.loads(path.read_text()) for path in (reporting / "validation").glob("*.json")}
+    assert set(found) == {
+        "calibration", "evaluation", "generations", "preference_pairs", "samples", "short_solutions", "sweep_results",
+    }  # fmt: skip
+    assert all(one["success"] and one["failed"] == 0 for one in found.values())
+    assert found["generations"]["rows"] == 10 * 30 * 2
+    page = (reporting / "report.html").read_text()
+    assert all(f'<td class="word">{name}</td><td>{one["rows"]:,}</td>' in page for name, one in found.items())
+    (link,) = re.findall(r'href="(data_docs[^"]*)"', page)
+    assert all(f">{name}</a>" in (reporting / link).read_text() for name in found)
+
+
 def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished):
     run, data = project
+    validation = data / "08_reporting" / "validation"
     before = (data / "08_reporting" / "sweep_metrics.json").read_bytes()
+    checked = {path: path.read_bytes() for path in validation.iterdir()}
     weights = data / "work" / "trra" / "trra-1.5" / "checkpoint" / "model.safetensors"
     trained = weights.stat().st_mtime_ns
     run("realign")
     assert (data / "08_reporting" / "sweep_metrics.json").read_bytes() == before
+    assert {path: path.read_bytes() for path in validation.iterdir()} == checked
     assert weights.stat().st_mtime_ns == trained
 
 
@@ -256,6 +271,17 @@ def test_the_readmes_environment_is_valid(tmp_path):
         TrRa.model_validate(merged["trra"])
         AlphaSweep.model_validate(merged["alpha_sweep"])
     assert list(DataPrep.model_validate(merged["data_prep"]).tasks) == ["math500"]
+
+
+@pytest.mark.parametrize("page", ["your_own_models", "your_own_data"])
+def test_the_how_tos_parameters_are_valid(page):
+    text = (PROJECT / "docs" / "how_to" / f"{page}.md").read_text()
+    (block,) = re.findall(r"```yaml\n(# conf/mine/parameters.yml.*?)```", text, re.DOTALL)
+    mine = yaml.safe_load(block)
+    base = OmegaConfigLoader(str(PROJECT / "conf"), base_env="base", default_run_env="base")["parameters"]
+    types = {"data_prep": DataPrep, "trra": TrRa, "inra": InRa, "alpha_sweep": AlphaSweep}
+    for stage, values in mine.items():
+        types[stage].model_validate(OmegaConf.to_container(OmegaConf.merge(base[stage], values)))
 
 
 def test_yaml_of_every_environment_is_known_to_the_project():

@@ -9,6 +9,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
+from kedro.validation import DataValidationError
 
 from realign_pipes.parameters import unknown_parameter
 
@@ -43,6 +44,20 @@ class MissingInputs:
                 makes += "; for a model of your own, check its path in your environment's catalog.yml"
             lines.append(f"  {name} ({where}): {makes}")
         raise MissingInputError("these inputs of the run are not there:\n" + "\n".join(lines))
+
+
+class DataDocsOfFailure:
+    """Builds Data Docs when a validation stops a run: the stage reporting, which else does it, is not reached."""
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception, catalog: DataCatalog) -> None:
+        if not isinstance(error, DataValidationError):
+            return
+        from realign_pipes.reporting.data_docs import build_data_docs
+
+        folder = catalog.load("work_dir") / "reporting" / "data_docs"
+        catalog.save("data_docs", build_data_docs(catalog.load("validation_results"), folder))
+        logger.error("What was found is in %s", catalog.load("data_docs") / "index.html")
 
 
 class UnknownParameters:

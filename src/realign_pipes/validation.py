@@ -7,34 +7,52 @@ The catalog runs a suite where it saves a data set:
       validator:
         class: realign_pipes.validation.GreatExpectations
         on: save
-        options: {suite: calibration}
+        options: {suite: calibration, filepath: "${globals:data}/08_reporting/validation/calibration.json"}
 
 One function below is one suite; further `options` are its arguments. Every expectation carries in `notes` what it
-asks for, in words, and a failure stops the run with these words, how many rows fail, and some of them. A set states
-by itself the bounds that it was made with (the columns min_tokens and max_tokens), so that the catalog has no second
-copy of the stage's parameters.
+asks for, in words. A failure stops the run with these words, how many rows fail, and some of them; an expectation of
+severity warning logs the same and lets the run go on. Passed or failed, what was found is in the file `filepath`,
+from which the stage reporting builds Data Docs. A set states by itself the bounds that it was made with (the columns
+min_tokens and max_tokens), so that the catalog has no second copy of the stage's parameters.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.validation import CheckFailure, DataValidationError
 
+from realign_pipes.resume import atomic_path
+
 if TYPE_CHECKING:
     import pandas as pd
-    from datasets import Dataset
+    from great_expectations.datasource.fluent.interfaces import Batch
     from great_expectations.expectations import Expectation
 
+logger = logging.getLogger(__name__)
+
 EXAMPLES = 5
+FINITE = 1e15
+"""More than any count of tokens or seconds: what is above it is infinite."""
 
 
 # -- suites -----------------------------------------------------------------------------------------------------------
 PROBLEM_COLUMNS = ("id", "task", "question", "answer", "metadata", "prompt", "prompt_ids", "prompt_tokens")
-SAMPLE_COLUMNS = (*PROBLEM_COLUMNS, "problem_id", "sample", "completion", "completion_ids", "completion_tokens",
-                  "correct", "finished", "source")  # fmt: skip
+COMPLETION_COLUMNS = ("problem_id", "sample", "completion", "completion_ids", "completion_tokens", "correct",
+                      "finished", "source")  # fmt: skip
+PAIR_COLUMNS = ("id", "problem_id", "prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids",
+                "prompt_tokens", "chosen_tokens", "rejected_tokens", "rejected_correct")  # fmt: skip
+SHORT_COLUMNS = ("id", "problem_id", "prompt", "completion", "prompt_ids", "completion_ids", "prompt_tokens",
+                 "completion_tokens", "thinking_tokens")  # fmt: skip
+GENERATION_COLUMNS = ("candidate", "kind", "task", "problem_id", "sample", "completion", "completion_tokens",
+                      "finished", "correct", "seconds")  # fmt: skip
+SWEEP_COLUMNS = ("candidate", "kind", "task", "problems", "samples", "pass_at_1", "pass_at_1_low", "pass_at_1_high",
+                 "difference", "difference_low", "mean_tokens", "token_reduction", "truncated")  # fmt: skip
 
 
 def samples(min_correct: float) -> list[Expectation]:
@@ -42,9 +60,8 @@ def samples(min_correct: float) -> list[Expectation]:
     import great_expectations.expectations as gxe
 
     return [
-        *_columns(SAMPLE_COLUMNS),
-        *_prompts(),
-        *_completions(),
+        *_problems(*COMPLETION_COLUMNS),
+        *_counts("completion"),
         gxe.ExpectColumnValuesToBeInSet(
             column="correct",
             value_set=[True],
@@ -59,26 +76,15 @@ def calibration() -> list[Expectation]:
     import great_expectations.expectations as gxe
 
     return [
-        *_columns((*SAMPLE_COLUMNS, "min_tokens", "max_tokens")),
-        *_prompts(),
-        *_completions(),
+        *_problems(*COMPLETION_COLUMNS, "min_tokens", "max_tokens"),
+        *_counts("completion"),
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True], notes="every completion is right"),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True], notes="no completion was cut off"),
         gxe.ExpectColumnValuesToBeInSet(
             column="think_closes", value_set=[1], notes="every completion has exactly one </think>"
         ),
-        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            column_A="completion_tokens",
-            column_B="min_tokens",
-            or_equal=True,
-            notes="no completion is shorter than min_tokens",
-        ),
-        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            column_A="max_tokens",
-            column_B="completion_tokens",
-            or_equal=True,
-            notes="no completion is longer than max_tokens",
-        ),
+        _at_least("completion_tokens", "min_tokens", "no completion is shorter than min_tokens"),
+        _at_least("max_tokens", "completion_tokens", "no completion is longer than max_tokens"),
     ]
 
 
@@ -87,45 +93,211 @@ def evaluation() -> list[Expectation]:
     import great_expectations.expectations as gxe
 
     return [
-        *_columns((*PROBLEM_COLUMNS, "in_calibration")),
-        *_prompts(),
+        *_problems("in_calibration"),
         gxe.ExpectColumnValuesToBeInSet(
             column="in_calibration", value_set=[False], notes="no problem is among those of the calibration"
         ),
     ]
 
 
-def _columns(names: Sequence[str]) -> list[Expectation]:
-    """The columns are there, with rows, and without gaps."""
+def preference_pairs() -> list[Expectation]:
+    """preference_pairs: a short right completion is chosen, a longer or a wrong one rejected."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
+
+    return [
+        *_columns(PAIR_COLUMNS),
+        *_prompts(),
+        *_counts("chosen"),
+        *_counts("rejected"),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="chosen_is_rejected", value_set=[False], notes="chosen and rejected differ"
+        ),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+            column_A="rejected_tokens",
+            column_B="chosen_tokens",
+            row_condition=Column("rejected_correct") == 1,  # True: conditions know no booleans
+            ignore_row_if="either_value_is_missing",
+            notes="a rejected completion that is right is longer than the chosen one",
+        ),
+    ]
+
+
+def short_solutions() -> list[Expectation]:
+    """short_solutions: completions without thinking; what was cut of the thinking is in the prompt."""
     import great_expectations.expectations as gxe
 
     return [
-        gxe.ExpectTableColumnsToMatchSet(column_set=list(names), exact_match=False, notes="the columns are there"),
+        *_columns(SHORT_COLUMNS),
+        *_prompts(),
+        *_counts("completion"),
+        gxe.ExpectColumnValuesToMatchRegex(column="completion", regex=r"\S", notes="no completion is empty"),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="thinking_tokens", min_value=0, notes="thinking_tokens is not negative"
+        ),
+        _at_least("prompt_tokens", "thinking_tokens", "the prompt holds all of its thinking_tokens"),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="think_closes", max_value=1, notes="no completion has more than one </think>"
+        ),
+        gxe.ExpectColumnValuesToNotMatchRegex(
+            column="completion", regex=r"(?s)\S.*</think>", notes="no completion has thinking before its </think>"
+        ),
+    ]
+
+
+def generations() -> list[Expectation]:
+    """generations: graded completions of all candidates; `partition` is the name that a candidate is saved under."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    return [
+        *_columns(GENERATION_COLUMNS, optional=["alpha"]),
+        *_candidates(),
+        gxe.ExpectCompoundColumnsToBeUnique(
+            column_list=["candidate", "task", "problem_id", "sample"],
+            notes="no candidate has a sample of a problem twice",
+        ),
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="candidate", column_B="partition", notes="every candidate is saved under its own name"
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="completion_tokens", min_value=1, max_value=FINITE, notes="completions have a token or more"
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="seconds", min_value=0, max_value=FINITE, notes="seconds is a time that has passed"
+        ),
+        gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True, False], notes="correct is true or false"),
+        gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True, False], notes="finished is true or false"),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="finished",
+            value_set=[True],
+            mostly=0.5,
+            severity=FailureSeverity.WARNING,
+            notes="at most half of the completions are cut off (alpha_sweep.sampling.max_new_tokens)",
+        ),
+    ]
+
+
+def sweep_results() -> list[Expectation]:
+    """sweep_results: one row a candidate and task, with shares, intervals around them, and one reference."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
+    from great_expectations.expectations.row_conditions import Column
+
+    reference = Column("kind") == "reference"
+    shares = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "truncated")
+    return [
+        *_columns(SWEEP_COLUMNS, optional=["alpha", "seconds"]),
+        *_candidates(),
+        gxe.ExpectCompoundColumnsToBeUnique(
+            column_list=["candidate", "task"], notes="no candidate has two rows for a task"
+        ),
+        gxe.ExpectColumnUniqueValueCountToBeBetween(
+            column="candidate",
+            min_value=1,
+            max_value=1,
+            row_condition=reference,
+            notes="there is exactly one reference",
+        ),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=name, min_value=0, max_value=1, notes=f"{name} is a share between 0 and 1"
+            )
+            for name in shares
+        ),
+        _at_least("pass_at_1", "pass_at_1_low", "no interval begins above its pass@1"),
+        _at_least("pass_at_1_high", "pass_at_1", "no interval ends below its pass@1"),
+        _at_least("difference", "difference_low", "no lower bound is above its difference"),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="mean_tokens", min_value=1, max_value=FINITE, notes="mean_tokens is 1 or more"
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="token_reduction", min_value=-FINITE, max_value=1, notes="token_reduction is 1 at most"
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="token_reduction",
+            value_set=[0],
+            row_condition=reference,
+            notes="the reference's token_reduction is 0",
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="truncated",
+            max_value=0.5,
+            severity=FailureSeverity.WARNING,
+            notes="no candidate has more than half of a task cut off (alpha_sweep.sampling.max_new_tokens)",
+        ),
+    ]
+
+
+def _problems(*others: str) -> list[Expectation]:
+    """What holds of problems, in every set whose rows carry one; `others` are the columns that it has besides."""
+    return [*_columns((*PROBLEM_COLUMNS, *others)), *_prompts()]
+
+
+def _columns(names: Sequence[str], optional: Sequence[str] = ()) -> list[Expectation]:
+    """The columns are there, with rows, and without gaps; the `optional` ones may have gaps."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableColumnsToMatchSet(
+            column_set=[*names, *optional], exact_match=False, notes="the columns are there"
+        ),
         gxe.ExpectTableRowCountToBeBetween(min_value=1, notes="there are rows"),
         *(gxe.ExpectColumnValuesToNotBeNull(column=name, notes=f"{name} is never missing") for name in names),
     ]
 
 
 def _prompts() -> list[Expectation]:
+    """Rows are told apart by their ids, and each has a prompt."""
     import great_expectations.expectations as gxe
 
     return [
         gxe.ExpectColumnValuesToBeUnique(column="id", notes="ids are unique"),
         gxe.ExpectColumnValuesToMatchRegex(column="prompt", regex=r"\S", notes="no prompt is empty"),
         gxe.ExpectColumnValuesToBeBetween(column="prompt_tokens", min_value=1, notes="every prompt has tokens"),
-        gxe.ExpectColumnPairValuesToBeEqual(
-            column_A="prompt_tokens", column_B="prompt_ids", notes="prompt_tokens counts prompt_ids"
-        ),
+        *_counts("prompt"),
     ]
 
 
-def _completions() -> list[Expectation]:
+def _counts(text: str) -> list[Expectation]:
+    """The column of counts is as long as the lists of ids are."""
     import great_expectations.expectations as gxe
 
     return [
         gxe.ExpectColumnPairValuesToBeEqual(
-            column_A="completion_tokens", column_B="completion_ids", notes="completion_tokens counts completion_ids"
+            column_A=f"{text}_tokens", column_B=f"{text}_ids", notes=f"{text}_tokens counts {text}_ids"
         )
+    ]
+
+
+def _at_least(larger: str, smaller: str, notes: str) -> Expectation:
+    """In no row is the column `larger` below the column `smaller`; that one is missing is for others to say."""
+    import great_expectations.expectations as gxe
+
+    return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+        column_A=larger, column_B=smaller, or_equal=True, ignore_row_if="either_value_is_missing", notes=notes
+    )
+
+
+def _candidates() -> list[Expectation]:
+    """Candidates are of a known kind, and have an alpha exactly if their kind has one."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
+
+    from realign_pipes.evaluation.metrics import KINDS, WITHOUT_ALPHA
+
+    return [
+        gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=list(KINDS), notes="every kind is known"),
+        gxe.ExpectColumnValuesToBeNull(
+            column="alpha",
+            row_condition=Column("kind").is_in(list(WITHOUT_ALPHA)),
+            notes=f"candidates of kind {' and '.join(WITHOUT_ALPHA)} have no alpha",
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="alpha",
+            row_condition=Column("kind").is_not_in(list(WITHOUT_ALPHA)),
+            notes="candidates of all other kinds have an alpha",
+        ),
     ]
 
 
@@ -133,36 +305,75 @@ SUITES: dict[str, Callable[..., list[Expectation]]] = {
     "samples": samples,
     "calibration": calibration,
     "evaluation": evaluation,
+    "preference_pairs": preference_pairs,
+    "short_solutions": short_solutions,
+    "generations": generations,
+    "sweep_results": sweep_results,
 }
 
 
 # -- the validator ----------------------------------------------------------------------------------------------------
 class GreatExpectations:
-    """Kedro's `validator:` for a `datasets.Dataset`: passes it on unchanged, or raises DataValidationError."""
+    """Kedro's `validator:` for what the suites are about: passes it on unchanged, or raises DataValidationError.
 
-    def __init__(self, suite: str, **options: Any) -> None:
+    That is a `datasets.Dataset`, a DataFrame, or the DataFrames of a PartitionedDataset, which are checked as one:
+    Kedro ignores a validator of the dataset that each partition is saved with.
+
+    The file `filepath` (JSON) gets a summary of plain figures, which `dvc metrics show` lists, and in `results` each
+    expectation with what Great Expectations found. It has neither times nor paths: the same data give the same bytes.
+    """
+
+    def __init__(self, suite: str, filepath: str, **options: Any) -> None:
         if suite not in SUITES:
             raise ValueError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
         inspect.signature(SUITES[suite]).bind(**options)  # an option that it lacks or does not know is said now
         self.suite = suite
+        self.filepath = Path(filepath)
         self.options = options
 
-    def validate(self, data: Dataset) -> Dataset:
+    def validate(self, data: Any) -> Any:
         """Check `data` against the suite. DataValidationError lists every failed expectation with example rows."""
-        suite = SUITES[self.suite](**self.options)
         frame = _frame(data)
-        columns, *others = suite
-        # Without its columns nothing else can be asked.
-        failures = _failures(frame, [columns]) or _failures(frame, others)
+        columns, *others = SUITES[self.suite](**self.options)
+        batch = _batch(frame)
+        outcomes = _check(batch, [columns], _key(frame.columns))
+        if outcomes[0]["success"]:  # without its columns nothing else can be asked
+            outcomes += _check(batch, others, _key(frame.columns))
+        unmet = [found for found in outcomes if not found["success"]]
+        failures = [describe_failure(found) for found in unmet if found["severity"] == "critical"]
+        warnings = [describe_failure(found) for found in unmet if found["severity"] != "critical"]
+        summary = {
+            "suite": self.suite,
+            "success": not failures,
+            "rows": len(frame),
+            "expectations": len(outcomes),
+            "failed": len(failures),
+            "warnings": len(warnings),
+        }
+        with atomic_path(self.filepath) as temporary:
+            temporary.write_text(
+                json.dumps(summary | {"results": outcomes}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
+        if warnings:
+            logger.warning("%s", DataValidationError(f"the suite {self.suite} warns", failures=warnings))
         if failures:
             raise DataValidationError(f"the suite {self.suite} is not met", failures=failures)
         return data
 
 
-def _frame(data: Dataset) -> pd.DataFrame:
-    """`data` for pandas: of lists of ids their lengths, and how often the thinking closes in a completion."""
+def _frame(data: Any) -> pd.DataFrame:
+    """`data` as one frame: of a Dataset's lists of ids their lengths, and columns that a suite needs besides."""
+    import pandas as pd
     import pyarrow as pa
     from pyarrow import compute
+
+    from realign_pipes.evaluation.metrics import load_frame
+
+    if isinstance(data, Mapping):
+        frames = [load_frame(frame).assign(partition=name) for name, frame in data.items()]
+        return pd.concat(frames, ignore_index=True)
+    if isinstance(data, pd.DataFrame):
+        return data.round(9)  # a bound may differ from its value in the last digit, having been summed in another order
 
     table = data.with_format("arrow")[:]
     for number, field in enumerate(table.schema):
@@ -170,11 +381,13 @@ def _frame(data: Dataset) -> pd.DataFrame:
             table = table.set_column(number, field.name, compute.list_value_length(table[field.name]))
     if "completion" in table.column_names:
         table = table.append_column("think_closes", compute.count_substring(table["completion"], "</think>"))
+    if {"chosen", "rejected"} <= set(table.column_names):
+        table = table.append_column("chosen_is_rejected", compute.equal(table["chosen"], table["rejected"]))
     return table.to_pandas()
 
 
-def _failures(frame: pd.DataFrame, expectations: list[Expectation]) -> list[CheckFailure]:
-    """One entry for each of the `expectations` that `frame` does not meet."""
+def _batch(frame: pd.DataFrame) -> Batch:
+    """`frame` in Great Expectations' terms, in a context of its own."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
@@ -190,27 +403,58 @@ def _failures(frame: pd.DataFrame, expectations: list[Expectation]) -> list[Chec
     )
     context = gx.get_context(mode="ephemeral", project_config=config)
     asset = context.data_sources.add_pandas("memory").add_dataframe_asset("frame")
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
-    # Each row of a failure is named by its id.
-    result_format = {"result_format": "SUMMARY", "unexpected_index_column_names": ["id"] if "id" in frame else []}
+    return asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+
+
+def _check(batch: Batch, expectations: list[Expectation], key: list[str]) -> list[dict[str, Any]]:
+    """What Great Expectations found for each of the `expectations`, as plain data; `key` names a row."""
+    import great_expectations as gx
+
+    result_format = {
+        "result_format": "SUMMARY",
+        "partial_unexpected_count": EXAMPLES,
+        "unexpected_index_column_names": key,
+    }
     report = batch.validate(gx.ExpectationSuite(name="suite", expectations=expectations), result_format=result_format)
-    return [_failure(outcome.to_json_dict()) for outcome in report.results if not outcome.success]
+    return [_outcome(found.to_json_dict()) for found in report.results]
 
 
-def _failure(outcome: dict[str, Any]) -> CheckFailure:
-    """Great Expectations' report of one failed expectation, in words."""
-    config, result = outcome["expectation_config"], outcome["result"]
+def _key(columns: Collection[str]) -> list[str]:
+    """What names a row: its id, or in a sweep the candidate and more. Kedro shows 40 characters of an example."""
+    keys = (["id"], ["candidate", "problem_id", "sample"], ["candidate", "task"])
+    return next((key for key in keys if set(key) <= set(columns)), [])
+
+
+def _outcome(found: dict[str, Any]) -> dict[str, Any]:
+    """Great Expectations' report of one expectation, without what differs from run to run."""
+    config, result = found["expectation_config"], found["result"]
     if not result:
-        raise RuntimeError(f"Great Expectations could not check {config}: {outcome['exception_info']}")
+        raise RuntimeError(f"Great Expectations could not check {config}: {found['exception_info']}")
+    outcome = {
+        "notes": config["notes"],
+        "severity": config["severity"],
+        "success": found["success"],
+        "type": config["type"],
+        "kwargs": {name: value for name, value in config["kwargs"].items() if name != "batch_id"},
+        "result": result,
+    }
+    return json.loads(json.dumps(outcome), parse_constant=str)  # "Infinity" is a text: JSON has no such number
+
+
+def describe_failure(outcome: Mapping[str, Any]) -> CheckFailure:
+    """One failed expectation of a results file, in words."""
+    notes, result = outcome["notes"], outcome["result"]
     if "unexpected_count" in result:
         count = result["unexpected_count"]
-        said = f"{config['notes']}: not so in {count} of {result['element_count']} rows"
-        said += f" ({result['unexpected_percent']:.3g} %)"
-        rows = result["partial_unexpected_index_list"][:EXAMPLES]
-        examples = [", ".join([str(row.pop("id")), *map(str, row.values())]) for row in rows]
+        rows = result["element_count"]
+        said = f"{notes}: not so in {count} of {rows} rows ({100 * count / rows:.3g} %)"
+        examples = [
+            ", ".join(str(row[name]) for name in dict.fromkeys([*_key(row), *row]))  # its key first
+            for row in result["partial_unexpected_index_list"]
+        ]
     else:  # of the table as a whole
         count = 1
         missing = result.get("details", {}).get("mismatched", {}).get("missing")
-        said = f"{config['notes']}: missing {missing}" if missing else f"{config['notes']}: {result['observed_value']}"
+        said = f"{notes}: missing {missing}" if missing else f"{notes}: {result['observed_value']}"
         examples = []
     return CheckFailure(message=said, check=said, failure_count=count, failure_examples=examples)

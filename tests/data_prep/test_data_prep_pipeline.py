@@ -20,6 +20,8 @@ def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
     suites = {
         "calibration_samples": {"suite": "samples", "min_correct": 0.1},
         "calibration_set": {"suite": "calibration"},
+        "short_solutions": {"suite": "short_solutions"},
+        "preference_pairs": {"suite": "preference_pairs"},
         "evaluation_set": {"suite": "evaluation"},
     }
     catalog = DataCatalog.from_config(
@@ -30,7 +32,7 @@ def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
                 "validator": {
                     "class": "realign_pipes.validation.GreatExpectations",
                     "on": "save",
-                    "options": options,
+                    "options": {**options, "filepath": str(tmp_path / "validation" / f"{name}.json")},
                 },
             }
             for name, options in suites.items()

@@ -1,5 +1,7 @@
 """Folder datasets put finished folders in place at once, and say what is missing."""
 
+import json
+
 import pytest
 from kedro.io import DatasetError
 
@@ -7,6 +9,7 @@ from realign_pipes.datasets.folders import (
     CheckpointDataset,
     CheckpointsDataset,
     FolderDataset,
+    TeacherCacheDataset,
     WorkFolderDataset,
 )
 
@@ -77,3 +80,41 @@ def test_a_copy_that_was_killed_is_no_checkpoint(tmp_path, make_checkpoint):
     dataset.save({"0.5/trra-0.5": make_checkpoint(tmp_path / "1")})
     make_checkpoint(tmp_path / "trra" / "0.5" / ".trra-iter1-0.5.123.tmp")
     assert list(dataset.load()) == ["0.5/trra-0.5"]
+
+
+def test_the_preview_of_a_checkpoint_is_what_its_json_files_say(tmp_path, make_checkpoint):
+    made = make_checkpoint(tmp_path / "made")
+    dataset = CheckpointDataset(filepath=str(made))
+    config = json.loads((made / "config.json").read_text())
+    assert json.loads(dataset.preview()) == {"config.json": config}
+    (made / "realignment.json").write_text('{"alpha": 1.5}')
+    assert json.loads(dataset.preview()) == {"realignment.json": {"alpha": 1.5}, "config.json": config}
+
+
+def test_the_preview_of_a_repository_downloads_nothing(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("downloads"))
+    preview = CheckpointDataset(repo_id="a/b", revision="main").preview()
+    assert json.loads(preview) == {"repo_id": "a/b", "revision": "main"}
+
+
+def test_the_preview_of_checkpoints_says_how_each_was_made(tmp_path, make_checkpoint):
+    dataset = CheckpointsDataset(filepath=str(tmp_path / "trra"))
+    made = {}
+    for alpha in (0.5, 1.5):
+        made[f"{alpha}/trra-{alpha}"] = make_checkpoint(tmp_path / str(alpha))
+        (tmp_path / str(alpha) / "realignment.json").write_text(json.dumps({"alpha": alpha}))
+    dataset.save(made)
+    assert json.loads(dataset.preview()) == {
+        "0.5/trra-0.5": {"alpha": 0.5},
+        "1.5/trra-1.5": {"alpha": 1.5},
+    }
+
+
+def test_the_preview_of_a_teacher_cache_is_short(tmp_path):
+    folder = tmp_path / "cache"
+    (folder / "reference").mkdir(parents=True)
+    index = {"model": "abc", "lengths": [3, 4, 5], "shards": [{"file": "shard-00000.safetensors"}], "complete": True}
+    (folder / "reference" / "index.json").write_text(json.dumps(index))
+    assert json.loads(TeacherCacheDataset(filepath=str(folder)).preview()) == {
+        "reference": {"model": "abc", "complete": True, "examples": 3, "tokens": 12, "shards": 1}
+    }

@@ -1,12 +1,14 @@
 """A made-up sweep of all kinds of candidates, with the shape of real ones and seeded noise."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from realign_pipes.evaluation.metrics import summarise_budgets, summarise_sweep
+from realign_pipes.validation import GreatExpectations
 
 # candidate: (kind, alpha, probability of a correct answer, mean tokens, seconds)
 CANDIDATES: dict[str, tuple[str, float, float, float, float]] = {
@@ -146,3 +148,17 @@ def no_budgets() -> pd.DataFrame:
 def evaluation_set(generations: dict) -> pd.DataFrame:
     ids = generations["reference"]["problem_id"].unique()
     return pd.DataFrame({"id": ids, "question": "What is 12 + 30 − 2?", "answer": "40"})
+
+
+@pytest.fixture(scope="session")
+def validation_results(
+    tmp_path_factory: pytest.TempPathFactory, generations: dict, sweep_results: pd.DataFrame
+) -> Path:
+    """The folder with what was found in the made-up sweep, one of whose candidates was cut off by half and more."""
+    folder = tmp_path_factory.mktemp("validation")
+    cut = sweep_results.assign(
+        truncated=sweep_results["truncated"].where(sweep_results["candidate"] != "aligned", 0.75)
+    )
+    GreatExpectations("generations", str(folder / "generations.json")).validate(generations)
+    GreatExpectations("sweep_results", str(folder / "sweep_results.json")).validate(cut)
+    return folder

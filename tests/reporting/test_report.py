@@ -2,12 +2,15 @@
 
 import html
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from realign_pipes.parameters import Reporting
+from realign_pipes.reporting.data_docs import read_validations
 from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
 from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.reporting.report import collect_examples, render_report
@@ -42,31 +45,36 @@ def examples(generations: dict, sweep_results: pd.DataFrame) -> list:
     return collect_examples(attacked, sweep_results, PROBLEMS, per_task=2)
 
 
-@pytest.fixture(scope="module")
-def page(sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list) -> str:
-    return render(sweep_results, budget_results.assign(candidate=ATTACK), examples)
-
-
 CURVES = {"inra": pd.DataFrame({"step": [1, 2], **{panel: [2.0, 1.0] for panel in PANELS}})}
 
 
-def render(
-    sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list, curves: dict[str, pd.DataFrame] = CURVES
-) -> str:
-    parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
-    return render_report(
-        sweep_results,
-        recommend(sweep_results, 0.02),
-        {
-            "pareto": pareto_figure(sweep_results),
-            "alpha": alpha_figure(sweep_results),
-            "budget": budget_figure(budget_results),
-            "training": training_figure(curves),
-        },
-        budget_results,
-        examples,
-        parameters,
-    )
+@pytest.fixture(scope="module")
+def render(sweep_results: pd.DataFrame, examples: list, validation_results: Path) -> Callable[..., str]:
+    """`render(budget_results, curves=CURVES)` is the page."""
+
+    def render(budget_results: pd.DataFrame, curves: dict[str, pd.DataFrame] = CURVES) -> str:
+        parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
+        return render_report(
+            sweep_results,
+            recommend(sweep_results, 0.02),
+            {
+                "pareto": pareto_figure(sweep_results),
+                "alpha": alpha_figure(sweep_results),
+                "budget": budget_figure(budget_results),
+                "training": training_figure(curves),
+            },
+            budget_results,
+            examples,
+            parameters,
+            read_validations(validation_results),
+        )
+
+    return render
+
+
+@pytest.fixture(scope="module")
+def page(render: Callable[..., str], budget_results: pd.DataFrame) -> str:
+    return render(budget_results.assign(candidate=ATTACK))
 
 
 def test_examples_are_the_first_of_each_task_for_every_candidate(
@@ -119,7 +127,7 @@ def test_report_loads_nothing_from_anywhere(page: str):
         for name, value in attributes.items()
         if name in ("src", "href", "srcset", "data", "action", "poster", "background")
     ]
-    assert loads == []
+    assert loads == [("a", "href", "data_docs/index.html")]  # which loads when it is clicked, and lies beside
     assert not [tag for tag, _ in elements.tags if tag in ("link", "iframe", "object", "embed", "base")]
     styles = "".join(re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL))
     assert "url(" not in styles and "@import" not in styles
@@ -152,19 +160,24 @@ def test_report_shows_budgets_after_alpha(page: str, budget_results: pd.DataFram
     assert section.count('id="figure-budget"') == 1
 
 
-def test_report_without_budgets_has_no_such_section(
-    sweep_results: pd.DataFrame, no_budgets: pd.DataFrame, examples: list
-):
-    page = render(sweep_results, no_budgets, examples)
+def test_report_without_budgets_has_no_such_section(render: Callable[..., str], no_budgets: pd.DataFrame):
+    page = render(no_budgets)
     assert "Thinking inside a budget" not in page and "figure-budget" not in page and "TokenBudget" not in page
 
 
 def test_curves_of_trainings_stand_in_it_where_there_are_any(
-    page: str, sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list
+    page: str, render: Callable[..., str], budget_results: pd.DataFrame
 ):
     assert "<h2>Training</h2>" in page and page.count('id="figure-training"') == 1
-    assert "<h2>Training</h2>" not in render(sweep_results, budget_results, examples, curves={})
+    assert "<h2>Training</h2>" not in render(budget_results, curves={})
 
 
-def test_report_is_the_same_again(page: str, sweep_results: pd.DataFrame, budget_results: pd.DataFrame, examples: list):
-    assert render(sweep_results, budget_results.assign(candidate=ATTACK), examples) == page
+def test_report_is_the_same_again(page: str, render: Callable[..., str], budget_results: pd.DataFrame):
+    assert render(budget_results.assign(candidate=ATTACK)) == page
+
+
+def test_report_says_what_was_checked(page: str):
+    section = page.split("<h2>What was checked</h2>")[1].split("<h2>", maxsplit=1)[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", section)
+    assert cells[:5] == ["generations", "3,360", "22", "0", "0"]
+    assert cells[5:] == ["sweep_results", "42", "31", "0", "1"]

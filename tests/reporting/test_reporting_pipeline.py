@@ -15,6 +15,7 @@ from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 from pydantic import ValidationError
 
+from realign_pipes.datasets.folders import FolderDataset
 from realign_pipes.parameters import Reporting
 from realign_pipes.pipelines.reporting import create_pipeline
 from realign_pipes.pipelines.reporting.nodes import print_summary
@@ -22,7 +23,7 @@ from realign_pipes.reporting.tables import budget_cells, markdown_table
 
 
 def test_stage_writes_its_files_and_ends_with_the_recommendation(
-    generations, sweep_results, budget_results, evaluation_set, tmp_path, capsys, caplog
+    generations, sweep_results, budget_results, evaluation_set, validation_results, tmp_path, capsys, caplog
 ):
     outputs = {
         "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
@@ -34,6 +35,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "budget_table_markdown": TextDataset(filepath=str(tmp_path / "budget_table.md")),
         "budget_figure": PlotlyDataset(filepath=str(tmp_path / "budget.json")),
         "training_figure": PlotlyDataset(filepath=str(tmp_path / "training.json")),
+        "data_docs": FolderDataset(filepath=str(tmp_path / "data_docs")),
         "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
     }
     catalog = DataCatalog(outputs)
@@ -44,6 +46,8 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     catalog["evaluation_set"] = evaluation_set
     catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
     catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
+    catalog["validation_results"] = validation_results
+    catalog["work_dir"] = tmp_path / "work"
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
     assert create_pipeline().nodes[-1].func is print_summary
@@ -67,9 +71,12 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert printed.index("reduction") < printed.index("TokenBudget") and printed.count("TokenBudget") == 3
     assert "<h2>Thinking inside a budget" in outputs["report_html"].load()
     assert "What is 12 + 30 − 2?" in outputs["report_html"].load()
+    assert (tmp_path / "data_docs" / "index.html").exists()
 
 
-def test_stage_without_budgets_says_so(generations, sweep_results, no_budgets, evaluation_set, tmp_path, capsys):
+def test_stage_without_budgets_says_so(
+    generations, sweep_results, no_budgets, evaluation_set, validation_results, tmp_path, capsys
+):
     saved = CSVDataset(filepath=str(tmp_path / "budget_results.csv"), save_args={"index": False})
     saved.save(no_budgets)
     parameters = Reporting(margin=0.02, examples=1)
@@ -80,6 +87,8 @@ def test_stage_without_budgets_says_so(generations, sweep_results, no_budgets, e
     catalog["evaluation_set"] = evaluation_set
     catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
     catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
+    catalog["validation_results"] = validation_results
+    catalog["work_dir"] = tmp_path / "work"
     catalog["params:reporting"] = parameters
     catalog["parameters"] = {"reporting": parameters}
     outputs = SequentialRunner().run(create_pipeline(), catalog)

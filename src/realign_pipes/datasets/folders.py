@@ -1,11 +1,13 @@
 """Folders as Kedro datasets. Nodes hand over paths, never live models; these check them and put them in place."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
+from kedro_datasets._typing import JSONPreview
 
 from realign_pipes.resume import atomic_path
 
@@ -43,6 +45,24 @@ class FolderDataset(AbstractDataset[Path, Path]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}
+
+
+class TeacherCacheDataset(FolderDataset):
+    """The folder of the stage teacher_logits: a cache of hidden states for each model, or none with online teachers."""
+
+    def preview(self) -> JSONPreview:
+        """What each cache was made from and how large it is, for Kedro-Viz; not its list of lengths and shards."""
+        caches = {}
+        for file in sorted(self.load().glob("*/index.json")):
+            index = json.loads(file.read_text())
+            shards, lengths = index.pop("shards"), index.pop("lengths")
+            caches[file.parent.name] = {
+                **index,
+                "examples": len(lengths),
+                "tokens": sum(lengths),
+                "shards": len(shards),
+            }
+        return JSONPreview(json.dumps(caches))
 
 
 class WorkFolderDataset(FolderDataset):
@@ -105,6 +125,13 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "repo_id": self._repo_id, "revision": self._revision}
 
+    def preview(self) -> JSONPreview:
+        """The JSON files of the checkpoint that say what it is, for Kedro-Viz. Nothing is downloaded for it."""
+        if self._filepath is None:
+            return JSONPreview(json.dumps({"repo_id": self._repo_id, "revision": self._revision}))
+        files = [self._filepath / name for name in ("realignment.json", "inra_config.json", "config.json")]
+        return JSONPreview(json.dumps({file.name: json.loads(file.read_text()) for file in files if file.exists()}))
+
 
 class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
     """Checkpoints by their path below `filepath`, such as `1.5/trra-1.5`.
@@ -131,3 +158,8 @@ class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}
+
+    def preview(self) -> JSONPreview:
+        """How each checkpoint was made, by name, for Kedro-Viz."""
+        made = {name: json.loads((path / "realignment.json").read_text()) for name, path in self.load().items()}
+        return JSONPreview(json.dumps(made))

@@ -23,6 +23,7 @@ from realign_pipes.reporting.tables import (
     task_cells,
     task_names,
     tokens_text,
+    validation_cells,
 )
 
 TEMPLATE = "report.html.jinja"
@@ -58,11 +59,13 @@ def render_report(
     budget_results: pd.DataFrame,
     examples: Sequence[Example],
     parameters: Mapping[str, Any],
+    validations: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
 
     `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out where
     `budget_results` has no rows, and that on training where no curve was drawn.
+    `validations` are those of `reporting.data_docs.read_validations`; the pages on them lie beside the report.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -86,6 +89,7 @@ def render_report(
         trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
         examples=examples,
+        validations=validation_cells(validations),
         parameters=yaml.safe_dump(_plain(parameters), sort_keys=False, allow_unicode=True),
         percent=percent,
         tokens_text=tokens_text,

@@ -4,6 +4,7 @@ And the table of token budgets, as cells.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,13 @@ def budget_cells(budget_results: pd.DataFrame) -> Cells:
         for row in budget_results.itertuples()
     ]
     return Cells(["budget", "method", "pass@1 % [95 %]", "truncated", "tokens", "difference [95 %]"], rows, left=2)
+
+
+def validation_cells(validations: Mapping[str, Mapping[str, Any]]) -> Cells:
+    """One row for each data set that was checked."""
+    figures = ["rows", "expectations", "failed", "warnings"]
+    rows = [[name, *(f"{found[figure]:,}" for figure in figures)] for name, found in validations.items()]
+    return Cells(["data set", *figures], rows, left=1)
 
 
 def markdown_table(cells: Cells, recommended: str | None) -> str:

@@ -76,6 +76,13 @@ def draw_training(
     return training_figure({name: frame for name, frame in curves.items() if frame is not None})
 
 
+def build_data_docs(validation_results: Path, sweep_results: DataFrame, work_dir: Path) -> Path:
+    """Great Expectations' pages on every validation. Takes the sweep's results so that all data have been checked."""
+    from realign_pipes.reporting import data_docs
+
+    return data_docs.build_data_docs(validation_results, work_dir / "reporting" / "data_docs")
+
+
 def write_report(
     sweep_results: DataFrame,
     recommendation: dict[str, Any],
@@ -86,10 +93,12 @@ def write_report(
     training_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
+    validation_results: Path,
     parameters: Reporting,
     all_parameters: dict[str, Any],
 ) -> str:
     """The HTML report. `evaluation_set` (a `datasets.Dataset`) has the questions and answers of the examples."""
+    from realign_pipes.reporting.data_docs import read_validations
     from realign_pipes.reporting.report import collect_examples, render_report
 
     questions = zip(evaluation_set["question"], evaluation_set["answer"], strict=True)
@@ -102,6 +111,7 @@ def write_report(
         budget_results,
         examples,
         all_parameters,
+        validations=read_validations(validation_results),
     )
 
 

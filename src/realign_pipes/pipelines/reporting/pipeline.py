@@ -3,6 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from realign_pipes.pipelines.reporting.nodes import (
+    build_data_docs,
     draw_budgets,
     draw_figures,
     draw_training,
@@ -50,6 +51,12 @@ def create_pipeline() -> Pipeline:
                 name="draw_training",
             ),
             Node(
+                build_data_docs,
+                inputs=["validation_results", "sweep_results", "work_dir"],
+                outputs="data_docs",
+                name="build_data_docs",
+            ),
+            Node(
                 write_report,
                 inputs={
                     "sweep_results": "sweep_results",
@@ -61,6 +68,7 @@ def create_pipeline() -> Pipeline:
                     "training_figure": "training_figure",
                     "generations": "generations",
                     "evaluation_set": "evaluation_set",
+                    "validation_results": "validation_results",
                     "parameters": "params:reporting",
                     "all_parameters": "parameters",
                 },
