@@ -13,7 +13,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from realign_pipes.evaluation.sweep import Candidate, Evaluator
-from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, Teachers
+from realign_pipes.parameters import InRa
 from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
 from realign_pipes.realignment.inra import InRaForCausalLM
 from realign_pipes.realignment.inra.training import make_adapter
@@ -50,10 +50,10 @@ def main() -> None:
             name: catalog.load(name)
             for name in ("short_solutions", "preference_pairs", "calibration_set", "teacher_cache")
         }
-        base = catalog.load("params:inra")
-        teachers = Teachers.model_validate(catalog.load("params:teachers"))
-        sampling = AlphaSweep.model_validate(catalog.load("params:alpha_sweep")).sampling
-        tasks = DataPrep.model_validate(catalog.load("params:data_prep")).tasks
+        base = catalog.load("params:inra").model_dump()
+        teachers = catalog.load("params:teachers")
+        sampling = catalog.load("params:alpha_sweep").sampling
+        tasks = catalog.load("params:data_prep").tasks
         problems = catalog.load("evaluation_set")
     rows = []
     for number, (name, changes) in enumerate(VARIANTS.items()):
