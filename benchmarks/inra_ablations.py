@@ -12,12 +12,7 @@ from pathlib import Path
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
-from realign_pipes.evaluation.sweep import Candidate, Evaluator
 from realign_pipes.parameters import InRa
-from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
-from realign_pipes.realignment.inra import InRaForCausalLM
-from realign_pipes.realignment.inra.training import make_adapter
-from realign_pipes.reporting.tables import Cells, markdown_table
 
 PROJECT = Path(__file__).parents[1]
 ALPHAS = (0.0, 0.5, 1.0)
@@ -28,13 +23,15 @@ VARIANTS = {
     "3 layers (Table 7)": {"num_adapter_layers": 3},
     "LoRA, rank 8 (Table 6)": {"adapter": "lora"},
     "top (Table 3)": {"placement": "top"},
-    "DPO": {"method": "dpo", "learning_rate": 3.0e-4},
+    "DPO": {"method": "dpo", "learning_rate": 3.0e-5},
     "TrRa's objective, alpha 1": {"method": "trra"},
 }
 
 
 def trained_parameters(checkpoint: Path, parameters: InRa) -> int:
     """How many numbers the training changed."""
+    from realign_pipes.realignment.inra import InRaForCausalLM
+
     layers = InRaForCausalLM.from_pretrained(checkpoint).adapter_layers
     if parameters.adapter == "full":
         return sum(p.numel() for layer in layers for p in layer.parameters())
@@ -42,7 +39,12 @@ def trained_parameters(checkpoint: Path, parameters: InRa) -> int:
 
 
 def main() -> None:
-    bootstrap_project(PROJECT)
+    bootstrap_project(PROJECT)  # settings.py sets up OpenMP, which has to come before torch is imported
+    from realign_pipes.evaluation.sweep import Candidate, Evaluator
+    from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
+    from realign_pipes.realignment.inra.training import make_adapter
+    from realign_pipes.reporting.tables import Cells, markdown_table
+
     with KedroSession.create(PROJECT) as session:
         catalog = session.load_context().catalog
         reference, aligned, work = (catalog.load(name) for name in ("reference_model", "aligned_model", "work_dir"))
@@ -91,7 +93,7 @@ def main() -> None:
         "Made by `python benchmarks/inra_ablations.py` after `make run`; cells are pass@1 in percent / mean tokens",
         f"over the {len(problems)} problems of the sweep, {sampling.samples} samples each, on the same random numbers.",
         "`trained` counts the parameters that move. All variants train for the same steps with the same learning",
-        "rate, but DPO (3e-4).",
+        "rate (1e-3), but DPO (3e-5), which by itself breaks a model this small.",
         "",
         markdown_table(Cells(list(rows[0]), [list(row.values()) for row in rows], left=1), None),
     ]
