@@ -167,7 +167,11 @@ def test_metrics_and_plots_are_in_git_and_nothing_else_of_the_data(project):
     metrics = shown["data/08_reporting/sweep_metrics.json"]["data"]
     assert set(metrics) == {"reference", "aligned", "trra-0.5", "trra-1.5", "inra-0.5"}
     plots = json.loads(project("dvc", "plots", "show", "--json"))["data"]
-    assert set(plots) == {"data/07_model_output/budget_results.csv", "data/08_reporting/sweep_table.csv"}
+    assert set(plots) == {
+        "data/07_model_output/budget_results.csv",
+        "data/08_reporting/sweep_table.csv",
+        "training_loss",
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from realign_pipes.evaluation.sweep import Evaluator
 from realign_pipes.hooks import check_stages
-from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, TrRa
+from realign_pipes.parameters import AlphaSweep, DataPrep, InRa, Teachers, TrRa
 from realign_pipes.pipelines import reporting
 from realign_pipes.realignment.inra import InRaForCausalLM
 
@@ -271,6 +271,8 @@ def test_the_readmes_environment_is_valid(tmp_path):
         DataPrep.model_validate(merged["data_prep"])
         TrRa.model_validate(merged["trra"])
         AlphaSweep.model_validate(merged["alpha_sweep"])
+        Teachers.model_validate(merged["teachers"])
+        InRa.model_validate(merged["inra"])
     assert list(DataPrep.model_validate(merged["data_prep"]).tasks) == ["math500"]
 
 
@@ -280,7 +282,7 @@ def test_the_how_tos_parameters_are_valid(page):
     (block,) = re.findall(r"```yaml\n(# conf/mine/parameters.yml.*?)```", text, re.DOTALL)
     mine = yaml.safe_load(block)
     base = OmegaConfigLoader(str(PROJECT / "conf"), base_env="base", default_run_env="base")["parameters"]
-    types = {"data_prep": DataPrep, "trra": TrRa, "inra": InRa, "alpha_sweep": AlphaSweep}
+    types = {"data_prep": DataPrep, "teachers": Teachers, "trra": TrRa, "inra": InRa, "alpha_sweep": AlphaSweep}
     for stage, values in mine.items():
         types[stage].model_validate(OmegaConf.to_container(OmegaConf.merge(base[stage], values)))
 
