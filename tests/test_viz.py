@@ -150,7 +150,7 @@ def test_models_and_reports_show_as_json(page):
         ("reference_model", '"Qwen2ForCausalLM"'),
         ("aligned_model", '"Qwen2ForCausalLM"'),
         ("inra_checkpoint", '"InRa (sft)"'),
-        ("trra_checkpoints", '"trra-iter1-1.5"'),
+        ("trra_checkpoints", '"1.5/trra-iter1-1.5"'),
         ("teacher_cache", '"hidden_size"'),
         ("teacher_cache_report", '"times_smaller"'),
         ("sweep_metrics", '"pass_at_1"'),

@@ -80,7 +80,11 @@ def test_bounds_the_wrong_way_round(sampled) -> None:
         (("calibration", "sampling", "temperature"), float("nan"), "temperature"),
         (("calibration", "sampling", "top_p"), 1.5, "top_p"),
         (("calibration", "task", "problems"), 0, "problems"),
-        (("tasks", "short", "problem"), 3, "tasks.short.reasoning_gym.problem"),
+        (
+            ("tasks", "short", "problem"),
+            3,
+            "tasks.short.reasoning_gym.*no parameter 'problem': did you mean 'problems'",
+        ),
         (("tasks",), {}, "tasks"),
         (("seed",), -1, "seed"),
     ],

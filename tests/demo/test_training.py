@@ -83,9 +83,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
 
     trainer = training.Trainer
-    monkeypatch.setattr(
-        training, "Trainer", lambda callbacks, **rest: trainer(callbacks=[*callbacks, Interruption()], **rest)
-    )
+    monkeypatch.setattr(training, "Trainer", lambda **rest: trainer(callbacks=[Interruption()], **rest))
     with pytest.raises(KeyboardInterrupt):
         training.train_reference(PARAMETERS, tmp_path / "reference")
     monkeypatch.undo()
@@ -113,11 +111,8 @@ def test_only_completion_tokens_are_in_the_loss(
         def __init__(self, train_dataset, data_collator, **_):
             batches.append(data_collator(list(train_dataset)))
 
-        def remove_callback(self, _): ...
-
-        def train(self, **_): ...
-
     monkeypatch.setattr(training, "Trainer", Recorder)
+    monkeypatch.setattr(training, "train", lambda trainer, description: None)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(reference), AutoTokenizer.from_pretrained(reference)
     examples = [([5, 6, 7], [8, 9]), ([5], [8])]
     training._train(model, tokenizer, examples, PARAMETERS.reference, tmp_path, "")

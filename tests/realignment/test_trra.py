@@ -205,7 +205,11 @@ def test_a_full_disk_keeps_earlier_checkpoints(monkeypatch, tmp_path, pair, exam
         with pytest.raises(OSError, match="No space left"):
             make_realigner(pair, examples, tmp_path).realign("trra-2", 2.0, 0, pair[1])
     AutoModelForCausalLM.from_pretrained(first)
-    assert sorted(p.name for p in (tmp_path / "work" / "trra-2").iterdir()) == ["trainer", "work.json"]
+    assert sorted(p.name for p in (tmp_path / "work" / "trra-2").iterdir()) == [
+        "curves",
+        "trainer",
+        "work.json",
+    ]
     second = make_realigner(pair, examples, tmp_path).realign("trra-2", 2.0, 0, pair[1])
     AutoModelForCausalLM.from_pretrained(second)
 

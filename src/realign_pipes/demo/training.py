@@ -207,7 +207,7 @@ def _train(
         adam_beta2=0.98,  # the usual 0.999 remembers more than a short training has
         save_steps=training.save_steps,
         save_total_limit=1,
-        logging_steps=10,
+        logging_steps=max(1, training.steps // 100),
         include_num_input_tokens_seen="all",
         report_to="none",
         disable_tqdm=True,

@@ -219,12 +219,18 @@ def test_a_finished_adapter_is_found_again_until_what_it_is_made_from_changes(ma
     path = make()
     trained = []
     with monkeypatch.context() as patch:
-        patch.setattr(inra_training, "train_sft", lambda *args: trained.append("sft") or (args[-1]).mkdir())
+
+        def train_nothing(model, examples, tokenizer, parameters, folder):
+            trained.append(parameters.learning_rate)
+            folder.mkdir()
+            folder.with_name("curves").mkdir()
+
+        patch.setattr(inra_training, "train_sft", train_nothing)
         assert make() == path
         make(dpo={"beta": 0.9})  # which SFT does not use
         assert not trained
         make(learning_rate=1e-3)
-        assert trained == ["sft"]
+        assert trained == [1e-3]
 
 
 def test_the_checkpoint_says_what_it_is(make, pair):
