@@ -1,6 +1,23 @@
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
+
+
+class Killed(Exception):
+    """What stops a training in its sixth step."""
+
+
+class Kill(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise Killed
+
+
+@pytest.fixture
+def kill():
+    """A callback that stops a training in its sixth step, and the exception that it raises."""
+    return Kill(), Killed
 
 
 @pytest.fixture

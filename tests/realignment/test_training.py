@@ -64,19 +64,12 @@ def test_speed_counts_the_tokens_of_the_step(make_checkpoint, tmp_path, monkeypa
     assert curve(tmp_path, "tokens_per_second")["tokens_per_second"].max() == 20
 
 
-def test_curves_of_a_resumed_training_are_whole(make_checkpoint, tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                raise Killed
-
+def test_curves_of_a_resumed_training_are_whole(make_checkpoint, tmp_path, kill):
+    callback, killed = kill
     checkpoint = make_checkpoint(tmp_path / "model")
     run(checkpoint, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(checkpoint, tmp_path / "cut", callbacks=[Kill()])
+    with pytest.raises(killed):
+        run(checkpoint, tmp_path / "cut", callbacks=[callback])
     assert curve(tmp_path / "cut", "loss")["step"].tolist() == [1, 2, 3, 4, 5]
     run(checkpoint, tmp_path / "cut")  # goes on from step 4
     for name in ("loss", "grad_norm", "learning_rate"):

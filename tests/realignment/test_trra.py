@@ -132,20 +132,13 @@ def test_training_moves_the_student_to_the_teacher(tmp_path, pair, examples, voc
     assert distance(student) < 0.4 * distance(load_model(pair[0], device=CPU))
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, tmp_path, pair, examples, vocab_size):
+def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, tmp_path, pair, examples, vocab_size, kill):
     whole = train(pair, examples, vocab_size, tmp_path / "whole", steps=6)
 
-    class Killed(Exception):
-        pass
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                raise Killed
-
+    callback, killed = kill
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "ProgressCallback", lambda advance: Kill())
-        with pytest.raises(Killed):
+        patch.setattr(trainings, "ProgressCallback", lambda advance: callback)
+        with pytest.raises(killed):
             train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
     saved = sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*"))
     assert saved == ["checkpoint-2", "checkpoint-4"]

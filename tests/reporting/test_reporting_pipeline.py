@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import CSVDataset
@@ -22,8 +22,27 @@ from realign_pipes.pipelines.reporting.nodes import print_summary
 from realign_pipes.reporting.tables import budget_cells, markdown_table
 
 
+@pytest.fixture
+def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[str, MemoryDataset]:
+    """What the stage reads, but for generations and budgets. The models were trained elsewhere: they have no curves."""
+    parameters = Reporting(margin=0.02, examples=1)
+    data = {
+        "sweep_results": sweep_results,
+        "evaluation_set": evaluation_set,
+        "reference_model": tmp_path,
+        "aligned_model": tmp_path,
+        "inra_checkpoint": tmp_path,
+        "trra_checkpoints": {"trra-1.5": tmp_path},
+        "validation_results": validation_results,
+        "work_dir": tmp_path / "work",
+        "params:reporting": parameters,
+        "parameters": {"reporting": parameters},
+    }
+    return {name: MemoryDataset(value) for name, value in data.items()}
+
+
 def test_stage_writes_its_files_and_ends_with_the_recommendation(
-    generations, sweep_results, budget_results, evaluation_set, validation_results, tmp_path, capsys, caplog
+    inputs, generations, sweep_results, budget_results, tmp_path, capsys, caplog
 ):
     outputs = {
         "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
@@ -38,18 +57,9 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "data_docs": FolderDataset(filepath=str(tmp_path / "data_docs")),
         "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
     }
-    catalog = DataCatalog(outputs)
-    parameters = Reporting(margin=0.02, examples=1)
+    catalog = DataCatalog({**inputs, **outputs})
     catalog["generations"] = {name: lambda frame=frame: frame for name, frame in generations.items()}
-    catalog["sweep_results"] = sweep_results
     catalog["budget_results"] = budget_results
-    catalog["evaluation_set"] = evaluation_set
-    catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
-    catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
-    catalog["validation_results"] = validation_results
-    catalog["work_dir"] = tmp_path / "work"
-    catalog["params:reporting"] = parameters
-    catalog["parameters"] = {"reporting": parameters}
     assert create_pipeline().nodes[-1].func is print_summary
     with caplog.at_level(logging.INFO):
         SequentialRunner().run(create_pipeline(), catalog)
@@ -74,23 +84,12 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert (tmp_path / "data_docs" / "index.html").exists()
 
 
-def test_stage_without_budgets_says_so(
-    generations, sweep_results, no_budgets, evaluation_set, validation_results, tmp_path, capsys
-):
+def test_stage_without_budgets_says_so(inputs, generations, no_budgets, tmp_path, capsys):
     saved = CSVDataset(filepath=str(tmp_path / "budget_results.csv"), save_args={"index": False})
     saved.save(no_budgets)
-    parameters = Reporting(margin=0.02, examples=1)
     report = TextDataset(filepath=str(tmp_path / "report.html"))
-    catalog = DataCatalog({"budget_results": saved, "report_html": report})
+    catalog = DataCatalog({**inputs, "budget_results": saved, "report_html": report})
     catalog["generations"] = generations
-    catalog["sweep_results"] = sweep_results
-    catalog["evaluation_set"] = evaluation_set
-    catalog["reference_model"] = catalog["aligned_model"] = catalog["inra_checkpoint"] = tmp_path  # without curves
-    catalog["trra_checkpoints"] = {"trra-1.5": tmp_path}
-    catalog["validation_results"] = validation_results
-    catalog["work_dir"] = tmp_path / "work"
-    catalog["params:reporting"] = parameters
-    catalog["parameters"] = {"reporting": parameters}
     outputs = SequentialRunner().run(create_pipeline(), catalog)
     assert outputs["budget_table_markdown"].load() == "No token budgets were measured.\n"
     assert "Thinking inside a budget" not in report.load()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from realign_pipes.parameters import InRa, Teachers
 from realign_pipes.realignment import training as trainings
@@ -194,20 +194,13 @@ def test_gradient_checkpointing_changes_nothing(make, method):
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-def test_an_interrupted_training_ends_with_the_same_weights(make, monkeypatch, method, adapter):
+def test_an_interrupted_training_ends_with_the_same_weights(make, monkeypatch, method, adapter, kill):
     whole = make(work="whole", method=method, adapter=adapter, steps=6)
 
-    class Killed(Exception):
-        pass
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                raise Killed
-
+    callback, killed = kill
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "ProgressCallback", lambda advance: Kill())
-        with pytest.raises(Killed):
+        patch.setattr(trainings, "ProgressCallback", lambda advance: callback)
+        with pytest.raises(killed):
             make(method=method, adapter=adapter, steps=6)
     resumed = make(method=method, adapter=adapter, steps=6)
     theirs = AutoModelForCausalLM.from_pretrained(whole).state_dict()
