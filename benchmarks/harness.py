@@ -5,6 +5,7 @@ the median over repetitions of the ratio of two variants' times in the same repe
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -63,7 +64,7 @@ class Results:
         self.benchmark, self.title, self.arguments = benchmark, title, vars(arguments)
         self.timings: list[dict[str, Any]] = []
         self.figures: list[dict[str, Any]] = []
-        self.console = Console()
+        self.console = Console(width=140)
 
     def time(
         self, case: str, variants: Mapping[str, Callable[[], Any]], repetitions: int, warm_up: bool = True
@@ -166,6 +167,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated() / 2**20
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not held
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
             self.before = _status("VmRSS")
         return self

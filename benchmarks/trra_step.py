@@ -55,7 +55,9 @@ def made_up_examples(vocab: int, count: int, tokens: int) -> Dataset:
     )
 
 
-def cached_teacher(reference: PreTrainedModel, aligned: PreTrainedModel, examples: Dataset, folder: Path) -> CachedTeacher:
+def cached_teacher(
+    reference: PreTrainedModel, aligned: PreTrainedModel, examples: Dataset, folder: Path
+) -> CachedTeacher:
     """Both models' hidden states on disk, as the stage teacher_logits writes them."""
     caches = []
     for name, model in (("reference", reference), ("aligned", aligned)):
@@ -77,19 +79,26 @@ def divergence_of_logits(student: torch.Tensor, teacher: torch.Tensor, labels: t
 class Steps:
     """Every variant's step, all on one student and one optimizer."""
 
-    def __init__(self, size: str, batch_size: int, tokens: int, folder: Path) -> None:
+    def __init__(self, size: str, batch_size: int, tokens: int, folder: Path, steps: int = 1) -> None:
         precision = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
         self.autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda")
         self.student = random_model(size).to(DEVICE).train()
         self.reference = random_model(size, dtype=precision).to(DEVICE)
         self.aligned = random_model(size, seed=1, dtype=precision).to(DEVICE)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-6, fused=True)  # Trainer's default
-        examples = made_up_examples(self.student.config.vocab_size, batch_size, tokens)
-        self.teacher = cached_teacher(self.reference, self.aligned, examples, folder)
-        batch = {**collate(list(examples), 0), "row": torch.arange(batch_size)}
-        self.batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
-        self.inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask")}
+        self.examples = made_up_examples(self.student.config.vocab_size, steps * batch_size, tokens)
+        self.teacher = cached_teacher(self.reference, self.aligned, self.examples, folder)
+        self.batches = []
+        for start in range(0, len(self.examples), batch_size):
+            rows = range(start, start + batch_size)
+            batch = {**collate([self.examples[row] for row in rows], 0), "row": torch.tensor(rows)}
+            self.batches.append({name: tensor.to(DEVICE) for name, tensor in batch.items()})
+        self.batch = self.batches[0]
         self.folder = folder
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        return {name: self.batch[name] for name in ("input_ids", "attention_mask")}
 
     def step(self, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def run() -> None:
@@ -191,6 +200,7 @@ def steps(results: Results, size: str, batch_size: int, tokens: int, repetitions
         for name in ("three live models", "Liger"):  # the same loss, by another way
             if name in losses:
                 torch.testing.assert_close(losses[name]().float(), of.trra().float(), rtol=2e-2, atol=1e-4)
+        of.step(of.sft)()  # the optimizer's state is no variant's memory
         times = results.time(case, {name: of.step(loss) for name, loss in losses.items()}, repetitions)
         body, head = parameters(of.student)
     floor = (6 * (body + head) + 4 * head) / (6 * (body + head))
@@ -208,32 +218,43 @@ def loss_alone(results: Results, tokens: list[int], vocab: int = 151_936, width:
     generator = torch.Generator().manual_seed(0)
     heads = [torch.randn(vocab, width, generator=generator).mul_(0.02).to(DEVICE) for _ in range(3)]
     heads[0].requires_grad_()
-    peaks: dict[tuple[str, int], float] = {}
+
+    def chunked(hidden: list[torch.Tensor]) -> torch.Tensor:
+        (student, reference, aligned), (head, reference_head, aligned_head) = hidden, heads
+        return fused_linear_divergence(student, head, reference, reference_head, aligned, aligned_head, ALPHA)
+
+    def full_logits(hidden: list[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            teacher = fuse_logits(hidden[1] @ heads[1].T, hidden[2] @ heads[2].T, ALPHA)
+        return divergence_between(hidden[0] @ heads[0].T, teacher, "forward_kl").mean()
+
+    def measure(
+        name: str, loss: Callable[[list[torch.Tensor]], torch.Tensor], hidden: list[torch.Tensor]
+    ) -> tuple[float, list[float]]:
+        """Peak MiB; the loss and the norms of both gradients."""
+        value = torch.empty(0)
+
+        def run() -> None:
+            nonlocal value
+            value = loss(hidden)
+            value.backward()
+
+        with PeakMemory() as memory:
+            seconds = timed(run)
+        results.console.print(f"loss of {len(hidden[0])} tokens · {name}: {memory.mib:.0f} MiB, {seconds:.1f} s")
+        numbers = [value.item(), *(tensor.grad.double().norm().item() for tensor in (heads[0], hidden[0]))]
+        heads[0].grad = hidden[0].grad = None
+        return memory.mib, numbers
+
+    peaks = {}
     for count in tokens:
         hidden = [torch.randn(count, width, generator=generator).to(DEVICE) for _ in range(3)]
         hidden[0].requires_grad_()
-
-        def chunked(hidden: list[torch.Tensor] = hidden) -> torch.Tensor:
-            (s, r, a), (ws, wr, wa) = hidden, heads
-            return fused_linear_divergence(s, ws, r, wr, a, wa, ALPHA)
-
-        def full_logits(hidden: list[torch.Tensor] = hidden) -> torch.Tensor:
-            with torch.no_grad():
-                teacher = fuse_logits(hidden[1] @ heads[1].T, hidden[2] @ heads[2].T, ALPHA)
-            return divergence_between(hidden[0] @ heads[0].T, teacher, "forward_kl").mean()
-
-        losses = {}
-        for name, loss in (("chunked", chunked), ("full logits", full_logits)):
-            with PeakMemory() as memory:
-                seconds = timed(lambda loss=loss, name=name: losses.setdefault(name, loss()).backward())
-            gradients = [heads[0].grad, hidden[0].grad]
-            losses[f"{name} gradients"] = [gradient.double().norm().item() for gradient in gradients]
-            heads[0].grad = hidden[0].grad = None
-            peaks[name, count] = memory.mib
-            results.console.print(f"loss of {count} tokens · {name}: {memory.mib:.0f} MiB, {seconds:.1f} s")
-            results.figure(f"loss alone, {count} tokens, V = {vocab:,}", f"{name}: peak MiB", memory.mib)
-        torch.testing.assert_close(losses["chunked"], losses["full logits"], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(losses["chunked gradients"], losses["full logits gradients"], rtol=1e-4, atol=0)
+        peaks["chunked", count], ours = measure("chunked", chunked, hidden)
+        peaks["full logits", count], theirs = measure("full logits", full_logits, hidden)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        for name in ("chunked", "full logits"):
+            results.figure(f"loss alone, {count} tokens, V = {vocab:,}", f"{name}: peak MiB", peaks[name, count])
     most, least = max(tokens), min(tokens)
     case = f"loss alone, V = {vocab:,}"
     ratio = peaks["chunked", most] / peaks["full logits", most]
