@@ -5,12 +5,14 @@
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 from datasets import Dataset, load_from_disk
@@ -41,7 +43,11 @@ def resolve(job: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any
 def main(files: list[Path]) -> None:
     """Do this process's part of the jobs in `files`, one after the other."""
     end_with_parent()
-    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]).state
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    state = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience]).state
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees "
+                           f"{state.num_processes} on {state.device}.")  # fmt: skip
     if uses_fsdp() and state.distributed_type != DistributedType.FSDP:
         raise ValueError(f"FSDP was asked for, but accelerate does not use it on {state.device}: it needs GPUs. "
                          "Choose conf/accelerate/ddp.yaml.")  # fmt: skip
