@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from realign_pipes.parameters import Training
 from realign_pipes.progress import Advance, progress_bar
+from realign_pipes.resume import explain_full_disk
 
 CURVES = "curves"
 """The folder of a training's curves, in its work folder and then in its checkpoint."""
@@ -131,14 +132,15 @@ def trainer_arguments(parameters: Training, device: torch.device, folder: Path) 
 def train(trainer: Trainer, description: str) -> None:
     """Run `trainer` with a bar, going on from the last complete checkpoint in its folder; curves go beside that folder.
 
-    TrainingDivergedError if a gradient is not finite.
+    TrainingDivergedError if a gradient is not finite, DiskFullError if its state cannot be saved.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(CurvesCallback(Path(trainer.args.output_dir).with_name(CURVES)))
-    with progress_bar(description, trainer.args.max_steps) as advance:
+    folder = Path(trainer.args.output_dir)
+    trainer.add_callback(CurvesCallback(folder.with_name(CURVES)))
+    with explain_full_disk(folder), progress_bar(description, trainer.args.max_steps) as advance:
         trainer.add_callback(ProgressCallback(advance))
         trainer.add_callback(FiniteGradients())
-        last = last_complete_checkpoint(Path(trainer.args.output_dir))
+        last = last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
 
