@@ -9,7 +9,9 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,7 +175,7 @@ def assert_nothing_is_half_written(data: Path, whole: Path) -> None:
             assert all(json.loads(line) for line in file.read_text().splitlines()), file
         elif file.suffix == ".safetensors":
             with safe_open(file, framework="np") as tensors:
-                assert all(tensors.get_tensor(name) is not None for name in tensors), file
+                assert all(tensors.get_tensor(name) is not None for name in tensors.keys()), file  # noqa: SIM118
         elif file.suffix == ".parquet":
             assert len(pd.read_parquet(file)) == len(pd.read_parquet(other)), file
         elif file.suffix == ".arrow":
@@ -192,8 +194,10 @@ def finished_pieces(data: Path) -> dict[Path, tuple[int, int]]:
     work = data / "work"
     patterns = ("**/checkpoint/model.safetensors", "*/chosen.json", "data_prep/batch-*.json", "alpha_sweep/*/*.parquet")
     files = [file for pattern in patterns for file in work.glob(pattern)]
-    for index in work.rglob("index.json"):
-        files += [index.parent / shard["file"] for shard in json.loads(index.read_text())["shards"]]
+    for entries in work.glob("**/*.json"):  # of a cache: its index, or a shard's entry that will go into it
+        if entries.name == "index.json" or entries.name.startswith("shard-"):
+            content = json.loads(entries.read_text())
+            files += [entries.parent / shard["file"] for shard in content.get("shards", [content])]
     return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files if file.exists()}
 
 
@@ -286,3 +290,108 @@ def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, copy_project, kill
     assert_same_results(data, expected)
     left = [path for path in data.rglob(".*") if LEFTOVER.fullmatch(path.name)]
     assert not [path for path in left if path.is_relative_to(data / "work")], left
+
+
+# -- on a full disk ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 40 MiB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"mounting a small file system needs root: {mount.stderr}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+MADE = {
+    "demo_models": ["work/demo_models", "06_models/reference", "06_models/aligned"],
+    "data_prep": ["work/data_prep", "03_primary", "05_model_input"],
+    "teacher_logits": ["work/teacher_logits", "05_model_input/teacher_cache"],
+    "inra": ["work/inra", "06_models/inra"],
+    "trra": ["work/trra", "06_models/trra"],
+    "alpha_sweep": ["work/alpha_sweep", "07_model_output"],
+    "reporting": ["work/reporting", *(f"08_reporting/{name}" for name in (
+        "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "pareto_figure.json",
+        "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv", "sweep_table.md",
+        "training_figure.json",
+    ))],
+}  # fmt: skip
+"""What a stage leaves, which a later one may have below it."""
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        pytest.param(["trra"], id="trra"),
+        pytest.param(STAGES, id="every_stage", marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_disk_is_named_and_the_next_run_goes_on_to_the_same_bits(uninterrupted, copy_project, small_disk, full):
+    """In each stage of `full`, the disk fills somewhere on its way."""
+    _, expected = uninterrupted
+    seed = int(os.environ.get("KILL_SEED", time.time_ns() % 10**6))
+    print(f"KILL_SEED={seed}")
+    rng = random.Random(seed)
+    data = small_disk / "data"
+    root = copy_project()
+    configure(root, str(data))
+    shutil.copytree(expected, data)
+    todo = STAGES[STAGES.index(full[0]) :]
+    for stage in todo:
+        for name in MADE[stage]:
+            path = data / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for stage in full:
+        needed = sum(size(expected / name) for name in MADE[stage])
+        room = rng.uniform(0.02, 0.6) * needed
+        ballast = small_disk / "ballast"
+        with ballast.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, int(shutil.disk_usage(small_disk).free - room))
+        run = Run(root, [stage])
+        assert run.end() == 1, run.output
+        print(f"full in {stage} with room for {room:.0f} bytes: {run.lines[-1][1].strip()}")
+        assert re.search(rf"No space left to write {re.escape(str(data))}/\S+ .*start the same run again", run.output)
+        assert_nothing_is_half_written(data, expected)
+        pieces, steps = finished_pieces(data), steps_done(data)
+        ballast.unlink()
+        run = Run(root, [stage] if stage != full[-1] else STAGES[STAGES.index(stage) :]).succeed()
+        assert_it_went_on(run, pieces, steps)
+        assert_nothing_is_half_written(data, expected)
+    assert_same_results(data, expected)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all below a folder."""
+    return path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*"))
+
+
+# -- begun twice ------------------------------------------------------------------------------------------------------
+def test_the_second_of_two_runs_is_refused_and_names_the_first(copy_project):
+    root = copy_project()
+    data = configure(root)
+    first = Run(root, ["demo_models"])
+    assert first.wait_for(["demo_models"]), first.output
+    logs = sorted((data / "logs").iterdir())
+    second = Run(root, ["reporting"])
+    assert second.end() == 1
+    said = " ".join(second.output.split())
+    assert "AnotherRunError: another run works in" in said
+    assert f"process {first.process.pid} on {socket.gethostname()}, started 20" in said
+    assert f"kedro run --pipelines demo_models --env {ENV}" in said
+    assert sorted((data / "logs").iterdir()) == logs
+    configure(root, "data/elsewhere")
+    assert_another_reason(Run(root, ["reporting"]))
+    configure(root)
+    first.kill()
+    assert_another_reason(Run(root, ["reporting"]))
+    assert sorted((data / "logs").iterdir()) == logs  # a run that is refused leaves no file
+
+
+def assert_another_reason(run: Run) -> None:
+    """That `run` took the lock: it fails, but for want of models."""
+    assert run.end() == 1
+    assert "MissingInputError" in run.output and "AnotherRunError" not in run.output, run.output
