@@ -1,11 +1,18 @@
 """Work folders and atomic writes: nothing is lost, nothing is half-written under its final name."""
 
 import os
+import resource
+import shutil
 import signal
 import sys
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
 
 from realign_pipes.resume import DiskFullError, atomic_path, explain_full_disk, fingerprint, open_work, recover
 
@@ -131,6 +138,36 @@ def test_a_full_disk_is_named_with_the_file_and_what_to_do(tmp_path, number):
             raise OSError(number, "as the system says it")
         except OSError as cause:
             raise RuntimeError("as a library says it") from cause
+
+
+NUMBERS = np.random.default_rng(0).random(50_000)  # 400 kB, which no format makes much smaller
+WRITERS = {
+    "torch": lambda path, _: torch.save(torch.from_numpy(NUMBERS), path),
+    "safetensors": lambda path, _: save_file({"numbers": torch.from_numpy(NUMBERS)}, path),
+    "parquet": lambda path, _: pd.DataFrame({"numbers": NUMBERS}).to_parquet(path),
+    "arrow": lambda path, _: Dataset.from_dict({"numbers": NUMBERS}).save_to_disk(path),
+    "text": lambda path, _: path.write_text(str(NUMBERS.tolist())),
+    "a copy of a folder": lambda path, other: shutil.copytree(other, path),
+}
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_whatever_a_library_makes_of_a_full_disk_is_one_error(tmp_path, what):
+    """A limit on the size of files, which needs no root as a small file system does."""
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "numbers.npy", NUMBERS)
+    target = tmp_path / "target"
+    target.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DiskFullError, match="No space left to write .*target "), atomic_path(target) as temporary:
+            WRITERS[what](temporary, other)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["other", "target"]
 
 
 def test_other_errors_are_left_as_they_are(tmp_path):

@@ -82,7 +82,7 @@ class RunLog:
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line, default=str) + "\n")
         except OSError as error:  # a full disk, which the run's own error is about
-            logger.error("%s lacks the line %s: %s", self.file, event["event"], error)
+            logger.error("%s lacks the line %s: %s", self.file, line, error)
 
 
 def _device() -> str | None:
