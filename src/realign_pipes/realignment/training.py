@@ -24,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from realign_pipes.parameters import Training
 from realign_pipes.progress import Advance, progress_bar
+from realign_pipes.resume import explain_full_disk
 
 CURVES = "curves"
 """The folder of a training's curves, in its work folder and then in its checkpoint."""
@@ -179,16 +180,18 @@ def train(trainer: Trainer, description: str) -> dict[str, torch.Tensor]:
     """Run `trainer`, going on from the last complete checkpoint in its folder; the trained model's whole state dict.
 
     The main process shows a bar and writes curves beside the trainer's folder. TrainingDivergedError if a gradient is
-    not finite.
+    not finite, DiskFullError if the trainer's state cannot be saved.
     """
     trainer.remove_callback(PrinterCallback)
+    folder = Path(trainer.args.output_dir)
     with ExitStack() as stack:
+        stack.enter_context(explain_full_disk(folder))
         if trainer.is_world_process_zero():
-            trainer.add_callback(CurvesCallback(Path(trainer.args.output_dir).with_name(CURVES)))
+            trainer.add_callback(CurvesCallback(folder.with_name(CURVES)))
             advance = stack.enter_context(progress_bar(description, trainer.args.max_steps))
             trainer.add_callback(ProgressCallback(advance))
         trainer.add_callback(FiniteGradients())
-        last = last_complete_checkpoint(Path(trainer.args.output_dir))
+        last = last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
