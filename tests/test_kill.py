@@ -70,7 +70,7 @@ WORK = {
     "inra": (r"training the adapter", "Saving data to inra_checkpoint"),
     "trra": (r"(training|caching) trra-", "Saving data to trra_checkpoints"),
     "alpha_sweep": (r"evaluating ", "Saving data to generations"),
-    "reporting": (r"Running node: draw_budgets", "Completed node: print_summary"),
+    "reporting": (r"Running node: draw_budgets", "Completed node: reporting.print_summary"),
 }
 """Each stage, in the order in which Kedro runs them, and what its output says when its work begins and is done."""
 
