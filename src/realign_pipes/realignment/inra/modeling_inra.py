@@ -108,7 +108,15 @@ class StreamsCache(DynamicCache):
         both = torch.tensor(places[0] + places[1], dtype=torch.long, device=indices.device)
         for layer in self.layers:
             layer.batch_select_indices(both[: len(places[0])] if layer in self.adapter_layers else both)
-        self.streams = Streams(*kept, old.alphas[keep], old.device)
+        self.streams = Streams(kept[0], kept[1], old.alphas[keep], old.device)
+
+
+@dataclass
+class _Adapter:
+    """What the adapter layers need to know of the forward pass that runs them."""
+
+    rows: int | None = None
+    """The first so many rows are stream A's; None: all are."""
 
 
 @dataclass
@@ -140,7 +148,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         self.expanded = expanded
         self.inra = inra
         self.generation_config = expanded.generation_config
-        self._adapter_rows: int | None = None
+        self._adapter = _Adapter()
         layers = list(decoder_layers(expanded))
         count = inra.num_adapter_layers
         self.adapter_layers = layers[:count] if inra.placement == "bottom" else layers[-count:]
@@ -274,7 +282,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             "past_key_values": past_key_values,
             "use_cache": use_cache,
         }
-        self._adapter_rows = len(streams.aligned)
+        self._adapter.rows = len(streams.aligned)
         try:
             if streams.single:
                 return self.expanded(**inputs, logits_to_keep=logits_to_keep)
@@ -285,7 +293,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             else:
                 logits = streams.mix(self.expanded(**inputs, logits_to_keep=logits_to_keep).logits)
         finally:
-            self._adapter_rows = None
+            self._adapter.rows = None
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def generate(  # type: ignore[override]
@@ -308,7 +316,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         return super().generate(*args, alpha=passed, both_streams=both_streams, **kwargs)
 
     def _alphas(self, alpha: Alpha | _ScheduledAlpha, batch: int) -> torch.Tensor:
-        """One float32 alpha for each row [B], on the CPU. Raises ValueError if their number is another, or one is not finite."""
+        """One float32 alpha for each row [B], on the CPU. Raises ValueError if their number is another."""
         if isinstance(alpha, _ScheduledAlpha):
             alphas = torch.tensor([float(alpha.schedule(alpha.step, row)) for row in range(batch)])
             alpha.step += 1
@@ -321,8 +329,6 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"alpha must be one number, or one for each of the {batch} rows; got {list(alphas.shape)}."
             )
-        if not torch.isfinite(alphas).all():
-            raise ValueError(f"alpha must be finite, not {alphas.tolist()}.")
         return alphas
 
     def _new_cache(self) -> StreamsCache:
@@ -337,27 +343,31 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Streams:
         """The rows of each stream: what the cache holds, or for a new one what `alpha` needs."""
         alphas = self._alphas(alpha, input_ids.shape[0])
+        held: Streams | None = None
+        if cache is not None and cache.get_seq_length() > 0:
+            held = cache.streams
+        if held is not None and torch.equal(alphas, held.alphas):
+            return held
+        if not torch.isfinite(alphas).all():
+            raise ValueError(f"alpha must be finite, not {alphas.tolist()}.")
         every = torch.arange(len(alphas))
-        if cache is None or cache.get_seq_length() == 0:
+        if held is not None:
+            for name, wanted, there in (("A", alphas != 0, held.aligned), ("R", alphas != 1, held.reference)):
+                if missing := every[wanted & ~torch.isin(every, there)].tolist():
+                    raise ValueError(
+                        f"rows {missing} need stream {name}, which the cache they go on from does not hold: it began "
+                        "at an alpha that did without. Begin with both_streams=True."
+                    )
+            streams = held.at(alphas)
+        else:
             both = both or isinstance(alpha, _ScheduledAlpha)
             needed = (every, every) if both else (every[alphas != 0], every[alphas != 1])
             streams = Streams(*needed, alphas, input_ids.device)
-            if cache is not None:
-                cache.streams = streams
-                if len(cache.layers) == self.config.num_hidden_layers:  # the caller's own, which knows of no adapter
-                    cache.layers += self._adapter_cache_layers()
-            return streams
-        held: Streams = cache.streams
-        if torch.equal(alphas, held.alphas):
-            return held
-        for name, wanted, there in (("A", alphas != 0, held.aligned), ("R", alphas != 1, held.reference)):
-            if missing := every[wanted & ~torch.isin(every, there)].tolist():
-                raise ValueError(
-                    f"rows {missing} need stream {name}, which the cache they go on from does not hold: it began at an "
-                    "alpha that did without. Begin with both_streams=True."
-                )
-        cache.streams = held.at(alphas)
-        return cache.streams
+        if cache is not None:
+            cache.streams = streams
+            if len(cache.layers) == self.config.num_hidden_layers:  # the caller's own, which knows of no adapter
+                cache.layers += self._adapter_cache_layers()
+        return streams
 
     def _around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """The adapter layer's forward for stream A's rows, which come first; the others pass by."""
@@ -370,7 +380,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             return value
 
         def adapter_forward(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            total, count = hidden_states.shape[0], self._adapter_rows
+            total, count = hidden_states.shape[0], self._adapter.rows
             if count is None or count == total:
                 return forward(hidden_states, **kwargs)
             if count == 0:
