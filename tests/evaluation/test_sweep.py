@@ -113,7 +113,9 @@ def test_only_alphas_that_are_new_are_decoded(monkeypatch, tmp_path, checkpoints
     evaluator = make_evaluator(candidates[0], problems, tmp_path)
     decoded = []
     generate = Evaluator._generate
-    monkeypatch.setattr(Evaluator, "_generate", lambda self, todo, s: decoded.append(todo) or generate(self, todo, s))
+    monkeypatch.setattr(
+        Evaluator, "_generate", lambda self, todo, *rest: decoded.append(todo) or generate(self, todo, *rest)
+    )
     evaluator.evaluate(candidates[:2], SAMPLING)
     evaluator.evaluate(candidates, SAMPLING)
     assert decoded == [candidates[:2], candidates[2:]]

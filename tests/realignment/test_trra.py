@@ -42,6 +42,8 @@ def make_parameters(**changes):
         "chunk_tokens": 7,
         "save_steps": 2,
         "seed": 5,
+        "adapter": "full",
+        "lora": {"rank": 4, "alpha": 8, "merge": False},
     }
     return TrRa(**{**defaults, **changes})
 
@@ -160,7 +162,7 @@ def test_nan_stops_with_step_and_examples_and_keeps_the_last_checkpoint(tmp_path
             return signal
 
     teacher = Breaks(*(load_model(path, device=CPU) for path in pair))
-    with pytest.raises(TrainingDivergedError, match=r"the loss is nan at step 4, on examples \['e\d"):
+    with pytest.raises(TrainingDivergedError, match=r"the loss is nan at step 3, on examples \['e\d"):
         train(pair, examples, vocab_size, tmp_path / "work", teacher=teacher)
     AutoModelForCausalLM.from_pretrained(tmp_path / "work" / "checkpoint-2")
 

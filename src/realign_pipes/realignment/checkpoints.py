@@ -14,11 +14,26 @@ from realign_pipes.resume import fingerprint
 disable_progress_bar()  # a bar for each file of each model would bury the bars that matter
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is a PEFT adapter: weights beside those of another checkpoint, its base."""
+    return (path / "adapter_config.json").exists()
+
+
 def check_checkpoint(path: Path) -> None:
-    """Raise FileNotFoundError unless `path` is a checkpoint directory with a config and safetensors weights."""
+    """Raise FileNotFoundError unless `path` is a checkpoint directory with a config and safetensors weights.
+
+    It may be a PEFT adapter, whose base then has to be there.
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder. Give a checkpoint directory as written by save_pretrained.")
-    if not (path / "config.json").exists():
+    if is_adapter(path):
+        base, revision = _base(path)
+        if revision is None and not Path(base).is_dir():
+            raise FileNotFoundError(
+                f"{path} is an adapter for the checkpoint {base}, which is no folder in {Path.cwd()}. Put it there, or "
+                "correct base_model_name_or_path in adapter_config.json."
+            )
+    elif not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} has no config.json, so it is not a Hugging Face checkpoint directory.")
     if not any(path.glob("*.safetensors")):
         raise FileNotFoundError(f"{path} has no *.safetensors. Weights in other formats are not loaded: convert them "
@@ -55,10 +70,24 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copy2(file, target)
 
 
+def _base(adapter: Path) -> tuple[str, str | None]:
+    """The base of a PEFT adapter: a folder, or a repository of the hub and its revision."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    return config["base_model_name_or_path"], config["revision"]
+
+
 def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The checkpoint in eval mode on `device`; `dtype` "auto" keeps the one it was saved in."""
+    """The checkpoint in eval mode on `device`; `dtype` "auto" keeps the one it was saved in.
+
+    A PEFT adapter is loaded into its base, at the revision that it was trained for.
+    """
     check_checkpoint(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    if is_adapter(path):
+        base, revision = _base(path)
+        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype, use_safetensors=True)
+        model.load_adapter(str(path))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     return model.to(device=device).eval()
 
 
@@ -70,9 +99,17 @@ def default_device() -> torch.device:
 
 
 def fingerprint_model(path: Path) -> str:
-    """SHA-256 (hex) over the configuration and the bytes of all weights of a checkpoint directory."""
+    """SHA-256 (hex) over the configuration and the bytes of all weights of a checkpoint directory.
+
+    For an adapter of the stage trra over its own, and the fingerprint of the reference beside which it was trained.
+    """
     check_checkpoint(path)
-    config = AutoConfig.from_pretrained(path).to_dict()
+    if is_adapter(path):
+        config = json.loads((path / "adapter_config.json").read_text())
+        made = json.loads((path / "realignment.json").read_text())
+        config["base_model_name_or_path"] = made["reference"]["fingerprint"]
+    else:
+        config = AutoConfig.from_pretrained(path).to_dict()
     config.pop("_name_or_path", None)
     config.pop("transformers_version", None)
     weights = {}
