@@ -191,8 +191,7 @@ class Evaluator:
         keys = [key for key in problems["id"] for _ in candidates]
 
         def alphas(prompt_indices: list[int], step: int) -> dict[str, Any]:
-            if candidates[0].kind == "token_budget":
-                budget = candidates[0].budget
+            if (budget := candidates[0].budget) is not None:
                 return {"alpha": lambda further, row: budget(step + further, row)}
             if candidates[0].kind == "inra":
                 return {"alpha": [candidates[index % count].alpha for index in prompt_indices]}
