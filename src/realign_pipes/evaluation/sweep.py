@@ -197,9 +197,9 @@ class Evaluator:
         prompts = [prompt for prompt in problems["prompt_ids"] for _ in candidates]
         keys = [key for key in problems["id"] for _ in candidates]
 
-        def alphas(prompt_indices: list[int]) -> dict[str, Any]:
-            if candidates[0].kind == "token_budget":
-                return {"alpha": candidates[0].budget}
+        def alphas(prompt_indices: list[int], step: int) -> dict[str, Any]:
+            if (budget := candidates[0].budget) is not None:
+                return {"alpha": lambda further, row: budget(step + further, row)}
             if candidates[0].kind == "inra":
                 return {"alpha": [candidates[index % count].alpha for index in prompt_indices]}
             return {}
