@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pandas as pd
@@ -64,18 +64,18 @@ PARAMETERS = {
 }
 
 WORK = {
-    "demo_models": r"training the (reference|aligned) model: \d+ to do",
-    "data_prep": r"sampling the reference model: 120 to do",
-    "teacher_logits": r"caching the reference's hidden states: \d+ to do",
-    "inra": r"training the adapter",
-    "trra": r"(training|caching) trra-",
-    "alpha_sweep": r"evaluating ",
-    "reporting": r"Running node: draw_budgets",
+    "demo_models": (r"training the (reference|aligned) model: \d+ to do", "Saving data to aligned_model"),
+    "data_prep": (r"sampling the reference model: 120 to do", "calibration samples: 120 completions"),
+    "teacher_logits": (r"caching the reference's hidden states: \d+ to do", "Saving data to teacher_cache_report"),
+    "inra": (r"training the adapter", "Saving data to inra_checkpoint"),
+    "trra": (r"(training|caching) trra-", "Saving data to trra_checkpoints"),
+    "alpha_sweep": (r"evaluating ", "Saving data to generations"),
+    "reporting": (r"Running node: draw_budgets", "Completed node: reporting.print_summary"),
 }
-"""Each stage, in the order in which Kedro runs them, and what its output says when its work begins."""
+"""Each stage, in the order in which Kedro runs them, and what its output says when its work begins and is done."""
 
 STAGES = list(WORK)
-BEGIN = {stage: re.compile(pattern) for stage, pattern in WORK.items()}
+BEGIN = {stage: re.compile(begin) for stage, (begin, _) in WORK.items()}
 TIME_LIMIT = 300
 
 
@@ -104,6 +104,10 @@ class Run:
     def began(self, stage: str) -> float | None:
         """When the stage's work began, None if it has not."""
         return next((when for when, line in self.lines if BEGIN[stage].search(line)), None)
+
+    def seconds(self, stage: str) -> float:
+        """How long the stage's work took."""
+        return next(when for when, line in self.lines if WORK[stage][1] in line) - self.began(stage)
 
     def wait_for(self, stages: list[str], seconds: float = TIME_LIMIT) -> bool:
         """Until the work of one of the stages begins: whether it did in time."""
@@ -269,17 +273,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, copy_project, kill
     root = copy_project()
     data = configure(root)
     begins = [whole.began(stage) for stage in STAGES] + [whole.lines[-1][0]]
-    lengths = dict(zip(STAGES, (b - a for a, b in pairwise(begins)), strict=True))
+    until_next = dict(zip(STAGES, (b - a for a, b in pairwise(begins)), strict=True))
     pieces: dict[Path, tuple[int, int]] = {}
     steps: dict[str, int] = {}
     unfinished = STAGES  # what runs next: the stage that was killed, and all that follow it
-    for stage in [stage for stage in STAGES for _ in range(kills)]:
+    for stage, number in product(STAGES, range(kills)):
         run = Run(root, unfinished)
         following = STAGES[STAGES.index(stage) :]
         assert run.wait_for(following), f"it did not come to {stage}:\n{run.output}"
-        run.wait_for(following[1:], rng.uniform(0, lengths[stage]))  # a stage that has less to do left ends sooner
+        # Every other kill may come after the work, while it is saved; a stage that has less left to do ends sooner.
+        run.wait_for(following[1:], rng.uniform(0, until_next[stage] if number % 2 else whole.seconds(stage)))
         run.kill()
-        print(f"killed in {stage} after: {run.lines[-1][1].strip()}")
+        print(f"killed in {stage} after: {run.lines[-1][1].strip()[:100]}")
         assert_nothing_is_half_written(data, expected)
         assert_it_went_on(run, pieces, steps)
         pieces, steps = finished_pieces(data), steps_done(data)

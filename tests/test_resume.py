@@ -102,6 +102,8 @@ def test_killed_at_any_moment_it_is_the_old_or_the_new_after_recovery(tmp_path, 
     while killed_at(event, partial(write, str(event + 1))):
         if target.exists():  # a moment without it there may be, one of half of it never
             assert read() < {str(event), str(event + 1)}
+        for aside in target.parent.glob(".*.old"):  # never half removed: it may be put back
+            assert {(aside / "first").read_text(), (aside / "below" / "second").read_text()} == {str(event)}
         recover(target)
         seen.add(read() == {str(event)})
         assert read() < {str(event), str(event + 1)}

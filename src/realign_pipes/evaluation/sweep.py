@@ -1,5 +1,6 @@
 """The alpha sweep: every candidate answers the same problems with the same random numbers."""
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from realign_pipes.resume import atomic_path, fingerprint, open_work
 from realign_pipes.tasks.grading import is_correct
 
 ORDER = ["task", "problem_id", "sample"]
+TOGETHER = "together.json"
+"""Beside a candidate's completions: the names of those that were decoded with it."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,13 @@ class Evaluator:
         state = PartialState()
         with state.main_process_first():
             finished = {candidate: self._finished(candidate, sampling) for candidate in candidates}
-        todo = [candidate for candidate, file in finished.items() if not file.exists()]
+        todo = _unfinished(finished)
         state.wait_for_everyone()  # before one of them writes what another looks for
         if todo:
+            if state.is_main_process:
+                for candidate in todo:
+                    with atomic_path(finished[candidate].with_name(TOGETHER)) as temporary:
+                        temporary.write_text(json.dumps([one.name for one in todo]))
             # Processes without a problem of their own have no part.
             names = [f"part-{rank}.parquet" for rank in range(min(state.num_processes, len(self.problems)))]
             if state.process_index < len(names):
@@ -231,6 +238,16 @@ class Evaluator:
                 advance(len(batch))
         frame = pd.DataFrame(rows).sort_values(ORDER, ignore_index=True)
         return frame.assign(seconds=(time.perf_counter() - start) / count)
+
+
+def _unfinished(finished: Mapping[Candidate, Path]) -> list[Candidate]:
+    """Candidates without their file, and those that an interrupted run decoded together with them.
+
+    Other rows in a batch may change the last bits of a logit: a killed run should go on to what it would have written.
+    """
+    missing = [file.with_name(TOGETHER) for file in finished.values() if not file.exists()]
+    names = {name for file in missing if file.exists() for name in json.loads(file.read_text())}
+    return [one for one, file in finished.items() if one.name in names or not file.exists()]
 
 
 def _join(parts: Sequence[Path], whole: Path) -> None:

@@ -162,6 +162,7 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
         "weight_decay": parameters.weight_decay,
         "max_grad_norm": parameters.max_grad_norm,
         "activation_checkpointing": parameters.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,
         "use_cpu": device.type == "cpu",
         "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "save_steps": parameters.save_steps,

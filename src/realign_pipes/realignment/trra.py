@@ -267,7 +267,6 @@ class Realigner:
             return student, lambda folder: student.to(dtype=dtype).save_pretrained(folder)
         torch.manual_seed(self.parameters.seed)  # of the matrices: the same in every process
         student = load_model(reference, device=device)
-        name, revision = base_name(reference)
         adapted = get_peft_model(
             student,
             LoraConfig(
@@ -275,10 +274,10 @@ class Realigner:
                 lora_alpha=lora.alpha,
                 target_modules="all-linear",
                 task_type="CAUSAL_LM",
-                base_model_name_or_path=name,
-                revision=revision,
             ),
         )
+        config = adapted.peft_config["default"]  # where PEFT notes the folder that the model was loaded from
+        config.base_model_name_or_path, config.revision = base_name(reference)
 
         def save(folder: Path) -> None:
             if lora.merge:
