@@ -73,7 +73,8 @@ def verify(verifier: Verifier, answered: str, answer: str) -> bool:
     from math_verify import verify as verify_math
 
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
-    gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False)
+    # Their own time-outs are signals, which do not stop C code: `grading.grade` has one that does.
+    gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False, parsing_timeout=None)
     # math-verify makes one set of several boxes in a sentence; here the last box is the answer.
-    given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False)
-    return verify_math(gold, given)
+    given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False, parsing_timeout=None)
+    return verify_math(gold, given, timeout_seconds=None)
