@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -88,7 +87,7 @@ def test_a_verifier_gets_so_much_memory_and_no_more(verifier, caplog) -> None:
 
 def test_mistakes_in_the_parameters_are_no_wrong_answers() -> None:
     task = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options={"terms": 5})
-    with pytest.raises(ValueError, match="chain_sum cannot be made with .*terms"):
+    with pytest.raises(ValueError, match=r"chain_sum cannot be made with .*terms"):
         list(grade([attempt("<answer>4</answer>", task=task)]))
 
 

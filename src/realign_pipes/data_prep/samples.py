@@ -71,13 +71,13 @@ def collect_samples(parameters: DataPrep, reference: Path, work: Path) -> Datase
         draw_problems(f"data_prep.tasks.{name}", name, task, parameters.seed)
     calibration = parameters.calibration
     if isinstance(calibration, SampledCalibration):
-        task: Task = calibration.task
+        calibration_task: Task = calibration.task
         records = _sample(calibration, parameters.seed, reference, tokenizer, work)
     else:
-        task = DatasetTask(kind="dataset", path=calibration.path, verifier=calibration.verifier)
+        calibration_task = DatasetTask(kind="dataset", path=calibration.path, verifier=calibration.verifier)
         records = _read(calibration, parameters.seed, tokenizer)
     rows = sorted(records, key=lambda record: (record["problem_id"], record["sample"]))
-    _grade(rows, task)
+    _grade(rows, calibration_task)
     _report(rows)
     return Dataset.from_list(rows, features=SAMPLE_COLUMNS)
 

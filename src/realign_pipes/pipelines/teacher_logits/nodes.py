@@ -64,7 +64,7 @@ def cache_teachers(
                 shard_tokens=teachers.shard_tokens,
                 advance=advance,
             )
-        report[name] = open_cache(folder / name, sources[name]).report(len(tokenizer))
+        report[name] = open_cache(folder / name, sources[name], calibration_set).report(len(tokenizer))
         logger.info(
             "%s: %d tokens, %d bytes a token, %.1f times smaller than full logits",
             name, report[name]["tokens"], report[name]["bytes_per_token"], report[name]["times_smaller"],
