@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from realign_pipes.parameters import Distillation, Training, TrRa
-from realign_pipes.realignment.checkpoints import copy_tokenizer, load_model
+from realign_pipes.realignment.checkpoints import copy_tokenizer, load_model, read_config
 from realign_pipes.realignment.fused_loss import fused_linear_divergence
 from realign_pipes.realignment.fusion import Divergence
 from realign_pipes.realignment.model_card import checkpoint_name, write_model_card
@@ -190,7 +190,7 @@ class Realigner:
                 work=work / "trainer",
                 description=f"training {name}",
             )
-            student.to(dtype=AutoConfig.from_pretrained(reference).dtype or torch.float32)
+            student.to(dtype=read_config(reference).dtype or torch.float32)
             with atomic_path(finished) as temporary:
                 student.save_pretrained(temporary)
                 copy_tokenizer(reference, temporary)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from realign_pipes.parameters import InRa, Teachers
@@ -21,6 +21,7 @@ from realign_pipes.realignment.checkpoints import (
     default_device,
     fingerprint_model,
     load_tokenizer,
+    read_config,
 )
 from realign_pipes.realignment.inra.modeling_inra import InRaForCausalLM
 from realign_pipes.realignment.model_card import checkpoint_name, write_model_card
@@ -96,7 +97,7 @@ def make_adapter(
         else:
             train_sft(model, short_solutions, tokenizer, parameters, work / "trainer")
         merge()
-        model.to(dtype=AutoConfig.from_pretrained(reference).dtype or torch.float32)
+        model.to(dtype=read_config(reference).dtype or torch.float32)
         with atomic_path(finished) as temporary:
             model.save_pretrained(temporary)
             copy_tokenizer(reference, temporary)
