@@ -199,7 +199,9 @@ class TestRefusals:
 
     def test_completions_that_are_not_text(self, reference, tmp_path, from_dataset, write_jsonl) -> None:
         path = write_jsonl(tmp_path / "d.jsonl", [{**DATASET[0], "completion": ["a", "b"]}])
-        assert "completions of" in (message := self.refused(from_dataset(path), reference, tmp_path))
+        assert "the completions (the column completion) are" in (
+            message := self.refused(from_dataset(path), reference, tmp_path)
+        )
         assert "not text" in message
 
     def test_only_wrong_completions(self, reference, tmp_path, from_dataset, write_jsonl) -> None:

@@ -26,6 +26,7 @@ disable_progress_bar()  # a bar for each file of each model would bury the bars 
 
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
+QUESTION = "QUESTION-OF-THE-USER"
 SIZES = ("hidden_size", "intermediate_size", "vocab_size", "head_dim")
 IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
@@ -131,7 +132,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         tokenizer("?")
     if tokenizer.chat_template is None:
         raise ValueError(f"{path}: the tokenizer has no chat template, through which prompts must go.")
-    render_chat(tokenizer, [{"role": "user", "content": "?"}], add_generation_prompt=True)
+    if QUESTION not in render_chat(tokenizer, [{"role": "user", "content": QUESTION}], add_generation_prompt=True):
+        raise CheckpointError(f"the chat template of {path} leaves out what the user says.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
