@@ -109,6 +109,7 @@ def results(attacked):
 
 def look_at_everything(page) -> None:
     """Open all that is closed, move over every figure, and click every link that a payload made."""
+    address = page.url
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     for figure in page.locator(".plotly-graph-div").all():
         figure.scroll_into_view_if_needed()
@@ -116,10 +117,11 @@ def look_at_everything(page) -> None:
     page.evaluate("""() => document.querySelectorAll('*').forEach(element => {
         for (const type of ['mouseover', 'mouseenter', 'focus', 'error', 'load'])
             element.dispatchEvent(new Event(type));
-        if (element.tagName.toLowerCase() === 'a' && !(element.getAttribute('href') || '').endsWith('.html')
-            && !(element.getAttribute('href') || '').startsWith('#')) element.dispatchEvent(new MouseEvent('click'));
+        if (element.tagName.toLowerCase() === 'a' && (element.getAttribute('href') || '').includes('hacked'))
+            element.dispatchEvent(new MouseEvent('click'));
     })""")
     page.wait_for_timeout(200)
+    assert page.url == address
 
 
 @pytest.mark.browser
@@ -176,7 +178,7 @@ def test_data_docs_run_nothing_that_was_found_in_data(open_page, generations, tm
     broken = {name: frame.copy() for name, frame in generations.items()}
     for row, payload in enumerate(PAYLOADS[:11]):
         broken["aligned"].loc[row, ["problem_id", "seconds"]] = [payload, -1.0]
-        broken["aligned"].loc[row + 20, "kind"] = payload
+        broken["aligned"].loc[row + 20, ["kind", "alpha"]] = [payload, 1.0]
         broken["aligned"].loc[row + 40, "completion"] = payload
     with pytest.raises(DataValidationError):
         GreatExpectations("generations", str(tmp_path / "validation" / "generations.json")).validate(broken)
