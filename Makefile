@@ -1,10 +1,11 @@
 # make run    set up .venv from the lock and run the whole default pipeline
 # make test   the same set-up plus the test tools, and the tests
 # make lint   format check, lint and types
+# make bench  every benchmark (about half an hour), after make run; docs/benchmarks.md states what they found
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test lint format lock
+.PHONY: run test lint format lock bench
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.lock pyproject.toml
@@ -24,13 +25,20 @@ test: .venv/installed-dev
 	$(BIN)/pytest
 
 lint: .venv/installed-dev
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 format: .venv/installed-dev
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+# Liger is a baseline of one benchmark and no dependency: without its own, one of which is a GPU compiler.
+BENCHMARKS = trra_step teacher_cache sweep decoding evaluation start_up
+bench: .venv/installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
+	$(BIN)/python benchmarks/page.py
 
 # The lock pins torch without the label of the build that happens to be installed here, and names no package index.
 PIP_COMPILE = $(BIN)/pip-compile --quiet --strip-extras --no-header --annotation-style=line \

@@ -6,6 +6,7 @@ and reason before any compute. Light on purpose: nothing here imports torch.
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -66,6 +67,24 @@ class Sampling(Parameters):
     batch_size: PositiveInt
     """Completions decoded together."""
     seed: Seed
+
+
+# -- launcher ---------------------------------------------------------------------------------------------------------
+class Launcher(Parameters):
+    """parameters_launcher.yml: the processes of teacher_logits, trra, inra and alpha_sweep."""
+
+    num_processes: PositiveInt
+    """On all machines together. More than one are started with `accelerate launch`, one a GPU."""
+    config_file: Path | None
+    """accelerate's configuration (conf/accelerate/), relative to the working folder: FSDP, several machines, …"""
+
+    @field_validator("config_file")
+    @classmethod
+    def _is_a_file(cls, config_file: Path | None) -> Path | None:
+        if config_file is not None and not config_file.is_file():
+            raise ValueError(f"{config_file} is no file in {Path.cwd()}. Give the path of a configuration of "
+                             "accelerate, such as conf/accelerate/ddp.yaml, or null.")  # fmt: skip
+        return config_file
 
 
 # -- tasks: where problems come from ----------------------------------------------------------------------------------
@@ -299,7 +318,8 @@ class Training(Parameters):
     batch_size: PositiveInt
     """Examples in an optimizer step."""
     micro_batch_size: PositiveInt
-    """Examples in a forward pass; batch_size is a multiple of it, and gradients are accumulated."""
+    """Examples in a forward pass of one process; gradients are accumulated. batch_size is a multiple of it times the
+    number of processes."""
     learning_rate: PositiveFloat
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     """Share of the steps over which the learning rate rises, before it falls with a cosine."""
@@ -327,6 +347,21 @@ class Distillation(Parameters):
     """Tokens whose logits are in memory at a time."""
 
 
+class Lora(Parameters):
+    """PEFT's LoRA matrices, which are trained in place of the weights that they stand beside."""
+
+    rank: PositiveInt
+    alpha: PositiveInt
+    """Their scale is alpha / rank."""
+
+
+class StudentLora(Lora):
+    """LoRA on all linear layers of the student's body."""
+
+    merge: bool
+    """Save a plain checkpoint, the matrices added to the weights; else PEFT's adapter, which needs the reference."""
+
+
 class TrRa(Training, Distillation):
     """parameters_trra.yml: training-time realignment."""
 
@@ -338,6 +373,9 @@ class TrRa(Training, Distillation):
     """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
     iteration_alphas: list[int | float]
     """The alphas, among `alphas`, that TrRa-iter goes on with."""
+    adapter: Literal["full", "lora"]
+    """What of the student is trained: all its weights, or LoRA matrices on them."""
+    lora: StudentLora
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -357,14 +395,6 @@ class TrRa(Training, Distillation):
 
 
 # -- inra -------------------------------------------------------------------------------------------------------------
-class Lora(Parameters):
-    """PEFT's LoRA on the adapter layers' projections, merged into them after training."""
-
-    rank: PositiveInt
-    alpha: PositiveInt
-    """Its scale is alpha / rank."""
-
-
 class Dpo(Parameters):
     """Direct preference optimisation."""
 
@@ -389,8 +419,9 @@ class InRa(Training):
     method: Literal["sft", "dpo", "trra"]
     """`sft` on short solutions, `dpo` on preference pairs, or the fused-teacher objective of the stage trra."""
     adapter: Literal["full", "lora"]
-    """What of the adapter layers is trained: all their weights, or LoRA matrices on them."""
+    """What of the adapter layers is trained: all their weights, or LoRA matrices on their projections."""
     lora: Lora
+    """Merged into the adapter layers after training."""
     dpo: Dpo
     trra: AdapterDistillation
 

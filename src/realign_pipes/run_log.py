@@ -5,6 +5,7 @@ time in seconds, and a last one with the outcome and the device.
 """
 
 import json
+import logging
 import sys
 import time
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline.node import Node
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("kedro", "torch", "transformers", "datasets", "accelerate", "trl", "peft", "dvc", "great-expectations")
 
@@ -31,7 +34,7 @@ class RunLog:
     def after_context_created(self, context: KedroContext) -> None:
         self.parameters = context.config_loader["parameters"]  # plain data; context.params has the typed models
 
-    @hook_impl
+    @hook_impl(trylast=True)  # a run that is refused leaves no file
     def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
         from realign_pipes import __version__
         from realign_pipes.realignment.model_card import current_commit
@@ -75,8 +78,11 @@ class RunLog:
         if self.file is None:  # the run was refused before it began
             return
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **event}
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, default=str) + "\n")
+        try:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, default=str) + "\n")
+        except OSError as error:  # a full disk, which the run's own error is about
+            logger.error("%s lacks the line %s: %s", self.file, line, error)
 
 
 def _device() -> str | None:

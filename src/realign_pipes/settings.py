@@ -4,13 +4,14 @@ import os
 from typing import Any
 
 from realign_pipes.hooks import DataDocsOfFailure, LocalOverrides, MissingInputs, UnknownParameters
+from realign_pipes.run_lock import OneRunAtATime
 from realign_pipes.run_log import RunLog
 
 # How long OpenMP's threads spin before they sleep. Its default makes small models fifty times slower as soon as
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-HOOKS = (UnknownParameters(), LocalOverrides(), MissingInputs(), DataDocsOfFailure(), RunLog())
+HOOKS = (UnknownParameters(), LocalOverrides(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
 
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",

@@ -1,12 +1,17 @@
 """Sampling: the right distribution, and completions that depend on their own seed alone."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from realign_pipes.evaluation.sampling import InverseCDFSampler, draw_uniforms, sample_completions
 from realign_pipes.parameters import Sampling
 from realign_pipes.realignment.checkpoints import load_model
+from realign_pipes.realignment.dera import DeRaForCausalLM
+from realign_pipes.realignment.inra import InRaForCausalLM, TokenBudget
 
 
 @pytest.fixture
@@ -110,3 +115,100 @@ def test_a_model_without_an_end_token_is_refused(model):
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="names no eos_token_id"):
         draw(model)
+
+
+# -- rows that have finished leave the batch -----------------------------------------------------------------------
+ALPHAS = [0.0, 0.4, 1.0, 1.6]
+
+
+@pytest.fixture(params=["stock", "sliding", "dera", "inra", "inra_at_0", "budget"])
+def case(request, tmp_path, make_checkpoint):
+    """(model, arguments for generate of rows with these prompts after so many tokens)."""
+    sliding = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6, "use_sliding_window": True}
+    config = sliding if request.param in ("sliding", "inra") else {}
+    first, second = (
+        load_model(make_checkpoint(tmp_path / str(seed), seed=seed, **config), device=torch.device("cpu"))
+        for seed in (4, 5)
+    )
+    first.generation_config.eos_token_id = list(range(1, 21))  # so that random models finish now and then
+    if request.param == "dera":
+        return DeRaForCausalLM(first, second, 1.3), lambda indices, step: {}
+    if request.param in ("stock", "sliding"):
+        return first, lambda indices, step: {}
+    inra = InRaForCausalLM.from_base(first)
+    with torch.no_grad():
+        for parameter in inra.adapter_layers[0].parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.2)
+    budget = TokenBudget(60, ramp=0.2, alpha=-0.5, fast=1.5)
+    return inra, {
+        "inra": lambda indices, step: {"alpha": [ALPHAS[i] for i in indices]},
+        "inra_at_0": lambda indices, step: {"alpha": 0.0},
+        "budget": lambda indices, step: {"alpha": lambda further, row: budget(step + further, row)},
+    }[request.param]
+
+
+def plain(model, prompts, keys, sampling, arguments):
+    """One call of `generate` for all rows, in which they wait for the slowest."""
+    rows = [(i, s) for i in range(len(prompts)) for s in range(sampling.samples)]
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i, _ in rows])
+    mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i, _ in rows])
+    uniforms = np.stack([draw_uniforms(sampling.seed, keys[i], s, sampling.max_new_tokens) for i, s in rows])
+    processors = [
+        TemperatureLogitsWarper(sampling.temperature),
+        TopPLogitsWarper(sampling.top_p),
+        InverseCDFSampler(torch.from_numpy(uniforms)),
+    ]
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        logits_processor=LogitsProcessorList(processors),
+        **arguments([i for i, _ in rows], 0),
+    )[:, width:].tolist()
+    stops = [next((t + 1 for t, token in enumerate(row) if 1 <= token <= 20), None) for row in generated]
+    return {row: tokens[:stop] for row, tokens, stop in zip(rows, generated, stops, strict=True)}
+
+
+def test_completions_are_those_of_one_plain_generate(case, monkeypatch):
+    model, arguments = case
+    sampling = make_sampling(samples=8, max_new_tokens=60, temperature=1.3)
+    expected = plain(model, PROMPTS, KEYS, sampling, arguments)
+    sizes = []
+    generate = type(model).generate
+
+    def counted(self, input_ids, **kwargs):
+        sizes.append(len(input_ids))
+        return generate(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", counted)
+    for batch_size in (32, 7):
+        sizes.clear()
+        batches = sample_completions(
+            model, PROMPTS, KEYS, sampling.model_copy(update={"batch_size": batch_size}), arguments=arguments
+        )
+        drawn = {(c.prompt_index, c.sample): c.token_ids for batch in batches for c in batch}
+        assert drawn == expected
+        if batch_size == 32:
+            assert sizes[0] == 32
+            assert len(sizes) > 3
+            assert sizes == sorted(sizes, reverse=True)
+            # Each call but the last ends when a quarter of its rows has finished, and the next has what is left.
+            assert all(after <= 0.75 * before for before, after in pairwise(sizes))
+    assert min(map(len, expected.values())) < 20, "rows end early"
+    assert max(map(len, expected.values())) > 40, "and late"
+
+
+def test_arguments_are_asked_for_the_rows_and_tokens_that_are_left(model):
+    asked = []
+    model.generation_config.eos_token_id = list(range(1, 21))
+    sampling = make_sampling(samples=4, max_new_tokens=60, temperature=1.3)
+    batches = sample_completions(
+        model, PROMPTS, KEYS, sampling, arguments=lambda indices, step: asked.append((indices, step)) or {}
+    )
+    lengths = [(c.prompt_index, len(c.token_ids)) for batch in batches for c in batch]
+    assert len(asked) > 2
+    for indices, step in asked:
+        assert sorted(indices) == sorted(i for i, length in lengths if length > step)

@@ -114,10 +114,41 @@ def test_only_alphas_that_are_new_are_decoded(monkeypatch, tmp_path, checkpoints
     evaluator = make_evaluator(candidates[0], problems, tmp_path)
     decoded = []
     generate = Evaluator._generate
-    monkeypatch.setattr(Evaluator, "_generate", lambda self, todo, s: decoded.append(todo) or generate(self, todo, s))
+    monkeypatch.setattr(
+        Evaluator, "_generate", lambda self, todo, *rest: decoded.append(todo) or generate(self, todo, *rest)
+    )
     evaluator.evaluate(candidates[:2], SAMPLING)
     evaluator.evaluate(candidates, SAMPLING)
     assert decoded == [candidates[:2], candidates[2:]]
+
+
+def test_alphas_that_were_decoded_together_are_so_again_after_a_kill_between_their_files(
+    monkeypatch, tmp_path, checkpoints, problems
+):
+    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(tmp_path / "inra")
+    load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
+    candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (tmp_path / "inra",)) for alpha in (0.0, 0.5, 1.5)]
+    evaluator = make_evaluator(candidates[0], problems, tmp_path)
+    evaluator.evaluate(candidates[:1], SAMPLING)
+    join = sweep._join
+
+    def killed(parts, whole):
+        if whole.parent.name == "inra-1.5":
+            raise KeyboardInterrupt
+        join(parts, whole)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweep, "_join", killed)
+        evaluator.evaluate(candidates, SAMPLING)
+    assert (tmp_path / "work" / "inra-0.5" / "generations.parquet").exists()
+    decoded = []
+    generate = Evaluator._generate
+    monkeypatch.setattr(
+        Evaluator, "_generate", lambda self, todo, *rest: decoded.append(todo) or generate(self, todo, *rest)
+    )
+    evaluator.evaluate(candidates, SAMPLING)
+    evaluator.evaluate(candidates, SAMPLING)
+    assert decoded == [candidates[1:]]
 
 
 def test_budgets_cut_the_reference_off_and_never_let_inra_past(tmp_path, checkpoints, problems):

@@ -173,6 +173,22 @@ def test_nothing_but_safetensors_is_loaded(copy, good):
             use_it(copy)
 
 
+def test_adapters_are_safetensors_too(copy, good):
+    """PEFT takes an adapter_model.bin where there is no other."""
+    save_file({}, copy / "other.safetensors")
+    torch.save({}, copy / "adapter_model.bin")
+    (copy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(good), "revision": None}))
+    with pytest.raises(FileNotFoundError, match=r"is an adapter and has no adapter_model.safetensors"):
+        load_model(copy, device=CPU)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"base_model_name_or_path": 3}'])
+def test_adapter_configs_that_are_refused(copy, text):
+    (copy / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json (is damaged|does not say what the adapter is for)"):
+        load_model(copy, device=CPU)
+
+
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize("value", ["evil/kernel", {"": "evil/kernel@main:evil"}])
 def test_kernels_from_the_hub_are_refused(copy, good, name, value):

@@ -73,3 +73,20 @@ def test_a_pair_generates_again_with_a_fresh_cache(models, batch):
     pair = DeRaForCausalLM(*models, 0.5)
     assert torch.equal(greedy(pair, batch), greedy(pair, batch))
     assert torch.equal(greedy(pair, batch), greedy(pair, batch, use_cache=False))
+
+
+def test_alphas_for_another_number_of_rows_are_refused(models, batch):
+    with pytest.raises(ValueError, match=r"alpha has \[1\] numbers, and the batch 2 rows"):
+        greedy(DeRaForCausalLM(*models, torch.tensor([0.5])), batch)
+
+
+@torch.no_grad()
+def test_rows_dropped_from_the_cache_are_dropped_from_both_models(models, batch):
+    pair = DeRaForCausalLM(*models, 1.3)
+    whole, cache = (pair(**batch, use_cache=True).past_key_values for _ in range(2))
+    cache.batch_select_indices(torch.tensor([1]))
+    mask = torch.ones(1, 6, dtype=torch.long)
+    both = torch.cat([torch.tensor([[0, 0, 1, 1, 1, 1]]), mask])
+    expected = pair(torch.tensor([[7], [7]]), attention_mask=both, past_key_values=whole, use_cache=True).logits[1:]
+    got = pair(torch.tensor([[7]]), attention_mask=mask, past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

@@ -93,7 +93,7 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(tmp_path, pair, examp
         )
     with pytest.raises(CacheMismatchError, match="never finished"):
         open_cache(tmp_path / "cut", SOURCE, examples)
-    finished_shards = sorted(path.name for path in (tmp_path / "cut").glob("shard-*"))
+    finished_shards = sorted(path.name for path in (tmp_path / "cut").glob("shard-*.safetensors"))
     assert finished_shards
     times = {name: (tmp_path / "cut" / name).stat().st_mtime_ns for name in finished_shards}
     done = write(tmp_path / "cut", model, examples)
@@ -121,7 +121,8 @@ def test_a_failing_write_leaves_earlier_shards_readable(tmp_path, pair, examples
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "cache", model, examples)
     files = sorted(path.name for path in (tmp_path / "cache").iterdir())
-    assert files == ["head.safetensors", "index.json", "shard-00000.safetensors", "shard-00001.safetensors"]
+    shards = [f"shard-0000{number}.{kind}" for number in (0, 1) for kind in ("json", "safetensors")]
+    assert files == ["head.safetensors", "index.json", *shards]
     monkeypatch.undo()
     write(tmp_path / "cache", model, examples)
     open_cache(tmp_path / "cache", SOURCE, examples)

@@ -24,7 +24,7 @@ def run(checkpoint, work, steps=6, callbacks=()):
         steps=steps, batch_size=4, micro_batch_size=2, learning_rate=1e-2, warmup_ratio=0.5, weight_decay=0.0,
         max_grad_norm=1.0, gradient_checkpointing=False, save_steps=2, seed=3,
     )  # fmt: skip
-    arguments = TrainingArguments(**training.trainer_arguments(parameters, CPU, work / "trainer"))
+    arguments = TrainingArguments(**training.trainer_arguments(parameters, work / "trainer"))
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=list(callbacks))
     training.train(trainer, "a test")
     return trainer

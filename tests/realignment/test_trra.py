@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from realign_pipes.datasets.folders import CheckpointsDataset
 from realign_pipes.parameters import Teachers, TrRa
 from realign_pipes.realignment import training as trainings
 from realign_pipes.realignment import trra
@@ -16,7 +18,7 @@ from realign_pipes.realignment.checkpoints import fingerprint_model, load_model
 from realign_pipes.realignment.fusion import divergence_between, fuse_logits
 from realign_pipes.realignment.model_card import checkpoint_name
 from realign_pipes.realignment.teachers import FusedTeachers, OnlineTeacher, write_cache
-from realign_pipes.realignment.training import TrainingDivergedError
+from realign_pipes.realignment.training import TrainingDivergedError, in_training_order
 from realign_pipes.realignment.trra import Realigner, train_trra
 
 CPU = torch.device("cpu")
@@ -42,6 +44,8 @@ def make_parameters(**changes):
         "chunk_tokens": 7,
         "save_steps": 2,
         "seed": 5,
+        "adapter": "full",
+        "lora": {"rank": 4, "alpha": 8, "merge": False},
     }
     return TrRa(**{**defaults, **changes})
 
@@ -113,6 +117,24 @@ def test_one_step_has_the_gradient_of_the_mean_over_all_completion_tokens(
             torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=f"{name}, by {micro_batch_size}")
 
 
+def test_the_loss_is_what_the_head_gives(monkeypatch, tmp_path, pair, examples, vocab_size):
+    """FSDP gathers the head's weight around the head's own call, so nothing may read it outside."""
+    given, load = [], load_model
+
+    def noted(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.lm_head.register_forward_hook(lambda module, inputs, output: given.append(output.item()))
+        return model
+
+    monkeypatch.setitem(globals(), "load_model", noted)
+    teacher = OnlineTeacher(*(load(path, device=CPU) for path in pair))
+    train(pair, examples, vocab_size, tmp_path / "work", teacher, steps=1, save_steps=1)
+    (state,) = (tmp_path / "work").glob("checkpoint-1/trainer_state.json")
+    logged = json.loads(state.read_text())["log_history"][0]["loss"]
+    assert len(given) == 2  # micro-batches
+    assert sum(given) == pytest.approx(logged, rel=1e-4)
+
+
 def test_gradient_checkpointing_changes_nothing(monkeypatch, tmp_path, pair, examples, vocab_size):
     plain = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "plain")
     saved = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "saved", gradient_checkpointing=True)
@@ -160,7 +182,8 @@ def test_nan_stops_with_step_and_examples_and_keeps_the_last_checkpoint(tmp_path
             return signal
 
     teacher = Breaks(*(load_model(path, device=CPU) for path in pair))
-    with pytest.raises(TrainingDivergedError, match=r"the loss is nan at step 4, on examples \['e\d"):
+    ids = in_training_order(examples, make_parameters())["id"][20:24]  # steps of 8, in halves: the sixth of these
+    with pytest.raises(TrainingDivergedError, match=re.escape(f"the loss is nan at step 3, on examples {ids}.")):
         train(pair, examples, vocab_size, tmp_path / "work", teacher=teacher)
     AutoModelForCausalLM.from_pretrained(tmp_path / "work" / "checkpoint-2")
 
@@ -259,6 +282,8 @@ def test_a_model_of_the_hub_is_named_by_repository_and_revision(tmp_path):
         checkpoint_name(tmp_path / "models--my-org--fast-thinker" / "snapshots" / "3f2a") == "my-org/fast-thinker@3f2a"
     )
     assert checkpoint_name(tmp_path / "slow") == "slow"
+    snapshot = tmp_path / "models--my-org--fast-thinker" / "snapshots" / "3f2a"
+    assert trra.base_name(snapshot) == ("my-org/fast-thinker", "3f2a")
 
 
 def test_a_later_rounds_card_names_the_round_before(tmp_path, pair, examples):
@@ -289,3 +314,81 @@ def test_the_cache_of_other_models_or_data_is_refused_before_training(tmp_path, 
         make_realigner(pair, Dataset.from_list(list(examples)[:5]), tmp_path, cached)
     with pytest.raises(ValueError, match="another model"):
         make_realigner(pair[::-1], examples, tmp_path, cached)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.tensor([[5, 9, 20, 33, 7]])).logits
+
+
+def test_a_lora_student_as_adapter_and_merged_is_one_model(tmp_path, pair, examples, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lora = {"rank": 4, "alpha": 8, "merge": False}
+    adapter = make_realigner(pair, examples, tmp_path / "a", adapter="lora", lora=lora).realign("s", 1.5, 0, pair[1])
+    lora["merge"] = True
+    merged = make_realigner(pair, examples, tmp_path / "m", adapter="lora", lora=lora).realign("s", 1.5, 0, pair[1])
+    theirs = logits(load_model(merged, device=CPU))
+    for ours in (load_model(adapter, device=CPU), AutoModelForCausalLM.from_pretrained(adapter)):
+        torch.testing.assert_close(logits(ours), theirs)
+    assert (theirs - logits(load_model(pair[0], device=CPU))).abs().max() > 0.1
+    assert not list(adapter.glob("model*.safetensors"))
+    assert not list(merged.glob("adapter*"))
+    reference, plain = load_model(pair[0], device=CPU).state_dict(), load_model(merged, device=CPU).state_dict()
+    assert plain.keys() == reference.keys()
+    for name, weight in reference.items():
+        change = plain[name] - weight
+        projection = weight.ndim == 2 and "proj" in name
+        assert bool(change.any()) == projection, name
+        assert not projection or torch.linalg.matrix_rank(change, atol=1e-5) <= 4, name
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "reference"
+    assert "library_name: peft" in (adapter / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(adapter).chat_template == AutoTokenizer.from_pretrained(pair[0]).chat_template
+
+
+def test_an_adapter_moves_with_its_base_and_says_when_that_is_not_there(tmp_path, pair, examples, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    for path in pair:
+        path.rename(project / path.name)
+    monkeypatch.chdir(project)
+    here = [project / path.name for path in pair]
+    path = make_realigner(here, examples, project, adapter="lora").realign("s", 1.5, 0, here[1])
+    before, fingerprint = logits(load_model(path, device=CPU)), fingerprint_model(path)
+    moved = tmp_path / "elsewhere"
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    path = moved / path.relative_to(project)
+    assert torch.equal(logits(load_model(path, device=CPU)), before)
+    assert fingerprint_model(path) == fingerprint
+    assert CheckpointsDataset(filepath=str(moved / "work")).load() == {"s/checkpoint": path}
+    made = json.loads((path / "realignment.json").read_text())
+    assert made["parameters"]["lora"] == {"rank": 4, "alpha": 8, "merge": False}
+    made["reference"]["fingerprint"] = "another"
+    (path / "realignment.json").write_text(json.dumps(made))
+    assert fingerprint_model(path) != fingerprint
+    (moved / "reference").rename(moved / "gone")
+    with pytest.raises(FileNotFoundError, match=r"is an adapter for the checkpoint reference, which is no folder in"):
+        load_model(path, device=CPU)
+
+
+def test_a_later_round_goes_on_from_an_adapter(tmp_path, pair, examples):
+    for mode in ("online", "cached"):
+        teachers = TEACHERS.model_copy(update={"mode": mode})
+        cache_for(make_realigner(pair, examples, tmp_path), pair, tmp_path)
+        realigner = make_realigner(pair, examples, tmp_path, teachers, adapter="lora")
+        first = realigner.realign(f"{mode}-0", 1.5, 0, pair[1])
+        second = realigner.realign(f"{mode}-1", 1.5, 1, first)
+        assert json.loads((second / "realignment.json").read_text())["aligned"]["fingerprint"] == fingerprint_model(
+            first
+        )
+        assert not torch.equal(logits(load_model(second, device=CPU)), logits(load_model(first, device=CPU)))
+
+
+def test_the_order_of_examples_is_permutation_after_permutation(examples):
+    parameters = make_parameters(steps=5, batch_size=4)  # 20 examples: two of nine and a part of a third
+    ids = in_training_order(examples, parameters)["id"][:]
+    assert len(ids) == 20
+    assert set(ids[:9]) == set(ids[9:18]) == set(examples["id"])
+    assert ids[:9] != ids[9:18]
+    assert ids == in_training_order(examples, make_parameters(steps=10, batch_size=2, micro_batch_size=1))["id"][:]
+    assert ids != in_training_order(examples, make_parameters(steps=5, batch_size=4, seed=6))["id"][:]

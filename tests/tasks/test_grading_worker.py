@@ -18,7 +18,7 @@ SUMS = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum")
 MATHS = DatasetTask(kind="dataset", path="unused", verifier="math")
 EXACT = DatasetTask(kind="dataset", path="unused", verifier="exact")
 POWER = "\\boxed{9999999^{99999999}}"
-"""One power of two Python integers: years inside one call of C code, which heeds no signal handler."""
+"""One power of two Python integers, which takes years."""
 
 
 def attempt(answered: str, answer: str = "4", task=MATHS, problem_id: str = "p") -> Attempt:
@@ -93,7 +93,7 @@ def test_mistakes_in_the_parameters_are_no_wrong_answers() -> None:
 
 @pytest.mark.parametrize("completion", ["\\\\boxed{4}", POWER.replace("\\", "\\\\")], ids=["idle", "busy"])
 def test_the_worker_ends_when_its_parent_is_killed(completion: str) -> None:
-    """Idle, it sees its pipe closed; busy, an alarm that nothing in it can ignore ends it."""
+    """Idle, it sees its pipe closed; busy, an alarm without a handler ends it."""
     script = f"""
 import multiprocessing, threading, time
 from realign_pipes.tasks import grading

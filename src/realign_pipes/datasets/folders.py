@@ -144,7 +144,8 @@ class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
         self.metadata = metadata
 
     def load(self) -> dict[str, Path]:
-        folders = {file.parent.relative_to(self._filepath): file.parent for file in self._filepath.rglob("config.json")}
+        files = [file for name in ("config.json", "adapter_config.json") for file in self._filepath.rglob(name)]
+        folders = {file.parent.relative_to(self._filepath): file.parent for file in files}
         # A name with a leading dot is a copy that was interrupted.
         names = sorted(name for name in folders if not any(part.startswith(".") for part in name.parts))
         return {name.as_posix(): folders[name] for name in names}

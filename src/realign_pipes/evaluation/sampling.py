@@ -12,11 +12,17 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 
 from realign_pipes.parameters import Sampling
+
+DROPPED_SHARE = 0.25
+"""Rows are dropped from a batch when this share of it has finished. Dropping copies the KV cache once, as each token
+does, and starts `generate` anew, which takes as long as a token or two of a small model."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,18 @@ def stop_token_ids(model: PreTrainedModel) -> list[int]:
     return list(eos) if isinstance(eos, list) else [eos]
 
 
+class ShareFinished(StoppingCriteria):
+    """Stops decoding as soon as a share of the batch's rows has finished, so that they can be dropped from it."""
+
+    def __init__(self, stops: list[int], rows: int, share: float, device: torch.device) -> None:
+        self.stops, self.share = torch.tensor(stops, device=device), share
+        self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.finished = self.finished | torch.isin(input_ids[:, -1], self.stops)
+        return (self.finished.float().mean() >= self.share).expand(len(input_ids))
+
+
 @torch.inference_mode()
 def sample_completions(
     model: PreTrainedModel,
@@ -74,44 +92,86 @@ def sample_completions(
     keys: Sequence[str],
     sampling: Sampling,
     pad_token_id: int = 0,
-    arguments: Callable[[list[int]], dict[str, Any]] = lambda prompt_indices: {},
+    arguments: Callable[[list[int], int], dict[str, Any]] = lambda prompt_indices, step: {},
 ) -> Iterator[list[Completion]]:
     """Yield the completions of `prompts` (token ids), `sampling.samples` each, one batch after the other.
 
-    `arguments` gives further arguments of the model's `generate` for a batch, from the prompt index of each row.
-    `keys` names each prompt for its random numbers. Prompts are left-padded; the longest are decoded first, so that
-    rows of a batch are of like length and a batch that does not fit in memory fails at once.
+    `arguments` gives further arguments of the model's `generate`, from the prompt index of each row and the number of
+    tokens that these rows have been given so far: it is asked at the start of a batch, and whenever finished rows were
+    dropped from it. `keys` names each prompt for its random numbers. Prompts are left-padded; the longest are decoded
+    first, so that rows of a batch are of like length and a batch that does not fit in memory fails at once.
     """
     stops = stop_token_ids(model)
     rows = [(i, s) for i in range(len(prompts)) for s in range(sampling.samples)]
     rows.sort(key=lambda row: -len(prompts[row[0]]))
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad_token_id
-    )
+    own_config = model.generation_config
     for start in range(0, len(rows), sampling.batch_size):
         batch = rows[start : start + sampling.batch_size]
-        width = max(len(prompts[i]) for i, _ in batch)
-        input_ids = torch.full((len(batch), width), pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, (i, _) in enumerate(batch):
-            input_ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            attention_mask[row, width - len(prompts[i]) :] = 1
-        uniforms = np.stack([draw_uniforms(sampling.seed, keys[i], s, sampling.max_new_tokens) for i, s in batch])
-        processors: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
-        if sampling.top_p < 1:
-            processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(InverseCDFSampler(torch.from_numpy(uniforms).to(model.device)))
-        own_config, model.generation_config = model.generation_config, config  # whose other values would be filled in
+        uniforms = [draw_uniforms(sampling.seed, keys[i], s, sampling.max_new_tokens) for i, s in batch]
+        model.generation_config = GenerationConfig(  # here, as generate() fills in the other values of the model's own
+            do_sample=False, eos_token_id=stops, pad_token_id=pad_token_id, return_dict_in_generate=True
+        )
         try:
-            generated = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                logits_processor=LogitsProcessorList(processors),
-                **arguments([i for i, _ in batch]),
-            )[:, width:].tolist()
+            generated = _decode(
+                model,
+                prompts,
+                [i for i, _ in batch],
+                torch.from_numpy(np.stack(uniforms)),
+                sampling,
+                arguments,
+            )
         finally:
             model.generation_config = own_config
         yield [_completion(i, s, tokens, stops) for (i, s), tokens in zip(batch, generated, strict=True)]
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    indices: list[int],
+    uniforms: torch.Tensor,
+    sampling: Sampling,
+    arguments: Callable[[list[int], int], dict[str, Any]],
+) -> list[list[int]]:
+    """The tokens of a batch whose row r has the prompt number `indices[r]` and the random numbers `uniforms[r]`.
+
+    Decoding is interrupted to drop rows that have finished, and their KV cache; else all would wait for the slowest.
+    """
+    config, width = model.generation_config, max(len(prompts[i]) for i in indices)
+    input_ids = torch.full((len(indices), width), config.pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, i in enumerate(indices):
+        input_ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+        attention_mask[row, width - len(prompts[i]) :] = 1
+    input_ids, attention_mask, uniforms = (x.to(model.device) for x in (input_ids, attention_mask, uniforms))
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    tokens: list[list[int]] = [[] for _ in indices]
+    rows = list(range(len(indices)))  # those that are still decoded
+    cache, step = None, 0
+    while rows and step < sampling.max_new_tokens:
+        finished = ShareFinished(config.eos_token_id, len(rows), DROPPED_SHARE, model.device)
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            max_new_tokens=sampling.max_new_tokens - step,
+            logits_processor=LogitsProcessorList([*warpers, InverseCDFSampler(uniforms[:, step:])]),
+            stopping_criteria=StoppingCriteriaList([finished]),
+            **arguments([indices[row] for row in rows], step),
+        )
+        new = output.sequences[:, input_ids.shape[1] :]
+        for row, generated in zip(rows, new.tolist(), strict=True):
+            tokens[row] += generated
+        keep = (~finished.finished).nonzero()[:, 0]
+        rows = [rows[place] for place in keep.tolist()]
+        if rows:
+            input_ids, uniforms, cache = output.sequences[keep], uniforms[keep], output.past_key_values
+            attention_mask = torch.nn.functional.pad(attention_mask[keep], (0, new.shape[1]), value=1)
+            cache.batch_select_indices(keep)
+        step += new.shape[1]
+    return tokens
 
 
 def _completion(prompt_index: int, sample: int, tokens: list[int], stops: list[int]) -> Completion:

@@ -26,6 +26,7 @@ disable_progress_bar()  # a bar for each file of each model would bury the bars 
 
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 QUESTION = "QUESTION-OF-THE-USER"
 SIZES = ("hidden_size", "intermediate_size", "vocab_size", "head_dim")
 IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
@@ -55,19 +56,37 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is a PEFT adapter: weights beside those of another checkpoint, its base."""
+    return (path / "adapter_config.json").exists()
+
+
 def check_checkpoint(path: Path) -> None:
     """Raise FileNotFoundError unless `path` is a checkpoint directory with a config and safetensors weights.
+
+    It may be a PEFT adapter, whose base then has to be there.
 
     Raises CheckpointError for weights that are not whole, or that the config does not fit, and for a config that asks
     to load files from elsewhere or to run code from the hub. Reads the headers of the weights, not the weights.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder. Give a checkpoint directory as written by save_pretrained.")
-    if not (path / "config.json").exists():
+    if is_adapter(path):
+        base, revision = _base(path)
+        if revision is None and not Path(base).is_dir():
+            raise FileNotFoundError(
+                f"{path} is an adapter for the checkpoint {base}, which is no folder in {Path.cwd()}. Put it there, or "
+                "correct base_model_name_or_path in adapter_config.json."
+            )
+    elif not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} has no config.json, so it is not a Hugging Face checkpoint directory.")
     if not any(path.glob("*.safetensors")):
         raise FileNotFoundError(f"{path} has no *.safetensors. Weights in other formats are not loaded: convert them "
                                 "with model.save_pretrained of a recent Transformers.")  # fmt: skip
+    if is_adapter(path):
+        if not (path / ADAPTER_WEIGHTS).exists():  # PEFT would take a .bin in its place
+            raise FileNotFoundError(f"{path} is an adapter and has no {ADAPTER_WEIGHTS}.")
+        return
     _check_config(path)
     if (path / WEIGHTS_INDEX).exists():
         with _reading(path / WEIGHTS_INDEX):
@@ -162,20 +181,43 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copy2(file, target)
 
 
+def _base(adapter: Path) -> tuple[str, str | None]:
+    """The base of a PEFT adapter: a folder, or a repository of the hub and its revision."""
+    config = _read_json(adapter / "adapter_config.json")
+    base, revision = (config.get(name) for name in ("base_model_name_or_path", "revision"))
+    if not isinstance(base, str) or not isinstance(revision, str | None):
+        raise CheckpointError(f"{adapter / 'adapter_config.json'} does not say what the adapter is for: "
+                              f"base_model_name_or_path {base!r}, revision {revision!r}")  # fmt: skip
+    return base, revision
+
+
 def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The checkpoint in eval mode on `device`; `dtype` "auto" keeps the one it was saved in."""
+    """The checkpoint in eval mode on `device`; `dtype` "auto" keeps the one it was saved in.
+
+    A PEFT adapter is loaded into its base, at the revision that it was trained for.
+    """
     check_checkpoint(path)
-    return read_model(path, dtype).to(device=device).eval()
+    if is_adapter(path):
+        base, revision = _base(path)
+        if revision is None:
+            check_checkpoint(Path(base))
+        model = read_model(base, dtype, revision)
+        with _reading(path):
+            model.load_adapter(str(path), use_safetensors=True)
+    else:
+        model = read_model(path, dtype)
+    return model.to(device=device).eval()
 
 
-def read_model(path: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def read_model(path: Path | str, dtype: torch.dtype | str = "auto", revision: str | None = None) -> PreTrainedModel:
     """The checkpoint on the CPU, from safetensors only. CheckpointError if it is damaged or lacks any weight.
 
-    Transformers would draw what is missing at random.
+    Transformers would draw what is missing at random. With a `revision`, `path` is a repository of the hub.
     """
+    options = {} if revision is None else {"revision": revision}
     with _reading(path):
         model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(f"{path} lacks {len(missing)} of the weights that its config.json asks for: {missing[0]}"
@@ -191,9 +233,17 @@ def default_device() -> torch.device:
 
 
 def fingerprint_model(path: Path) -> str:
-    """SHA-256 (hex) over the configuration and the bytes of all weights of a checkpoint directory."""
+    """SHA-256 (hex) over the configuration and the bytes of all weights of a checkpoint directory.
+
+    For an adapter of the stage trra over its own, and the fingerprint of the reference beside which it was trained.
+    """
     check_checkpoint(path)
-    config = read_config(path).to_dict()
+    if is_adapter(path):
+        config = _read_json(path / "adapter_config.json")
+        with _reading(path / "realignment.json"):
+            config["base_model_name_or_path"] = _read_json(path / "realignment.json")["reference"]["fingerprint"]
+    else:
+        config = read_config(path).to_dict()
     config.pop("_name_or_path", None)
     config.pop("transformers_version", None)
     weights = {}

@@ -13,6 +13,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from realign_pipes.realignment.fusion import fuse_logits
 
 
+class PairCache(DynamicCache):
+    """The reference's KV cache, which carries the aligned model's."""
+
+    aligned: DynamicCache
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch, in both."""
+        super().batch_select_indices(indices)
+        self.aligned.batch_select_indices(indices)
+
+
 class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
     """Decodes from softmax(z(alpha)), with both models and both KV caches in memory.
 
@@ -48,9 +59,11 @@ class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits z(alpha) [B, T, V] in float32, and the reference's cache, which carries the aligned model's."""
+        if isinstance(self.alpha, torch.Tensor) and self.alpha.shape != input_ids.shape[:1]:
+            raise ValueError(f"alpha has {list(self.alpha.shape)} numbers, and the batch {len(input_ids)} rows.")
         caches: tuple[DynamicCache | None, DynamicCache | None] = (None, None)
         if use_cache:
-            first = past_key_values if past_key_values is not None else DynamicCache(config=self.reference.config)
+            first = past_key_values if past_key_values is not None else PairCache(config=self.reference.config)
             if first.get_seq_length() == 0:
                 first.aligned = DynamicCache(config=self.aligned.config)  # type: ignore[attr-defined]
             caches = (first, first.aligned)  # type: ignore[attr-defined]
@@ -67,3 +80,9 @@ class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
         )
         alpha = self.alpha[:, None, None] if isinstance(self.alpha, torch.Tensor) else self.alpha
         return CausalLMOutputWithPast(logits=fuse_logits(z_reference, z_aligned, alpha), past_key_values=caches[0])
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Transformers' `generate`."""
+        if kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = PairCache(config=self.reference.config)
+        return super().generate(*args, **kwargs)

@@ -100,20 +100,26 @@ class _FusedLinearDivergence(torch.autograd.Function):
             grad_hidden = torch.zeros_like(student_hidden, dtype=torch.float32) if need_hidden else None
             grad_head = torch.zeros_like(student_head, dtype=torch.float32) if need_head else None
             total = student_hidden.new_zeros((), dtype=torch.float32)
+            # The same memory for every chunk: fresh pages would cost more than what is computed in them.
+            rows = min(chunk_tokens, student_hidden.shape[0])
+            buffers = torch.empty(3, rows, vocab, dtype=torch.float32, device=student_hidden.device)
             for start in range(0, student_hidden.shape[0], chunk_tokens):
                 chunk = slice(start, start + chunk_tokens)
                 hidden = student_hidden[chunk].float()
-                # (1 - alpha) h_r W_r^T + alpha h_a W_a^T, without copies of the heads and with one buffer of logits.
-                teacher = (reference_hidden[chunk].float() * ((1 - alpha) / temperature)) @ reference_weight.T
-                teacher.addmm_(aligned_hidden[chunk].float(), aligned_weight.T, alpha=alpha / temperature)
-                student = (hidden * (1 / temperature)) @ student_weight.T
-                loss, grad_logits = _divergence_and_gradient(student, teacher, divergence)
+                teacher, student, spare = buffers[:, : len(hidden)]
+                # The factors come after the products, so that what is stored in half precision goes into them as it is.
+                torch.mm(aligned_hidden[chunk].float(), aligned_weight.T, out=teacher)
+                beta, factor = alpha / temperature, (1 - alpha) / temperature
+                teacher.addmm_(reference_hidden[chunk].float(), reference_weight.T, beta=beta, alpha=factor)
+                student.addmm_(hidden, student_weight.T, beta=0, alpha=1 / temperature)
+                loss, grad_logits = _divergence_and_gradient(student, teacher, spare, divergence)
                 total += loss
-                grad_logits.div_(temperature)
                 if grad_hidden is not None:
                     torch.mm(grad_logits, student_weight, out=grad_hidden[chunk])
                 if grad_head is not None:
-                    grad_head[:vocab].addmm_(grad_logits.T, hidden)
+                    grad_head[:vocab].addmm_(grad_logits.T, hidden, alpha=1 / temperature)
+            if grad_hidden is not None:
+                grad_hidden.div_(temperature)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.num_tokens = num_tokens
         ctx.dtypes = student_hidden.dtype, student_head.dtype
@@ -123,18 +129,18 @@ class _FusedLinearDivergence(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scale = grad_output / ctx.num_tokens
-        gradients = (
-            None if gradient is None else (gradient * scale).to(dtype)
+        gradients = (  # in place, as the head's may be large: a second backward over the same graph raises an error
+            None if gradient is None else gradient.mul_(scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*gradients, *[None] * 10)
 
 
 def _divergence_and_gradient(
-    student: torch.Tensor, teacher: torch.Tensor, divergence: Divergence
+    student: torch.Tensor, teacher: torch.Tensor, spare: torch.Tensor, divergence: Divergence
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over tokens of the divergence, and its gradient with respect to `student`. Both are logits [c, V]; overwrites
-    them.
+    them and `spare`, a third tensor of their shape.
 
     With p = softmax(teacher), q = softmax(student), m = (p + q) / 2:
     KL(p || q) has the gradient q - p; KL(q || p) has q (log q - log p - KL); JSD has
@@ -142,19 +148,20 @@ def _divergence_and_gradient(
     """
     log_p = torch.log_softmax(teacher, dim=-1, out=teacher)
     log_q = torch.log_softmax(student, dim=-1, out=student)
-    q = log_q.exp()
     if divergence == "forward_kl":
-        p = log_p.exp()
-        loss = torch.sum(p * log_p.sub_(log_q))
-        return loss, q.sub_(p)
+        p = torch.exp(log_p, out=spare)
+        loss = log_p.sub_(log_q).mul_(p).sum()
+        return loss, log_q.exp_().sub_(p)
     if divergence == "reverse_kl":
+        q = torch.exp(log_q, out=spare)
         ratio = log_q.sub_(log_p)
-        per_token = torch.sum(q * ratio, dim=-1, keepdim=True)
+        per_token = torch.mul(q, ratio, out=log_p).sum(dim=-1, keepdim=True)
         return per_token.sum(), q.mul_(ratio.sub_(per_token))
-    p = log_p.exp()
+    p = torch.exp(log_p, out=spare)
     gap = log_p.sub_(log_q)
+    q = log_q.exp_()
     # log m - log q = log((1 + p/q) / 2): stable, and exactly 0 where p = q.
     above_q = torch.nn.functional.softplus(gap).sub_(math.log(2))
-    towards_teacher = torch.sum(p.mul_(gap.sub_(above_q)))
+    towards_teacher = p.mul_(gap.sub_(above_q)).sum()
     towards_student = -torch.sum(q * above_q, dim=-1, keepdim=True)
     return 0.5 * (towards_teacher + towards_student.sum()), q.mul_(above_q.add_(towards_student)).mul_(-0.5)

@@ -63,7 +63,11 @@ def write_model_card(folder: Path, *, title: str, introduction: str, tags: list[
 
     metadata = {**metadata, "commit": current_commit(), "version": __version__}
     card = ModelCard.from_template(
-        ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["realignment", *tags]),
+        ModelCardData(
+            library_name="peft" if (folder / "adapter_config.json").exists() else "transformers",
+            pipeline_tag="text-generation",
+            tags=["realignment", *tags],
+        ),
         template_str=_TEMPLATE,
         title=title,
         introduction=introduction,

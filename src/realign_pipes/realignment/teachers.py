@@ -13,12 +13,13 @@ A cache is a folder for one model over one set of examples:
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -34,7 +35,7 @@ from realign_pipes.realignment.checkpoints import (
     fingerprint_tokenizer,
     load_model,
 )
-from realign_pipes.resume import atomic_path
+from realign_pipes.resume import atomic_path, open_work
 
 
 class Example(TypedDict):
@@ -148,6 +149,17 @@ def cache_dtype(dtype: str, model: PreTrainedModel) -> torch.dtype:
     return model.dtype if dtype == "auto" else getattr(torch, dtype)
 
 
+def plan_shards(lengths: Sequence[int], shard_tokens: int) -> list[tuple[int, int]]:
+    """From which example to which (exclusive) each shard goes: whole examples, of about `shard_tokens` tokens."""
+    plan, start, tokens = [], 0, 0
+    for stop, length in enumerate(lengths, start=1):
+        tokens += length
+        if tokens >= shard_tokens or stop == len(lengths):
+            plan.append((start, stop))
+            start, tokens = stop, 0
+    return plan
+
+
 @torch.inference_mode()
 def write_cache(
     folder: Path,
@@ -160,47 +172,82 @@ def write_cache(
     shard_tokens: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Write the cache of `model` over `examples` into `folder`, going on after the last good shard found there.
+    """Write the cache of `model` over `examples` into `folder`, going on from the good shards found there.
 
     `examples` has the columns `prompt_ids` and `completion_ids`. `source` says what the cache is made from
-    (fingerprints of model, tokenizer and data); `open_cache` compares it. A shard holds whole examples, of about
-    `shard_tokens` tokens; it is written under a temporary name and then renamed, and the index follows it, so that
-    whatever interrupts leaves a cache that is valid as far as it goes. `advance` is called with the number of examples
-    done.
+    (fingerprints of model, tokenizer and data); `open_cache` compares it. Of `plan_shards`, process r of n writes the
+    shards r, r + n, … Each is written under a temporary name and then renamed, and after it a note of its checksum;
+    the main process merges these into the index when all are there. So whatever interrupts leaves shards that any
+    number of processes can go on from. `advance` is called with the number of this process's examples that are done.
     """
-    head = model.get_output_embeddings().weight
+    state = PartialState()
+    plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], shard_tokens)
+    if state.is_main_process:
+        found = _start_index(folder, model.get_output_embeddings().weight.to(dtype), examples, source)
+        for number, entry in found.items():
+            _write_json(_note(folder, number), entry)
+    state.wait_for_everyone()
+    for number, (start, stop) in list(enumerate(plan))[state.process_index :: state.num_processes]:
+        if not _is_good(folder, number, start, stop):
+            hidden = _hidden_states(model, [examples[i] for i in range(start, stop)], batch_size, advance)
+            entry = _save_tensor(folder / f"shard-{number:05d}.safetensors", "hidden", hidden.to(dtype).cpu())
+            _write_json(_note(folder, number), {**entry, "start": start, "stop": stop})
+        else:
+            advance(stop - start)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        notes = [_note(folder, number) for number in range(len(plan))]
+        index = json.loads((folder / "index.json").read_text())
+        index.update(shards=[json.loads(note.read_text()) for note in notes], complete=True)
+        _write_json(folder / "index.json", index)
+        for note in notes:
+            note.unlink()
+    state.wait_for_everyone()
+
+
+def _start_index(
+    folder: Path, head: torch.Tensor, examples: Dataset, source: dict[str, str]
+) -> dict[int, dict[str, Any]]:
+    """Write the head and an index without shards. What a finished index had of the same cache, by number of shard."""
     index_path = folder / "index.json"
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {
         **source,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(head.dtype).removeprefix("torch."),
         "hidden_size": head.shape[1],
-        "head": _save_tensor(folder / "head.safetensors", "head", head.to(dtype)),
+        "head": _save_tensor(folder / "head.safetensors", "head", head),
         "lengths": [len(token_ids) for token_ids in examples["completion_ids"]],
         "shards": [],
         "complete": False,
     }
-    if index_path.exists():
-        try:
-            found = _read_index(index_path)
-        except CacheMismatchError:  # damaged: written anew
-            found = {}
-        if {**found, "shards": [], "complete": False} == index:
-            good = takewhile(lambda shard: _is_whole(folder, shard), found["shards"])
-            index = {**index, "shards": list(good)}
-    start = index["shards"][-1]["stop"] if index["shards"] else 0
-    advance(start)
-    while start < len(examples):
-        stop, tokens = start, 0
-        while stop < len(examples) and (tokens < shard_tokens or stop == start):
-            tokens += index["lengths"][stop]
-            stop += 1
-        hidden = _hidden_states(model, [examples[i] for i in range(start, stop)], batch_size, advance).to(dtype).cpu()
-        entry = _save_tensor(folder / f"shard-{len(index['shards']):05d}.safetensors", "hidden", hidden)
-        index["shards"].append({**entry, "start": start, "stop": stop})
-        _write_index(index_path, index)
-        start = stop
-    _write_index(index_path, {**index, "complete": True})
+    try:
+        found = _read_index(index_path)
+    except CacheMismatchError:  # none there, or damaged: made anew
+        found = {}
+    same = {**found, "shards": [], "complete": False} == index
+    if not same:  # notes of shards of something else
+        for note in folder.glob("shard-*.json"):
+            note.unlink()
+    _write_json(index_path, index)
+    return dict(enumerate(found["shards"])) if same else {}
+
+
+def _note(folder: Path, number: int) -> Path:
+    """Where a shard's entry of the index is kept until all shards are there."""
+    return folder / f"shard-{number:05d}.json"
+
+
+def _is_good(folder: Path, number: int, start: int, stop: int) -> bool:
+    """Whether the shard was written to its end, of just these examples."""
+    note = _note(folder, number)
+    if not note.exists():
+        return False
+    try:
+        entry = _Shard.model_validate_json(note.read_bytes()).model_dump()
+    except ValidationError:
+        return False
+    expected = (f"shard-{number:05d}.safetensors", start, stop)
+    return (entry["file"], entry["start"], entry["stop"]) == expected and _is_whole(folder, entry)
 
 
 def _hidden_states(
@@ -243,9 +290,9 @@ def _save_tensor(path: Path, name: str, tensor: torch.Tensor) -> dict[str, str]:
     return {"file": path.name, "sha256": digest}
 
 
-def _write_index(path: Path, index: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(index))
+        temporary.write_text(json.dumps(content))
 
 
 def _sha256(path: Path) -> str:
@@ -299,6 +346,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     """index.json. CacheMismatchError, with the first thing that is wrong, if it is none of a cache's."""
     try:
         return _Index.model_validate_json(path.read_bytes()).model_dump()
+    except OSError as error:
+        raise CacheMismatchError(f"{path} cannot be read, so there is no teacher cache: {error}. {REMEDY}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
@@ -410,6 +459,77 @@ def _check_tensor(
                                  f"{REMEDY}")  # fmt: skip
 
 
+def cache_model(
+    folder: Path,
+    checkpoint: Path,
+    examples: Dataset,
+    source: dict[str, str],
+    *,
+    teachers: Teachers,
+    description: str,
+) -> HiddenStateCache:
+    """The cache of a checkpoint over `examples`, written now by all processes or found finished in `folder`."""
+    try:
+        return open_cache(folder, source, examples)
+    except CacheMismatchError:
+        pass  # not there, unfinished, or damaged: what is good of it is kept
+    model = load_model(checkpoint, device=default_device())
+    state = PartialState()
+    plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], teachers.shard_tokens)
+    own = sum(stop - start for start, stop in plan[state.process_index :: state.num_processes])
+    with progress_bar(description, own) if state.is_main_process else nullcontext(lambda steps: None) as advance:
+        write_cache(
+            folder,
+            model,
+            examples,
+            source,
+            dtype=cache_dtype(teachers.dtype, model),
+            batch_size=teachers.batch_size,
+            shard_tokens=teachers.shard_tokens,
+            advance=advance,
+        )
+    return open_cache(folder, source, examples)
+
+
+def make_caches(
+    reference: Path, aligned: Path, examples: Dataset, *, teachers: Teachers, work: Path
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of the two caches (`reference`, `aligned`) below `work`, and a report of what they cost.
+
+    `examples` has the columns `id`, `prompt`, `prompt_ids` and `completion_ids`. Shards that an interrupted run
+    finished are kept. Nothing is cached for online teachers.
+    """
+    tokenizer = check_pair(reference, aligned)
+    check_examples(examples, tokenizer)
+    if teachers.mode == "online":
+        report: dict[str, Any] = {"mode": "online", "note": "nothing cached: both models run at every step of trra"}
+        with PartialState().main_process_first():
+            return open_work(work / "teacher_logits_online", report), report
+    data = fingerprint_examples(examples)
+    models = {"reference": reference, "aligned": aligned}
+    sources = {
+        name: {"model": fingerprint_model(path), "tokenizer": fingerprint_tokenizer(tokenizer), "data": data}
+        for name, path in models.items()
+    }
+    description = {"sources": sources, "dtype": teachers.dtype, "shard_tokens": teachers.shard_tokens}
+    with PartialState().main_process_first():
+        folder = open_work(work / "teacher_logits", description)
+    for name, path in models.items():
+        check_linear_head(load_model(path, device=torch.device("cpu")), name)
+    report = {"mode": "cached"}
+    for name, path in models.items():
+        cache = cache_model(
+            folder / name,
+            path,
+            examples,
+            sources[name],
+            teachers=teachers,
+            description=f"caching the {name}'s hidden states",
+        )
+        report[name] = cache.report(len(tokenizer))
+    return folder, report
+
+
 class FusedTeachers:
     """The teachers that one pair of models makes over one calibration set.
 
@@ -448,19 +568,14 @@ class FusedTeachers:
             check_linear_head(aligned_model, "aligned model")
             return OnlineTeacher(reference_model, aligned_model)
         if aligned not in self.caches:  # a later round: its aligned model was trained a moment ago
-            model = load_model(aligned, device=self.device)
-            with progress_bar(f"caching {aligned.parent.name}'s hidden states", len(self.examples)) as advance:
-                write_cache(
-                    cache_folder,
-                    model,
-                    self.examples,
-                    self._cache_source(aligned),
-                    dtype=cache_dtype(self.teachers.dtype, model),
-                    batch_size=self.teachers.batch_size,
-                    shard_tokens=self.teachers.shard_tokens,
-                    advance=advance,
-                )
-            self.caches[aligned] = open_cache(cache_folder, self._cache_source(aligned), self.examples)
+            self.caches[aligned] = cache_model(
+                cache_folder,
+                aligned,
+                self.examples,
+                self._cache_source(aligned),
+                teachers=self.teachers,
+                description=f"caching {aligned.parent.name}'s hidden states",
+            )
         return CachedTeacher(self.caches[self.reference], self.caches[aligned], self.device)
 
     def _cache_source(self, model: Path) -> dict[str, str]:

@@ -1,20 +1,30 @@
-"""What every training here shares: arguments for Transformers' Trainer, bar, curves, and going on where it stopped."""
+"""What every training here shares: arguments for Transformers' Trainer, bar, curves, and going on where it stopped.
+
+Trainings run in one process, or in those of `accelerate launch`: data parallel, or sharded by FSDP2.
+"""
 
 import json
 import math
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
 from dvclive import Live
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from realign_pipes.parameters import Training
 from realign_pipes.progress import Advance, progress_bar
+from realign_pipes.resume import explain_full_disk
 
 CURVES = "curves"
 """The folder of a training's curves, in its work folder and then in its checkpoint."""
@@ -44,7 +54,10 @@ class FiniteGradients(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):  # of sharded gradients
+            norm = norm.full_tensor()
+        if not torch.isfinite(norm):
             raise TrainingDivergedError(
                 f"the gradient of step {state.global_step + 1} is not finite. Checkpoints saved before it are in "
                 f"{args.output_dir}, until a run with other parameters starts over."
@@ -98,22 +111,58 @@ def _peak_memory() -> float:
     return resident / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def trainer_arguments(parameters: Training, device: torch.device, folder: Path) -> dict[str, Any]:
+def uses_fsdp() -> bool:
+    """Whether `accelerate launch` asked for parameters that are sharded over the processes."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def student_device() -> torch.device:
+    """Where a model is loaded to be trained. FSDP moves it from the CPU to the accelerator part by part."""
+    return torch.device("cpu") if uses_fsdp() else PartialState().device
+
+
+def training_state(work: Path) -> Path:
+    """The folder in `work` for the state of an unfinished training. What FSDP writes can be read under FSDP alone."""
+    return work / ("trainer_fsdp" if uses_fsdp() else "trainer")
+
+
+def in_training_order(examples: Dataset, parameters: Training) -> Dataset:
+    """The `steps * batch_size` examples of a training, one after the other: permutation after permutation, by the seed.
+
+    Trained in this order (`train_sampling_strategy="sequential"`) every optimizer step has the same examples whatever
+    the number of processes and micro-batches.
+    """
+    random = np.random.default_rng(parameters.seed)
+    total = parameters.steps * parameters.batch_size
+    epochs = [random.permutation(len(examples)) for _ in range(math.ceil(total / len(examples)))]
+    return examples.select(np.concatenate(epochs)[:total])
+
+
+def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
     """Arguments for TrainingArguments and TRL's configs: AdamW, a cosine after a warm-up, bfloat16 where CUDA has it.
 
-    `folder` holds the training state.
+    `folder` holds the training state. Examples come as they are ordered, so give the trainer those of
+    `in_training_order`. ValueError if the processes cannot share a batch evenly.
     """
+    state = PartialState()
+    together = parameters.micro_batch_size * state.num_processes
+    if parameters.batch_size % together:
+        raise ValueError(f"batch_size {parameters.batch_size} is no multiple of micro_batch_size "
+                         f"{parameters.micro_batch_size} times {state.num_processes} processes.")  # fmt: skip
+    device = state.device
     return {
         "output_dir": str(folder),
         "max_steps": parameters.steps,
         "per_device_train_batch_size": parameters.micro_batch_size,
-        "gradient_accumulation_steps": parameters.batch_size // parameters.micro_batch_size,
+        "gradient_accumulation_steps": parameters.batch_size // together,
+        "train_sampling_strategy": "sequential",
         "learning_rate": parameters.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": math.ceil(parameters.warmup_ratio * parameters.steps),
         "weight_decay": parameters.weight_decay,
         "max_grad_norm": parameters.max_grad_norm,
         "activation_checkpointing": parameters.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,
         "use_cpu": device.type == "cpu",
         "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "save_steps": parameters.save_steps,
@@ -128,18 +177,24 @@ def trainer_arguments(parameters: Training, device: torch.device, folder: Path) 
     }
 
 
-def train(trainer: Trainer, description: str) -> None:
-    """Run `trainer` with a bar, going on from the last complete checkpoint in its folder; curves go beside that folder.
+def train(trainer: Trainer, description: str) -> dict[str, torch.Tensor]:
+    """Run `trainer`, going on from the last complete checkpoint in its folder; the trained model's whole state dict.
 
-    TrainingDivergedError if a gradient is not finite.
+    The main process shows a bar and writes curves beside the trainer's folder. TrainingDivergedError if a gradient is
+    not finite, DiskFullError if the trainer's state cannot be saved.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(CurvesCallback(Path(trainer.args.output_dir).with_name(CURVES)))
-    with progress_bar(description, trainer.args.max_steps) as advance:
-        trainer.add_callback(ProgressCallback(advance))
+    folder = Path(trainer.args.output_dir)
+    with ExitStack() as stack:
+        stack.enter_context(explain_full_disk(folder))
+        if trainer.is_world_process_zero():
+            trainer.add_callback(CurvesCallback(folder.with_name(CURVES)))
+            advance = stack.enter_context(progress_bar(description, trainer.args.max_steps))
+            trainer.add_callback(ProgressCallback(advance))
         trainer.add_callback(FiniteGradients())
-        last = last_complete_checkpoint(Path(trainer.args.output_dir))
+        last = last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

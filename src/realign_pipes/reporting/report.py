@@ -90,7 +90,7 @@ def render_report(
         budgets=budget_cells(budget_results),
         examples=examples,
         validations=validation_cells(validations),
-        parameters=yaml.safe_dump(_plain(parameters), sort_keys=False, allow_unicode=True),
+        parameters=yaml.safe_dump(_plain(dict(sorted(parameters.items()))), sort_keys=False, allow_unicode=True),
         percent=percent,
         tokens_text=tokens_text,
     )

@@ -111,7 +111,7 @@ def verify(verifier: Verifier, answered: str, answer: str) -> bool:
     from math_verify import verify as verify_math
 
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
-    # Their own time-outs are signals, which do not stop C code: `grading.grade` has one that does.
+    # Without their own time-outs, which use the signal that the worker of `grading.grade` needs: it has one for all.
     gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False, parsing_timeout=None)
     # math-verify makes one set of several boxes in a sentence; here the last box is the answer.
     given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False, parsing_timeout=None)

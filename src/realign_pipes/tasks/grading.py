@@ -1,7 +1,8 @@
 """One door to grading: completions, their problems and tasks go in, right or wrong comes out.
 
-Verifiers read what a model wrote, and some of it keeps them busy for ever (`9^{9^{9^9}}`) inside C code, which no
-signal handler of this process could interrupt. So they run in a worker process that is killed when it takes too long.
+Verifiers read what a model wrote, and some of it keeps them busy for ever (`9^{9^{9^9}}`), takes all memory, or ends
+the process. So they run in a worker process with limits, which is killed and replaced. math-verify could stop itself,
+by a signal that only a main thread gets; reasoning-gym's verifiers could not.
 """
 
 import functools

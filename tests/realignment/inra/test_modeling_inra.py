@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "llama": {**SHAPE, "attention_bias": True, "mlp_bias": True},
     "mistral": {**SHAPE, "sliding_window": 4},
     "gemma3_text": {**SHAPE, **SLIDING, "tie_word_embeddings": True, "query_pre_attn_scalar": 8},
+    "gemma2": {**SHAPE, **SLIDING, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
 }
 ALPHAS = [-0.5, 0.0, 0.3, 1.0, 1.7]
 
@@ -137,6 +138,92 @@ def test_greedy_text_equals_plain_decoding(models, batch, use_cache):
     for alpha in (0.0, 1.7):
         expected = plain_greedy(base, expanded, batch, [alpha] * 5, steps=12)
         assert torch.equal(greedy(inra, batch, alpha=alpha, use_cache=use_cache), expected)
+
+
+def mixed_logits_of_two_passes(inra, batch, alphas):
+    """z(alpha) [B, T, V] from each stream's own logits, in float64."""
+    reference, aligned = (inra(**batch, alpha=alpha).logits.double() for alpha in (0.0, 1.0))
+    weights = torch.tensor(alphas, dtype=torch.float64)[:, None, None]
+    return (1 - weights) * reference + weights * aligned
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@torch.no_grad()
+def test_mixing_before_the_head_equals_mixing_logits(models, batch, dtype, tolerance):
+    if not models[0].linear_head:
+        dtype, tolerance = torch.float32, 1e-5  # Gemma 2 in float64 takes fully masked rows to NaN
+    inra = InRaForCausalLM(models[0].expanded.to(dtype), models[0].inra)
+    alphas = [-0.5, 0.0, 0.25, 1.0, 4.5]  # exact in float32
+    expected = mixed_logits_of_two_passes(inra, batch, alphas)
+    close = {"rtol": tolerance, "atol": tolerance * expected.abs().max().item()}
+    torch.testing.assert_close(inra(**batch, alpha=alphas).logits.double(), expected, **close)
+    for keep in (1, 4, torch.tensor([2, 7])):
+        kept = inra(**batch, alpha=alphas, logits_to_keep=keep).logits.double()
+        torch.testing.assert_close(kept, expected[:, keep if torch.is_tensor(keep) else slice(-keep, None)], **close)
+    ends = inra(**batch, alpha=[0.0, 1.0, 0.0, 1.0, 0.5]).logits.double()
+    torch.testing.assert_close(ends[0], inra(**batch, alpha=0.0).logits[0].double(), **close)
+    torch.testing.assert_close(ends[1], inra(**batch, alpha=1.0).logits[1].double(), **close)
+
+
+def final_hidden_states(inra, batch, **kwargs):
+    """(logits, final hidden states of stream A, of stream R) of one call that runs both streams for all rows."""
+    states = []
+    hook = inra.expanded.get_decoder().register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+    logits = inra(**batch, both_streams=True, **kwargs).logits
+    hook.remove()
+    return logits, *states[0].chunk(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_an_end_keeps_its_bits_while_both_streams_run(batch, dtype):
+    """As they do under a schedule: at alpha 0 and 1 the mixture is one of the streams, unrounded."""
+    inra = train_a_little(InRaForCausalLM.from_base(make_base("qwen2"))).to(dtype)
+    for alpha in (0.0, 1.0):
+        logits, *streams = final_hidden_states(inra, batch, alpha=alpha)
+        assert torch.equal(logits, inra.expanded.lm_head(streams[0] if alpha else streams[1]))
+
+
+@torch.no_grad()
+def test_mixing_in_half_precision_rounds_the_mixture_once(batch):
+    """At alpha 5 in bfloat16, against float64 from the same final hidden states: no worse than mixing logits that were
+    rounded to bfloat16 each, by more than half."""
+    inra = train_a_little(InRaForCausalLM.from_base(make_base("qwen2"))).to(torch.bfloat16)
+    logits, *streams = (states.double() for states in final_hidden_states(inra, batch, alpha=5.0))
+    head = inra.expanded.lm_head.weight.double()
+    exact = (5 * streams[0] - 4 * streams[1]) @ head.T
+    of_logits = 5 * (streams[0] @ head.T).bfloat16().double() - 4 * (streams[1] @ head.T).bfloat16().double()
+    assert (logits - exact).abs().mean() < 1.5 * (of_logits - exact).abs().mean()
+    assert (logits - exact).abs().max() < 2**-7 * exact.abs().max()
+    assert logits.equal(((5 * streams[0] - 4 * streams[1]).bfloat16() @ head.bfloat16().T).double())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "linear"),
+    [
+        *((name, {}, name != "gemma2") for name in ARCHITECTURES),
+        ("gemma2", {"final_logit_softcapping": None}, True),
+        ("granite", {"logits_scaling": 3.0}, False),
+        ("granite", {"logits_scaling": 1.0}, True),
+    ],
+)
+def test_only_a_linear_head_is_used_once(batch, name, changes, linear, caplog):
+    """Seen at the head: as many rows as the batch has if it is linear, else those of both streams."""
+    caplog.set_level("INFO")
+    config = AutoConfig.for_model(name.split("-")[0], **{**ARCHITECTURES.get(name, SHAPE), **changes})
+    for dtype in (torch.float32, torch.bfloat16):
+        caplog.clear()
+        inra = InRaForCausalLM.from_base(AutoModelForCausalLM.from_config(config).to(dtype).eval())
+        assert inra.linear_head == linear
+        assert ("the head is not linear" in caplog.text) == (not linear)
+        seen = []
+        inra.expanded.get_output_embeddings().register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(args[0].shape[0])
+        )
+        with torch.no_grad():
+            logits = inra(**batch, alpha=[0.3, 0.0, 1.0, 1.7, 0.5], logits_to_keep=1).logits
+        assert logits.shape == (5, 1, VOCAB)
+        assert seen == [5 if linear else 8]
 
 
 def test_ends_are_the_stock_models_to_the_bit(models, batch):
@@ -250,6 +337,26 @@ def test_rows_run_through_the_streams_they_need_and_no_more(batch):
             inra(**batch, alpha=alpha)
     assert seen == [5, 5, 10, 6]
     assert adapter_seen == [5, 5, 3]
+
+
+@pytest.mark.parametrize("placement", ["bottom", "top"])
+@pytest.mark.parametrize("alphas", [ALPHAS, [0.0] * 5, [1.0] * 5, [0.4] * 5, [0.0, 1.0, 0.0, 1.0, 0.0]])
+@torch.no_grad()
+def test_rows_dropped_from_the_cache_leave_the_others_as_they_were(batch, alphas, placement):
+    inra = train_a_little(InRaForCausalLM.from_base(make_base("qwen2-sliding"), placement=placement))
+    cache, whole = (inra(**batch, alpha=alphas, use_cache=True).past_key_values for _ in range(2))
+    rows = torch.arange(5)
+    for step, keep in enumerate(map(torch.tensor, ([4, 1, 3], [2, 1], [0]))):  # out of order too
+        rows = rows[keep]
+        cache.batch_select_indices(keep)
+        tokens = torch.full((5, 1), 7 + step)
+        seen = torch.cat([batch["attention_mask"], torch.ones(5, step + 1, dtype=torch.long)], dim=1)
+        more = {"attention_mask": seen, "position_ids": positions(seen)[:, -1:]}
+        expected = inra(tokens, **more, past_key_values=whole, use_cache=True, alpha=alphas).logits[rows]
+        more = {name: value[rows] for name, value in more.items()}
+        alpha = [alphas[row] for row in rows]
+        got = inra(tokens[rows], **more, past_key_values=cache, use_cache=True, alpha=alpha).logits
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_going_on_from_a_cache_without_the_stream_is_refused(batch):

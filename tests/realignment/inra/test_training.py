@@ -217,6 +217,7 @@ def test_a_finished_adapter_is_found_again_until_what_it_is_made_from_changes(ma
             trained.append(parameters.learning_rate)
             folder.mkdir()
             folder.with_name("curves").mkdir()
+            return model.expanded.state_dict()
 
         patch.setattr(inra_training, "train_sft", train_nothing)
         assert make() == path

@@ -13,6 +13,7 @@ def create_pipeline() -> Pipeline:
                     "params:alpha_sweep",
                     "params:data_prep",
                     "params:trra",
+                    "params:launcher",
                     "reference_model",
                     "aligned_model",
                     "trra_checkpoints",

@@ -12,6 +12,7 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "params:inra",
                     "params:teachers",
+                    "params:launcher",
                     "reference_model",
                     "aligned_model",
                     "short_solutions",

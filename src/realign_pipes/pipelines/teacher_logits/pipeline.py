@@ -9,7 +9,14 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 cache_teachers,
-                inputs=["params:teachers", "reference_model", "aligned_model", "calibration_set", "work_dir"],
+                inputs=[
+                    "params:teachers",
+                    "params:launcher",
+                    "reference_model",
+                    "aligned_model",
+                    "calibration_set",
+                    "work_dir",
+                ],
                 outputs=["teacher_cache", "teacher_cache_report"],
                 name="cache_teachers",
             )

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.parameters import Teachers, TrRa
+from realign_pipes.parameters import Launcher, Teachers, TrRa
 
 
 def train_students(
     parameters: TrRa,
     teachers: Teachers,
+    launcher: Launcher,
     reference_model: Path,
     aligned_model: Path,
     calibration_set: Any,
@@ -19,18 +20,19 @@ def train_students(
 
     One that an earlier run finished is not trained again.
     """
-    from realign_pipes.realignment.teachers import FusedTeachers
-    from realign_pipes.realignment.trra import Realigner
+    from realign_pipes.launcher import run_job
+    from realign_pipes.realignment.trra import make_students
 
-    fused = FusedTeachers(
-        reference_model, aligned_model, calibration_set, teachers=teachers, teacher_cache=teacher_cache
+    return run_job(
+        make_students,
+        launcher,
+        work_dir / "launch" / "trra",
+        training=parameters,
+        work=work_dir / "trra",
+        reference=reference_model,
+        aligned=aligned_model,
+        examples=calibration_set,
+        parameters=parameters,
+        teachers=teachers,
+        teacher_cache=teacher_cache,
     )
-    realigner = Realigner(fused, parameters=parameters, work=work_dir / "trra")
-    checkpoints = {}
-    for alpha in parameters.alphas:
-        if parameters.only_alpha not in (None, alpha):
-            continue
-        aligned = aligned_model
-        for iteration, name in enumerate(parameters.checkpoint_names(alpha)):
-            aligned = checkpoints[name] = realigner.realign(Path(name).name, float(alpha), iteration, aligned)
-    return checkpoints

@@ -12,6 +12,7 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "params:trra",
                     "params:teachers",
+                    "params:launcher",
                     "reference_model",
                     "aligned_model",
                     "calibration_set",

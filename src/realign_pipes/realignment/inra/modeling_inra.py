@@ -5,35 +5,116 @@
 
 Both streams are rows of one batch that passes through the base model's own layers, of which only the adapter's own
 rows pass through the adapter. So any Hugging Face decoder works, without a rewritten layer.
+
+A linear head W gives z(alpha) = W ((1 - alpha) h_R + alpha h_A): the final hidden states are mixed, and projected once.
+With any other head (soft-capping, a scale) the logits of both streams are computed and mixed. `linear_head` says which.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 
 from realign_pipes.realignment.checkpoints import check_checkpoint, fingerprint_model, read_config, read_model
-from realign_pipes.realignment.fusion import fuse_logits
 from realign_pipes.realignment.inra.configuration_inra import InRaConfig, base_config, expanded_config
+
+logger = logging.getLogger(__name__)
 
 Schedule = Callable[[int, int], float]
 """f(step, row) -> alpha: `step` counts a completion's tokens from 0, `row` the rows of the batch."""
 Alpha = float | Sequence[float] | torch.Tensor | Schedule
 
 
-@dataclass(frozen=True)
 class Streams:
-    """Which rows of the batch run through the adapter and which around it. A row may do both."""
+    """Which rows of the batch run through the adapter and which around it (a row may do both), and how they are mixed.
 
-    aligned: torch.Tensor
-    """Row numbers of stream A, int64, ascending."""
-    reference: torch.Tensor
-    """Row numbers of stream R."""
+    The rows of the streams are one batch: stream A's, then stream R's.
+    """
+
+    def __init__(
+        self, aligned: torch.Tensor, reference: torch.Tensor, alphas: torch.Tensor, device: torch.device
+    ) -> None:
+        """`aligned` and `reference` are row numbers, int64, ascending; `alphas` is float32 [B]. All are on the CPU."""
+        self.aligned, self.reference, self.alphas, self.device = aligned, reference, alphas, device
+        self.single = min(len(aligned), len(reference)) == 0
+        """One stream has all rows, in order: there is nothing to gather or to mix."""
+        if self.single:
+            return
+        of_aligned = torch.full((len(alphas),), -1)
+        of_aligned[aligned] = torch.arange(len(aligned))
+        of_reference = of_aligned.clone()
+        of_reference[reference] = len(aligned) + torch.arange(len(reference))
+        # A row of one stream is mixed with itself, at alpha 0 or 1, which leaves it as it is.
+        of_aligned = torch.where(of_aligned < 0, of_reference, of_aligned)
+        self.rows = torch.cat([aligned, reference]).to(device)
+        self.places = (of_reference.to(device), of_aligned.to(device))
+        self.weights = alphas[:, None, None].to(device)
+
+    def at(self, alphas: torch.Tensor) -> "Streams":
+        """The same streams, both there, mixed at other alphas."""
+        other = copy.copy(self)
+        other.alphas, other.weights = alphas, alphas[:, None, None].to(self.device)
+        return other
+
+    def gather(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """The streams' rows of an input [B, ...]. One that all rows share stays as it is."""
+        if self.single or tensor is None or tensor.shape[0] != len(self.alphas):
+            return tensor
+        return tensor[self.rows]
+
+    def mix(self, states: torch.Tensor) -> torch.Tensor:
+        """(1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, in float32 (float64 stays)."""
+        if self.single:
+            return states
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
+        reference, aligned = (states[places] for places in self.places)
+        return (1 - self.weights) * reference + self.weights * aligned
+
+
+class StreamsCache(DynamicCache):
+    """The KV cache of both streams' rows: the base's layers, then the adapter's, which hold stream A's rows alone."""
+
+    streams: Streams
+
+    def __init__(self, config: PreTrainedConfig, adapter_layers: list) -> None:
+        """`config` is the base model's; `adapter_layers` are empty layers of a cache."""
+        super().__init__(config=config)
+        self.adapter_layers = adapter_layers
+        self.layers += adapter_layers
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch, in each stream that they run through."""
+        old, keep = self.streams, indices.tolist()
+        kept, places, first = [], [], 0
+        for stream in (old.aligned, old.reference):
+            place = {row: first + number for number, row in enumerate(stream.tolist())}
+            kept.append(torch.tensor([new for new, row in enumerate(keep) if row in place], dtype=torch.long))
+            places.append([place[row] for row in keep if row in place])
+            first += len(stream)
+        both = torch.tensor(places[0] + places[1], dtype=torch.long, device=indices.device)
+        for layer in self.layers:
+            layer.batch_select_indices(both[: len(places[0])] if layer in self.adapter_layers else both)
+        self.streams = Streams(kept[0], kept[1], old.alphas[keep], old.device)
+
+
+@dataclass
+class _Adapter:
+    """What the adapter layers need to know of the forward pass that runs them."""
+
+    rows: int | None = None
+    """The first so many rows are stream A's; None: all are."""
 
 
 @dataclass
@@ -52,7 +133,9 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
     through one stream only, unless `both_streams` asks for both, so that a later call can go on from the cache at
     another alpha.
 
-    `config` is the base model's; `expanded` is the stock model of L + n layers that holds all weights.
+    `config` is the base model's; `expanded` is the stock model of L + n layers that holds all weights. `linear_head`
+    is True where the logits are `get_output_embeddings()` of the final hidden states and nothing else: then hidden
+    states are mixed, else logits.
     """
 
     _supports_sdpa = True
@@ -63,7 +146,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         self.expanded = expanded
         self.inra = inra
         self.generation_config = expanded.generation_config
-        self._adapter_rows: int | None = None
+        self._adapter = _Adapter()
         layers = list(decoder_layers(expanded))
         count = inra.num_adapter_layers
         self.adapter_layers = layers[:count] if inra.placement == "bottom" else layers[-count:]
@@ -77,6 +160,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                     module.layer_idx = place  # type: ignore[assignment]
         for layer in self.adapter_layers:
             layer.forward = self._around(layer.forward)
+        self.linear_head = _has_linear_head(expanded)
+        if not self.linear_head:
+            logger.info(
+                "%s: the head is not linear, so both streams' logits are mixed and not their hidden states.",
+                type(expanded).__name__,
+            )
 
     # -- making, saving, loading ---------------------------------------------------------------------------------------
     @classmethod
@@ -174,36 +263,38 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         both_streams: bool = False,
         return_dict: bool = True,
     ) -> CausalLMOutputWithPast:
-        """Logits z(alpha) [B, T, V], in float32 where streams were mixed, and the cache of all streams.
+        """Logits z(alpha) [B, T, V] and the cache of all streams.
+
+        The mixture is formed in float32. Where the head is linear, it is rounded to the model's dtype before it is
+        projected, and the logits have that dtype; mixed logits stay in float32.
 
         A cache remembers which streams it holds: going on from it needs those that `alpha` asks for.
         """
-        batch = input_ids.shape[0]
-        alphas = self._alphas(alpha, batch).to(input_ids.device)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        streams = self._streams(alphas, past_key_values, both_streams or isinstance(alpha, _ScheduledAlpha))
-        rows = torch.cat([streams.aligned, streams.reference])
-
-        def of_streams(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return tensor[rows] if tensor is not None and tensor.shape[0] == batch else tensor
-
-        self._adapter_rows = len(streams.aligned)
+        if use_cache is False:
+            past_key_values = None
+        elif use_cache and past_key_values is None:
+            past_key_values = self._new_cache()
+        streams = self._streams(alpha, input_ids, past_key_values, both_streams)
+        inputs = {
+            "input_ids": streams.gather(input_ids),
+            "attention_mask": streams.gather(attention_mask),
+            "position_ids": streams.gather(position_ids),
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+        self._adapter.rows = len(streams.aligned)
         try:
-            outputs = self.expanded(
-                input_ids=input_ids[rows],
-                attention_mask=of_streams(attention_mask),
-                position_ids=of_streams(position_ids),
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-            )
+            if streams.single:
+                return self.expanded(**inputs, logits_to_keep=logits_to_keep)
+            if self.linear_head:
+                hidden = self.expanded.get_decoder()(**inputs).last_hidden_state
+                mixed = slice_logits_to_keep(streams.mix(hidden).to(hidden.dtype), logits_to_keep)
+                logits = self.expanded.get_output_embeddings()(mixed)
+            else:
+                logits = streams.mix(self.expanded(**inputs, logits_to_keep=logits_to_keep).logits)
         finally:
-            self._adapter_rows = None
-        aligned, reference = outputs.logits.split([len(streams.aligned), len(streams.reference)])
-        return CausalLMOutputWithPast(
-            logits=_mix(aligned, reference, streams, alphas), past_key_values=outputs.past_key_values
-        )
+            self._adapter.rows = None
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def generate(  # type: ignore[override]
         self, *args: Any, alpha: Alpha = 1.0, both_streams: bool = False, **kwargs: Any
@@ -218,49 +309,65 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         if callable(alpha):
             passed: Any = _ScheduledAlpha(alpha)
         else:
-            passed = torch.as_tensor(alpha, dtype=torch.float32, device=self.device)
+            passed = torch.as_tensor(alpha, dtype=torch.float32, device="cpu")
             passed = passed if passed.ndim else float(passed)
+        if kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = self._new_cache()
         return super().generate(*args, alpha=passed, both_streams=both_streams, **kwargs)
 
     def _alphas(self, alpha: Alpha | _ScheduledAlpha, batch: int) -> torch.Tensor:
-        """One float32 alpha for each row [B]. ValueError if there are more or fewer, or one is not finite."""
+        """One float32 alpha for each row [B], on the CPU. Raises ValueError if their number is another."""
         if isinstance(alpha, _ScheduledAlpha):
             alphas = torch.tensor([float(alpha.schedule(alpha.step, row)) for row in range(batch)])
             alpha.step += 1
         elif callable(alpha):
             raise ValueError("a schedule is for generate(); give forward() numbers.")
         else:
-            alphas = torch.as_tensor(alpha, dtype=torch.float32)
+            alphas = torch.as_tensor(alpha, dtype=torch.float32, device="cpu")
             alphas = alphas.expand(batch) if alphas.ndim == 0 else alphas
         if alphas.shape != (batch,):
             raise ValueError(
                 f"alpha must be one number, or one for each of the {batch} rows; got {list(alphas.shape)}."
             )
-        if not torch.isfinite(alphas).all():
-            raise ValueError(f"alpha must be finite, not {alphas.tolist()}.")
         return alphas
 
-    def _streams(self, alphas: torch.Tensor, cache: DynamicCache | None, both: bool) -> Streams:
-        """The rows of each stream: what the cache holds, or for a new one what `alphas` need."""
-        every = torch.arange(len(alphas), device=alphas.device)
-        needed = Streams(every, every) if both else Streams(every[alphas != 0], every[alphas != 1])
-        if cache is None:
-            return needed
-        if cache.get_seq_length() == 0:
-            cache.streams = needed
-            if len(cache.layers) == self.config.num_hidden_layers:
-                count = self.inra.num_adapter_layers
-                of_expanded = DynamicCache(config=self.expanded.config).layers
-                cache.layers += of_expanded[:count] if self.inra.placement == "bottom" else of_expanded[-count:]
-            return needed
-        held: Streams = cache.streams
-        for name, wanted, there in (("A", needed.aligned, held.aligned), ("R", needed.reference, held.reference)):
-            if missing := sorted(set(wanted.tolist()) - set(there.tolist())):
-                raise ValueError(
-                    f"rows {missing} need stream {name}, which the cache they go on from does not hold: it began at an "
-                    "alpha that did without. Begin with both_streams=True."
-                )
-        return held
+    def _new_cache(self) -> StreamsCache:
+        return StreamsCache(self.config, self._adapter_cache_layers())
+
+    def _adapter_cache_layers(self) -> list:
+        layers, count = DynamicCache(config=self.expanded.config).layers, self.inra.num_adapter_layers
+        return layers[:count] if self.inra.placement == "bottom" else layers[-count:]
+
+    def _streams(
+        self, alpha: Alpha | _ScheduledAlpha, input_ids: torch.Tensor, cache: DynamicCache | None, both: bool
+    ) -> Streams:
+        """The rows of each stream: what the cache holds, or for a new one what `alpha` needs."""
+        alphas = self._alphas(alpha, input_ids.shape[0])
+        held: Streams | None = None
+        if cache is not None and cache.get_seq_length() > 0:
+            held = cache.streams
+        if held is not None and torch.equal(alphas, held.alphas):
+            return held
+        if not torch.isfinite(alphas).all():
+            raise ValueError(f"alpha must be finite, not {alphas.tolist()}.")
+        every = torch.arange(len(alphas))
+        if held is not None:
+            for name, wanted, there in (("A", alphas != 0, held.aligned), ("R", alphas != 1, held.reference)):
+                if missing := every[wanted & ~torch.isin(every, there)].tolist():
+                    raise ValueError(
+                        f"rows {missing} need stream {name}, which the cache they go on from does not hold: it began "
+                        "at an alpha that did without. Begin with both_streams=True."
+                    )
+            streams = held.at(alphas)
+        else:
+            both = both or isinstance(alpha, _ScheduledAlpha)
+            needed = (every, every) if both else (every[alphas != 0], every[alphas != 1])
+            streams = Streams(*needed, alphas, input_ids.device)
+        if cache is not None:
+            cache.streams = streams
+            if len(cache.layers) == self.config.num_hidden_layers:  # the caller's own, which knows of no adapter
+                cache.layers += self._adapter_cache_layers()
+        return streams
 
     def _around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """The adapter layer's forward for stream A's rows, which come first; the others pass by."""
@@ -273,7 +380,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             return value
 
         def adapter_forward(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            total, count = hidden_states.shape[0], self._adapter_rows
+            total, count = hidden_states.shape[0], self._adapter.rows
             if count is None or count == total:
                 return forward(hidden_states, **kwargs)
             if count == 0:
@@ -295,22 +402,17 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
 
-def _mix(aligned: torch.Tensor, reference: torch.Tensor, streams: Streams, alphas: torch.Tensor) -> torch.Tensor:
-    """z(alpha) [B, T, V] from the logits of stream A's rows and of stream R's."""
-    batch = len(alphas)
-    if len(reference) == 0:
-        return aligned
-    if len(aligned) == 0:
-        return reference
-    if len(aligned) == len(reference) == batch:
-        return fuse_logits(reference, aligned, alphas[:, None, None])
-    mixed = torch.empty(batch, *aligned.shape[1:], dtype=torch.float32, device=aligned.device)
-    mixed[streams.aligned] = aligned.float()
-    in_both = torch.isin(streams.reference, streams.aligned)
-    alone, both = streams.reference[~in_both], streams.reference[in_both]
-    mixed[alone] = reference[~in_both].float()
-    mixed[both] = fuse_logits(reference[in_both], mixed[both], alphas[both, None, None])
-    return mixed
+@torch.no_grad()
+def _has_linear_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are, to the bit, the output embeddings' product with the final hidden states (and its bias).
+
+    Tried on three tokens: a scale or soft-capping changes the logits' last bits at least.
+    """
+    states: list[torch.Tensor] = []
+    hook = model.get_decoder().register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+    logits = model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=False).logits
+    hook.remove()
+    return torch.equal(logits, model.get_output_embeddings()(states[0]))
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:

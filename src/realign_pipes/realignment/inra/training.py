@@ -3,12 +3,12 @@
 All three train the expanded model with everything but the adapter frozen. `kedro run --pipeline inra` runs it.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
@@ -17,18 +17,22 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from realign_pipes.parameters import InRa, Teachers
 from realign_pipes.realignment.checkpoints import (
     check_checkpoint,
-    copy_tokenizer,
-    default_device,
     fingerprint_model,
     load_tokenizer,
     read_config,
 )
 from realign_pipes.realignment.inra.modeling_inra import InRaForCausalLM
-from realign_pipes.realignment.model_card import checkpoint_name, write_model_card
+from realign_pipes.realignment.model_card import checkpoint_name
 from realign_pipes.realignment.teachers import FusedTeachers
-from realign_pipes.realignment.training import CURVES, train, trainer_arguments
-from realign_pipes.realignment.trra import train_trra
-from realign_pipes.resume import atomic_path, fingerprint, open_work
+from realign_pipes.realignment.training import (
+    in_training_order,
+    student_device,
+    train,
+    trainer_arguments,
+    training_state,
+)
+from realign_pipes.realignment.trra import finish_checkpoint, train_trra
+from realign_pipes.resume import fingerprint, open_work
 
 disable_progress_bars()  # TRL maps over its data; a bar for each map would bury the bar of the training
 
@@ -52,15 +56,19 @@ def make_adapter(
     """
     check_checkpoint(reference)
     tokenizer = load_tokenizer(reference)
-    metadata: dict[str, Any] = {
-        "method": f"InRa ({parameters.method})",
-        "reference": {"name": checkpoint_name(reference), "fingerprint": fingerprint_model(reference)},
-    }
     settings = parameters.model_dump(exclude={"lora", "dpo", "trra"})
     if parameters.adapter == "lora":
         settings["lora"] = parameters.lora.model_dump()
     if parameters.method == "trra":
         fused = FusedTeachers(reference, aligned, calibration_set, teachers=teachers, teacher_cache=teacher_cache)
+        fingerprint_of_reference = fused.fingerprint(reference)
+    else:
+        fingerprint_of_reference = fingerprint_model(reference)
+    metadata: dict[str, Any] = {
+        "method": f"InRa ({parameters.method})",
+        "reference": {"name": checkpoint_name(reference), "fingerprint": fingerprint_of_reference},
+    }
+    if parameters.method == "trra":
         metadata["aligned"] = {"name": checkpoint_name(aligned), "fingerprint": fused.fingerprint(aligned)}
         metadata["data_fingerprint"] = fused.data_fingerprint
         settings["trra"] = parameters.trra.model_dump()
@@ -71,17 +79,13 @@ def make_adapter(
     else:
         metadata["data_fingerprint"] = _fingerprint_columns(short_solutions)
     metadata["parameters"] = settings
-    work = open_work(work, metadata)
-    finished = work / "checkpoint"
+    with PartialState().main_process_first():
+        work = open_work(work, metadata)
+    finished, folder = work / "checkpoint", training_state(work)
     if not finished.exists():
-        torch.manual_seed(parameters.seed)  # of a random initialisation
-        model = InRaForCausalLM.from_base(
-            reference, parameters.num_adapter_layers, parameters.init, parameters.placement
-        )
-        model.to(device=default_device(), dtype=torch.float32)
-        merge = _only_adapter(model, parameters)
+        model, _ = _fresh_model(reference, parameters, student_device())
         if parameters.method == "trra":
-            train_trra(
+            state = train_trra(
                 model.expanded,
                 fused.teacher(aligned, work / "aligned_cache"),
                 parameters.trra.alpha,
@@ -89,42 +93,51 @@ def make_adapter(
                 training=parameters,
                 distillation=parameters.trra,
                 vocab_size=len(tokenizer),
-                work=work / "trainer",
+                work=folder,
                 description="training the adapter (TrRa)",
             )
         elif parameters.method == "dpo":
-            train_dpo(model, preference_pairs, tokenizer, parameters, work / "trainer")
+            state = train_dpo(model, preference_pairs, tokenizer, parameters, folder)
         else:
-            train_sft(model, short_solutions, tokenizer, parameters, work / "trainer")
-        merge()
-        model.to(dtype=read_config(reference).dtype or torch.float32)
-        with atomic_path(finished) as temporary:
-            model.save_pretrained(temporary)
-            copy_tokenizer(reference, temporary)
-            shutil.copytree(work / CURVES, temporary / CURVES)
-            write_model_card(
-                temporary, title="inra", introduction=_introduction(metadata), tags=["inra"], metadata=metadata
+            state = train_sft(model, short_solutions, tokenizer, parameters, folder)
+        if PartialState().is_main_process:
+            model, save = _fresh_model(reference, parameters, torch.device("cpu"))
+            model.expanded.load_state_dict(state)
+            finish_checkpoint(
+                finished,
+                reference,
+                save,
+                title="inra",
+                introduction=_introduction(metadata),
+                tags=["inra"],
+                metadata=metadata,
             )
-        shutil.rmtree(work / "trainer")
+        PartialState().wait_for_everyone()
     return finished
 
 
 def train_sft(
     model: InRaForCausalLM, examples: Dataset, tokenizer: PreTrainedTokenizerFast, parameters: InRa, folder: Path
-) -> None:
-    """Minimise the cross-entropy of `completion_ids` after `prompt_ids` in stream A. TRL's SFTTrainer."""
+) -> dict[str, torch.Tensor]:
+    """Minimise the cross-entropy of `completion_ids` after `prompt_ids` in stream A. TRL's SFTTrainer.
+
+    Returns the expanded model's trained state dict, as `train` does.
+    """
     rows = [
         {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
         for prompt, completion in zip(examples["prompt_ids"], examples["completion_ids"], strict=True)
     ]
     arguments = SFTConfig(
-        **trainer_arguments(parameters, model.device, folder),
+        **trainer_arguments(parameters, folder),
         max_length=None,
     )
     trainer = SFTTrainer(
-        model=model.expanded, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        model=model.expanded,
+        args=arguments,
+        train_dataset=in_training_order(Dataset.from_list(rows), parameters),
+        processing_class=tokenizer,
     )
-    train(trainer, "training the adapter (SFT)")
+    return train(trainer, "training the adapter (SFT)")
 
 
 class _TokenisedDPOTrainer(DPOTrainer):
@@ -137,10 +150,13 @@ class _TokenisedDPOTrainer(DPOTrainer):
 
 def train_dpo(
     model: InRaForCausalLM, pairs: Dataset, tokenizer: PreTrainedTokenizerFast, parameters: InRa, folder: Path
-) -> None:
-    """Direct preference optimisation of stream A against stream R, which shares all its weights. TRL's DPOTrainer."""
+) -> dict[str, torch.Tensor]:
+    """Direct preference optimisation of stream A against stream R, which shares all its weights. TRL's DPOTrainer.
+
+    Returns the expanded model's trained state dict, as `train` does.
+    """
     arguments = DPOConfig(
-        **trainer_arguments(parameters, model.device, folder),
+        **trainer_arguments(parameters, folder),
         beta=parameters.dpo.beta,
         max_length=None,
     )
@@ -148,10 +164,27 @@ def train_dpo(
         model=model.expanded,
         ref_model=model.base_model_view(),
         args=arguments,
-        train_dataset=pairs.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]),
+        train_dataset=in_training_order(pairs.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]), parameters),
         processing_class=tokenizer,
     )
-    train(trainer, "training the adapter (DPO)")
+    return train(trainer, "training the adapter (DPO)")
+
+
+def _fresh_model(
+    reference: Path, parameters: InRa, device: torch.device
+) -> tuple[InRaForCausalLM, Callable[[Path], None]]:
+    """The model before its training, on `device` in float32, and what saves it to a folder in the reference's dtype."""
+    torch.manual_seed(parameters.seed)  # of a random initialisation, and of LoRA's: the same in every process
+    model = InRaForCausalLM.from_base(reference, parameters.num_adapter_layers, parameters.init, parameters.placement)
+    model.to(device=device, dtype=torch.float32)
+    merge = _only_adapter(model, parameters)
+
+    def save(folder: Path) -> None:
+        merge()
+        model.to(dtype=read_config(reference).dtype or torch.float32)
+        model.save_pretrained(folder)
+
+    return model, save
 
 
 def _only_adapter(model: InRaForCausalLM, parameters: InRa) -> Callable[[], object]:
