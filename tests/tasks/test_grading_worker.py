@@ -115,8 +115,12 @@ if __name__ == "__main__":
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    while _is_alive(worker):
+    for _ in range(600):  # it takes seconds; a minute is for ever
+        if not _is_alive(worker):
+            return
         time.sleep(0.1)
+    psutil.Process(worker).kill()
+    pytest.fail("The worker outlived its parent.")
 
 
 def _is_alive(pid: int) -> bool:
