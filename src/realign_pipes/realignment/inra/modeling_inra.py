@@ -52,6 +52,8 @@ class Streams:
         self.aligned, self.reference, self.alphas, self.device = aligned, reference, alphas, device
         self.single = min(len(aligned), len(reference)) == 0
         """One stream has all rows, in order: there is nothing to gather or to mix."""
+        self.number: float | None = None
+        """The one alpha of all rows, where one number was given."""
         if self.single:
             return
         of_aligned = torch.full((len(alphas),), -1)
@@ -342,10 +344,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         self, alpha: Alpha | _ScheduledAlpha, input_ids: torch.Tensor, cache: DynamicCache | None, both: bool
     ) -> Streams:
         """The rows of each stream: what the cache holds, or for a new one what `alpha` needs."""
-        alphas = self._alphas(alpha, input_ids.shape[0])
         held: Streams | None = None
         if cache is not None and cache.get_seq_length() > 0:
             held = cache.streams
+            if isinstance(alpha, float) and alpha == held.number and len(input_ids) == len(held.alphas):
+                return held  # the tensors below would take as long as a layer of a small model
+        alphas = self._alphas(alpha, input_ids.shape[0])
         if held is not None and torch.equal(alphas, held.alphas):
             return held
         if not torch.isfinite(alphas).all():
@@ -363,6 +367,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             both = both or isinstance(alpha, _ScheduledAlpha)
             needed = (every, every) if both else (every[alphas != 0], every[alphas != 1])
             streams = Streams(*needed, alphas, input_ids.device)
+        streams.number = alpha if isinstance(alpha, float) else None
         if cache is not None:
             cache.streams = streams
             if len(cache.layers) == self.config.num_hidden_layers:  # the caller's own, which knows of no adapter
