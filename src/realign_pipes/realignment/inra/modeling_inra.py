@@ -60,7 +60,7 @@ class Streams:
         of_aligned[aligned] = torch.arange(len(aligned))
         of_reference = of_aligned.clone()
         of_reference[reference] = len(aligned) + torch.arange(len(reference))
-        # A row of one stream is mixed with itself, at alpha 0 or 1, which leaves it as it is.
+        # A row of one stream is mixed with itself, at alpha 0 or 1, which leaves it as it is; no other row touches it.
         of_aligned = torch.where(of_aligned < 0, of_reference, of_aligned)
         self.rows = torch.cat([aligned, reference]).to(device)
         self.places = (of_reference.to(device), of_aligned.to(device))
@@ -82,8 +82,8 @@ class Streams:
         """(1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, in float32 (float64 stays)."""
         if self.single:
             return states
-        states = states.to(torch.promote_types(states.dtype, torch.float32))
         reference, aligned = (states[places] for places in self.places)
+        # The weights are float32, and so are their products with states in half precision.
         return (1 - self.weights) * reference + self.weights * aligned
 
 
