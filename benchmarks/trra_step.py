@@ -66,7 +66,7 @@ def cached_teacher(
             folder / name, model, examples, source,
             dtype=model.dtype, batch_size=1, shard_tokens=65_536, advance=lambda steps: None,
         )  # fmt: skip
-        caches.append(open_cache(folder / name, source))
+        caches.append(open_cache(folder / name, source, examples))
     return CachedTeacher(*caches, DEVICE)
 
 

@@ -157,12 +157,9 @@ def uninterrupted(copy_project):
 
 # -- what must hold after a kill --------------------------------------------------------------------------------------
 def is_final(file: Path) -> bool:
-    """Whether a file is under its final name: no temporary, no state of an unfinished training (its last file says
-    whether it is complete), and no file that is only locked."""
-    return not any(
-        LEFTOVER.fullmatch(part) or part.startswith("checkpoint-") or part in ("run.lock", "curves")
-        for part in file.parts
-    )
+    """Whether a file is under its final name: no temporary, nothing that a training needs to go on (the last file of a
+    state says that it is complete; curves are written again), and no file that is only locked."""
+    return not any(LEFTOVER.fullmatch(part) or part in ("trainer", "curves", "run.lock") for part in file.parts)
 
 
 def assert_nothing_is_half_written(data: Path, whole: Path) -> None:

@@ -51,7 +51,7 @@ def test_scripted_completions(reference, script, tiny_tokenizer, tmp_path, caplo
 
 
 def test_random_model_resumes_where_it_was_killed(reference, tmp_path, monkeypatch, sampled) -> None:
-    monkeypatch.setattr(module, "is_correct", lambda *_: True)
+    monkeypatch.setattr(module, "grade", lambda attempts: [True] * len(attempts))
     whole = collect_samples(sampled(), reference, tmp_path / "whole")
     assert len(whole) == 24
     assert all(len(ids) == 24 or ids[-1] == 3 for ids in whole["completion_ids"])
@@ -199,7 +199,9 @@ class TestRefusals:
 
     def test_completions_that_are_not_text(self, reference, tmp_path, from_dataset, write_jsonl) -> None:
         path = write_jsonl(tmp_path / "d.jsonl", [{**DATASET[0], "completion": ["a", "b"]}])
-        assert "completions of" in (message := self.refused(from_dataset(path), reference, tmp_path))
+        assert "the completions (the column completion) are" in (
+            message := self.refused(from_dataset(path), reference, tmp_path)
+        )
         assert "not text" in message
 
     def test_only_wrong_completions(self, reference, tmp_path, from_dataset, write_jsonl) -> None:

@@ -50,11 +50,12 @@ def run(candidate, problems, work, sampling=SAMPLING):
 def test_rows_are_the_sampled_completions_with_their_lengths_and_grades(monkeypatch, tmp_path, checkpoints, problems):
     graded = []
 
-    def grade(task, prompt, completion, answer, metadata):
-        graded.append((completion, answer))
-        return len(graded) % 2 == 0
+    def grade(attempts):
+        for attempt in attempts:
+            graded.append((attempt.completion, attempt.answer))
+            yield len(graded) % 2 == 0
 
-    monkeypatch.setattr(sweep, "is_correct", grade)
+    monkeypatch.setattr(sweep, "grade", grade)
     frame = run(Candidate("trra-1.5", "trra", 1.5, checkpoints[:1]), problems, tmp_path)
     model, tokenizer = load_model(checkpoints[0], device=CPU), load_tokenizer(checkpoints[0])
     expected = {}

@@ -40,7 +40,7 @@ def batch_of(examples, rows):
 def test_a_cache_holds_what_the_model_computes_one_example_at_a_time(tmp_path, pair, examples):
     model = load_model(pair[0], device=CPU)
     write(tmp_path / "cache", model, examples)
-    cache = open_cache(tmp_path / "cache", SOURCE)
+    cache = open_cache(tmp_path / "cache", SOURCE, examples)
     assert len(cache.index["shards"]) > 2
     for row, example in enumerate(examples):
         ids = torch.tensor([example["prompt_ids"] + example["completion_ids"]])
@@ -55,7 +55,9 @@ def test_cached_and_online_give_the_same_signal(tmp_path, pair, examples):
     models = [load_model(path, device=CPU) for path in pair]
     for name, model in zip(("reference", "aligned"), models, strict=True):
         write(tmp_path / name, model, examples)
-    cached = CachedTeacher(open_cache(tmp_path / "reference", SOURCE), open_cache(tmp_path / "aligned", SOURCE), CPU)
+    cached = CachedTeacher(
+        open_cache(tmp_path / "reference", SOURCE, examples), open_cache(tmp_path / "aligned", SOURCE, examples), CPU
+    )
     online = OnlineTeacher(*models)
     batch = batch_of(examples, [7, 0, 3])
     for side in ("reference_hidden", "aligned_hidden"):
@@ -90,7 +92,7 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(tmp_path, pair, examp
             advance=stop_after_two_batches,
         )
     with pytest.raises(CacheMismatchError, match="never finished"):
-        open_cache(tmp_path / "cut", SOURCE)
+        open_cache(tmp_path / "cut", SOURCE, examples)
     finished_shards = sorted(path.name for path in (tmp_path / "cut").glob("shard-*.safetensors"))
     assert finished_shards
     times = {name: (tmp_path / "cut" / name).stat().st_mtime_ns for name in finished_shards}
@@ -123,14 +125,14 @@ def test_a_failing_write_leaves_earlier_shards_readable(tmp_path, pair, examples
     assert files == ["head.safetensors", "index.json", *shards]
     monkeypatch.undo()
     write(tmp_path / "cache", model, examples)
-    open_cache(tmp_path / "cache", SOURCE)
+    open_cache(tmp_path / "cache", SOURCE, examples)
 
 
 @pytest.mark.parametrize("what", ["model", "tokenizer", "data"])
 def test_a_cache_of_something_else_is_refused_naming_what_differs(tmp_path, pair, examples, what):
     write(tmp_path / "cache", load_model(pair[0], device=CPU), examples)
     with pytest.raises(CacheMismatchError, match=f"made from another {what} than this run"):
-        open_cache(tmp_path / "cache", {**SOURCE, what: "other"})
+        open_cache(tmp_path / "cache", {**SOURCE, what: "other"}, examples)
 
 
 def test_damaged_shards_are_refused_by_name(tmp_path, pair, examples):
@@ -141,7 +143,7 @@ def test_damaged_shards_are_refused_by_name(tmp_path, pair, examples):
         folder = shutil.copytree(tmp_path / "cache", tmp_path / name)
         change(folder / shard)
         with pytest.raises(CacheMismatchError, match=shard):
-            open_cache(folder, SOURCE)
+            open_cache(folder, SOURCE, examples)
 
     def flip_a_bit(path):
         content = bytearray(path.read_bytes())
@@ -161,10 +163,10 @@ def test_writing_again_heals_a_damaged_cache(tmp_path, pair, examples):
     shard.write_bytes(whole[:-8])
     write(tmp_path / "cache", model, examples)
     assert shard.read_bytes() == whole
-    open_cache(tmp_path / "cache", SOURCE)
+    open_cache(tmp_path / "cache", SOURCE, examples)
     (tmp_path / "cache" / "index.json").write_text("{")
     with pytest.raises(CacheMismatchError, match=r"index.json is damaged"):
-        open_cache(tmp_path / "cache", SOURCE)
+        open_cache(tmp_path / "cache", SOURCE, examples)
 
 
 def test_examples_of_another_tokenizer_are_refused(tiny_tokenizer):
@@ -176,14 +178,14 @@ def test_examples_of_another_tokenizer_are_refused(tiny_tokenizer):
         check_examples(Dataset.from_list(rows), tiny_tokenizer)
 
 
-def test_no_cache_at_all_is_refused(tmp_path):
+def test_no_cache_at_all_is_refused(tmp_path, examples):
     with pytest.raises(CacheMismatchError, match="kedro run --pipeline teacher_logits"):
-        open_cache(tmp_path, SOURCE)
+        open_cache(tmp_path, SOURCE, examples)
 
 
 def test_report_counts_bytes(tmp_path, pair, examples):
     write(tmp_path / "cache", load_model(pair[0], device=CPU), examples, dtype=torch.bfloat16)
-    cache = open_cache(tmp_path / "cache", SOURCE)
+    cache = open_cache(tmp_path / "cache", SOURCE, examples)
     report = cache.report(vocab_size=320)
     width = cache.hidden_size
     assert report["tokens"] == sum(len(row["completion_ids"]) for row in examples)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -116,6 +117,24 @@ def test_one_step_has_the_gradient_of_the_mean_over_all_completion_tokens(
             torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=f"{name}, by {micro_batch_size}")
 
 
+def test_the_loss_is_what_the_head_gives(monkeypatch, tmp_path, pair, examples, vocab_size):
+    """FSDP gathers the head's weight around the head's own call, so nothing may read it outside."""
+    given, load = [], load_model
+
+    def noted(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.lm_head.register_forward_hook(lambda module, inputs, output: given.append(output.item()))
+        return model
+
+    monkeypatch.setitem(globals(), "load_model", noted)
+    teacher = OnlineTeacher(*(load(path, device=CPU) for path in pair))
+    train(pair, examples, vocab_size, tmp_path / "work", teacher, steps=1, save_steps=1)
+    (state,) = (tmp_path / "work").glob("checkpoint-1/trainer_state.json")
+    logged = json.loads(state.read_text())["log_history"][0]["loss"]
+    assert len(given) == 2  # micro-batches
+    assert sum(given) == pytest.approx(logged, rel=1e-4)
+
+
 def test_gradient_checkpointing_changes_nothing(monkeypatch, tmp_path, pair, examples, vocab_size):
     plain = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "plain")
     saved = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "saved", gradient_checkpointing=True)
@@ -163,7 +182,8 @@ def test_nan_stops_with_step_and_examples_and_keeps_the_last_checkpoint(tmp_path
             return signal
 
     teacher = Breaks(*(load_model(path, device=CPU) for path in pair))
-    with pytest.raises(TrainingDivergedError, match=r"the loss is nan at step 3, on examples \['e\d"):
+    ids = in_training_order(examples, make_parameters())["id"][20:24]  # steps of 8, in halves: the sixth of these
+    with pytest.raises(TrainingDivergedError, match=re.escape(f"the loss is nan at step 3, on examples {ids}.")):
         train(pair, examples, vocab_size, tmp_path / "work", teacher=teacher)
     AutoModelForCausalLM.from_pretrained(tmp_path / "work" / "checkpoint-2")
 

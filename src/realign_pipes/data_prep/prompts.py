@@ -7,6 +7,7 @@ which the loss starts, and the model would learn on ids that it never has before
 
 from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.realignment.checkpoints import render_chat
 from realign_pipes.tasks.completion import THINK_OPEN
 
 _REPLY = "REPLY-OF-THE-ASSISTANT"
@@ -15,7 +16,7 @@ _REPLY = "REPLY-OF-THE-ASSISTANT"
 def render_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> tuple[str, list[int]]:
     """The chat template's text for one user turn with the assistant's opened, and its ids."""
     chat = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    text = render_chat(tokenizer, chat, add_generation_prompt=True)
     # The template wrote whatever begins a sequence: the tokenizer must not add it again.
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -49,7 +50,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     ValueError if the template closes it with no special token.
     """
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
-    closing = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(_REPLY)[2]
+    closing = render_chat(tokenizer, chat, add_generation_prompt=False).rpartition(_REPLY)[2]
     tokens = tokenizer.added_tokens_decoder
     for token_id in tokenizer(closing, add_special_tokens=False)["input_ids"]:
         if token_id in tokens and tokens[token_id].special:

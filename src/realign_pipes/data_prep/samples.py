@@ -32,7 +32,7 @@ from realign_pipes.realignment.checkpoints import (
 )
 from realign_pipes.resume import atomic_path, fingerprint, open_work
 from realign_pipes.tasks.dataset_task import read_rows
-from realign_pipes.tasks.grading import is_correct
+from realign_pipes.tasks.grading import Attempt, grade
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +71,13 @@ def collect_samples(parameters: DataPrep, reference: Path, work: Path) -> Datase
         draw_problems(f"data_prep.tasks.{name}", name, task, parameters.seed)
     calibration = parameters.calibration
     if isinstance(calibration, SampledCalibration):
+        calibration_task: Task = calibration.task
         records = _sample(calibration, parameters.seed, reference, tokenizer, work)
     else:
+        calibration_task = DatasetTask(kind="dataset", path=calibration.path, verifier=calibration.verifier)
         records = _read(calibration, parameters.seed, tokenizer)
     rows = sorted(records, key=lambda record: (record["problem_id"], record["sample"]))
+    _grade(rows, calibration_task)
     _report(rows)
     return Dataset.from_list(rows, features=SAMPLE_COLUMNS)
 
@@ -120,16 +123,13 @@ def _sample(
             for index, sample, token_ids, finished in json.loads(file.read_text()):
                 problem = batch[index]
                 text = decode_completion(tokenizer, token_ids, finished)
-                yield _record(
-                    calibration.task, problem, sample, rendered[problem.id], text, token_ids, finished, "sampled"
-                )
+                yield _record(problem, sample, rendered[problem.id], text, token_ids, finished, "sampled")
             advance(len(batch) * sampling.samples)
 
 
 def _read(calibration: DatasetCalibration, seed: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, Any]]:
     """Records of the completions in a dataset; rows with one question are samples of one problem."""
     key = "data_prep.calibration"
-    task = DatasetTask(kind="dataset", path=calibration.path, verifier=calibration.verifier)
     rows = read_rows(
         calibration.path,
         {
@@ -139,15 +139,12 @@ def _read(calibration: DatasetCalibration, seed: int, tokenizer: PreTrainedToken
         },
         key,
     )
-    for ours in ("question", "completion"):
-        if rows.features[ours] not in (Value("string"), Value("large_string")):
-            raise ValueError(f"{key}: {ours}s of {calibration.path} are {rows.features[ours]}, not text.")
     if calibration.limit is not None and calibration.limit < len(rows):
         rows = rows.select(sorted(random.Random(f"{seed}/{key}").sample(range(len(rows)), calibration.limit)))
     end_of_turn = end_of_turn_id(tokenizer)
     problems: dict[str, Problem] = {}
     samples: Counter[str] = Counter()
-    with progress_bar("grading the calibration dataset", len(rows)) as advance:
+    with progress_bar("reading the calibration dataset", len(rows)) as advance:
         for row in rows:
             question = normalise(row["question"])
             if question not in problems:
@@ -158,13 +155,24 @@ def _read(calibration: DatasetCalibration, seed: int, tokenizer: PreTrainedToken
             text = continue_prompt(rendered[0], row["completion"])
             ids = encode_completion(tokenizer, text, end_of_turn)
             text = decode_completion(tokenizer, ids, finished=True)
-            yield _record(task, problem, samples[question], rendered, text, ids, True, "dataset")
+            yield _record(problem, samples[question], rendered, text, ids, True, "dataset")
             samples[question] += 1
             advance()
 
 
+def _grade(rows: list[dict[str, Any]], task: Task) -> None:
+    """Add `correct` to each row."""
+    attempts = [
+        Attempt(row["problem_id"], task, row["prompt"], row["completion"], row["answer"], row["metadata"])
+        for row in rows
+    ]
+    with progress_bar("grading the completions", len(rows)) as advance:
+        for row, correct in zip(rows, grade(attempts), strict=True):
+            row["correct"] = correct
+            advance()
+
+
 def _record(
-    task: Task,
     problem: Problem,
     sample: int,
     rendered: tuple[str, list[int]],
@@ -188,7 +196,6 @@ def _record(
         "completion_ids": completion_ids,
         "prompt_tokens": len(prompt_ids),
         "completion_tokens": len(completion_ids),
-        "correct": is_correct(task, prompt, completion, problem.answer, problem.metadata),
         "finished": finished,
         "source": source,
     }

@@ -26,7 +26,7 @@ from realign_pipes.realignment.checkpoints import default_device, fingerprint_mo
 from realign_pipes.realignment.training import CURVES, train
 from realign_pipes.resume import atomic_path, open_work
 from realign_pipes.tasks.completion import THINK_CLOSE
-from realign_pipes.tasks.grading import is_correct
+from realign_pipes.tasks.grading import Attempt, grade
 from realign_pipes.tasks.reasoning_gym_task import make_problems
 
 IGNORED = -100
@@ -118,14 +118,22 @@ def shortest_correct(
             aligned.sampling,
             pad_token_id=tokenizer.pad_token_id,
         ):
-            for drawn in batch:
+            finished = [drawn for drawn in batch if drawn.finished]
+            attempts = [
+                Attempt(
+                    f"problem {drawn.prompt_index}",
+                    task,
+                    tokenizer.decode(prompts[drawn.prompt_index]),
+                    tokenizer.decode(drawn.token_ids[:-1]),
+                    problems[drawn.prompt_index]["answer"],
+                    problems[drawn.prompt_index]["metadata"],
+                )
+                for drawn in finished
+            ]
+            for drawn, correct in zip(finished, grade(attempts), strict=True):
                 index = drawn.prompt_index
-                shortest = index not in best or len(drawn.token_ids) < len(best[index])
-                if drawn.finished and shortest:
-                    text = tokenizer.decode(drawn.token_ids[:-1])
-                    problem = problems[index]
-                    if is_correct(task, tokenizer.decode(prompts[index]), text, problem["answer"], problem["metadata"]):
-                        best[index] = drawn.token_ids
+                if correct and (index not in best or len(drawn.token_ids) < len(best[index])):
+                    best[index] = drawn.token_ids
             advance(len(batch))
     if not best:
         raise ValueError("demo_models: the reference solved none of the problems for the aligned model. Give "

@@ -23,7 +23,7 @@ from realign_pipes.realignment.dera import DeRaForCausalLM
 from realign_pipes.realignment.inra import InRaForCausalLM, TokenBudget
 from realign_pipes.realignment.model_card import read_metadata
 from realign_pipes.resume import atomic_path, fingerprint, open_work
-from realign_pipes.tasks.grading import is_correct
+from realign_pipes.tasks.grading import Attempt, grade
 
 ORDER = ["task", "problem_id", "sample"]
 TOGETHER = "together.json"
@@ -213,24 +213,27 @@ class Evaluator:
             for batch in sample_completions(
                 model, prompts, keys, sampling, pad_token_id=self.tokenizer.pad_token_id, arguments=alphas
             ):
+                attempts = []
                 for completion in batch:
-                    candidate = candidates[completion.prompt_index % count]
                     problem = problems[completion.prompt_index // count]
                     tokens = completion.token_ids
                     text = self.tokenizer.decode(tokens[:-1] if completion.finished else tokens)
-                    correct = is_correct(
-                        self.tasks[problem["task"]], problem["prompt"], text, problem["answer"], problem["metadata"]
+                    task = self.tasks[problem["task"]]
+                    attempts.append(
+                        Attempt(problem["id"], task, problem["prompt"], text, problem["answer"], problem["metadata"])
                     )
+                for completion, attempt, correct in zip(batch, attempts, grade(attempts), strict=True):
+                    candidate = candidates[completion.prompt_index % count]
                     rows.append(
                         {
                             "candidate": candidate.name,
                             "kind": candidate.kind,
                             "alpha": candidate.alpha,
-                            "task": problem["task"],
-                            "problem_id": problem["id"],
+                            "task": problems[completion.prompt_index // count]["task"],
+                            "problem_id": attempt.problem_id,
                             "sample": completion.sample,
-                            "completion": text,
-                            "completion_tokens": len(tokens),
+                            "completion": attempt.completion,
+                            "completion_tokens": len(completion.token_ids),
                             "finished": completion.finished,
                             "correct": correct,
                         }

@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -219,7 +220,10 @@ def _start_index(
         "shards": [],
         "complete": False,
     }
-    found = json.loads(index_path.read_text()) if index_path.exists() else {}
+    try:
+        found = _read_index(index_path)
+    except CacheMismatchError:  # none there, or damaged: made anew
+        found = {}
     same = {**found, "shards": [], "complete": False} == index
     if not same:  # notes of shards of something else
         for note in folder.glob("shard-*.json"):
@@ -238,8 +242,12 @@ def _is_good(folder: Path, number: int, start: int, stop: int) -> bool:
     note = _note(folder, number)
     if not note.exists():
         return False
-    entry = json.loads(note.read_text())
-    return (entry["start"], entry["stop"]) == (start, stop) and _is_whole(folder, entry)
+    try:
+        entry = _Shard.model_validate_json(note.read_bytes()).model_dump()
+    except ValidationError:
+        return False
+    expected = (f"shard-{number:05d}.safetensors", start, stop)
+    return (entry["file"], entry["start"], entry["stop"]) == expected and _is_whole(folder, entry)
 
 
 def _hidden_states(
@@ -295,11 +303,55 @@ def _sha256(path: Path) -> str:
 def _is_whole(folder: Path, entry: dict[str, Any]) -> bool:
     """Whether the file is there and has the index's checksum."""
     file = folder / entry["file"]
-    return file.exists() and _sha256(file) == entry["sha256"]
+    return file.is_file() and _sha256(file) == entry["sha256"]
 
 
 class CacheMismatchError(ValueError):
     """A cache is damaged, unfinished, or was made from something else."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _File(_Strict):
+    file: str
+    sha256: str
+
+
+class _Shard(_File):
+    start: NonNegativeInt
+    stop: NonNegativeInt
+
+
+class _Index(_Strict):
+    """What index.json holds."""
+
+    model: str
+    tokenizer: str
+    data: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    hidden_size: PositiveInt
+    head: _File
+    lengths: list[NonNegativeInt]
+    shards: list[_Shard]
+    complete: bool
+
+
+SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+REMEDY = "Make it again: kedro run --pipeline teacher_logits"
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """index.json. CacheMismatchError, with the first thing that is wrong, if it is none of a cache's."""
+    try:
+        return _Index.model_validate_json(path.read_bytes()).model_dump()
+    except OSError as error:
+        raise CacheMismatchError(f"{path} cannot be read, so there is no teacher cache: {error}. {REMEDY}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise CacheMismatchError(f"{path} is damaged: {where}: {first['msg']}. {REMEDY}") from error
 
 
 class HiddenStateCache:
@@ -345,33 +397,66 @@ class HiddenStateCache:
         }
 
 
-def open_cache(folder: Path, source: dict[str, str]) -> HiddenStateCache:
-    """Open the cache in `folder` after checking that it is whole and was made from `source`.
+def open_cache(folder: Path, source: dict[str, str], examples: Dataset) -> HiddenStateCache:
+    """Open the cache in `folder` after checking that it is whole and was made from `source` for `examples`.
+
+    Nothing in the cache is taken at its word: names of files are those that `write_cache` gives, and lengths and
+    shapes are compared with the completions of `examples` (the column `completion_ids`).
 
     Raises CacheMismatchError naming what differs (model, tokenizer or data), or the file that is missing, truncated
     or altered.
     """
     index_path = folder / "index.json"
-    remedy = "Make it again: kedro run --pipeline teacher_logits"
-    if not index_path.exists():
-        raise CacheMismatchError(f"{folder} has no index.json, so it holds no teacher cache. {remedy}")
-    try:
-        index = json.loads(index_path.read_text())
-    except ValueError as error:
-        raise CacheMismatchError(f"{index_path} is damaged: {error}. {remedy}") from error
-    differing = [name for name, wanted in source.items() if index.get(name) != wanted]
+    if not index_path.is_file():
+        raise CacheMismatchError(f"{folder} has no index.json, so it holds no teacher cache. {REMEDY}")
+    index = _read_index(index_path)
+    differing = [name for name, wanted in source.items() if index[name] != wanted]
     if differing:
         raise CacheMismatchError(
             f"the teacher cache in {folder} was made from another {' and another '.join(differing)} than this run "
-            f"uses. {remedy}"
+            f"uses. {REMEDY}"
         )
     if not index["complete"]:
-        raise CacheMismatchError(f"the teacher cache in {folder} was never finished. {remedy}")
-    for entry in [index["head"], *index["shards"]]:
-        if not _is_whole(folder, entry):
-            raise CacheMismatchError(f"{folder / entry['file']} is missing, truncated or altered: it does not have the "
-                                     f"checksum in the index. {remedy}")  # fmt: skip
+        raise CacheMismatchError(f"the teacher cache in {folder} was never finished. {REMEDY}")
+    lengths = [len(token_ids) for token_ids in examples["completion_ids"]]
+    if index["lengths"] != lengths:
+        raise CacheMismatchError(f"{index_path} is damaged: its lengths are not those of the completions. {REMEDY}")
+    _check_tensor(folder, index["head"], "head.safetensors", "head", [None, index["hidden_size"]], index["dtype"])
+    done = 0
+    for number, shard in enumerate(index["shards"]):
+        if not shard["start"] == done < shard["stop"] <= len(lengths):
+            raise CacheMismatchError(f"{index_path} is damaged: shard {number} does not follow on the one before it. "
+                                     f"{REMEDY}")  # fmt: skip
+        done = shard["stop"]
+        shape = [sum(lengths[shard["start"] : done]), index["hidden_size"]]
+        _check_tensor(folder, shard, f"shard-{number:05d}.safetensors", "hidden", shape, index["dtype"])
+    if done != len(lengths):
+        raise CacheMismatchError(f"{index_path} is damaged: its shards hold {done} of {len(lengths)} examples. "
+                                 f"{REMEDY}")  # fmt: skip
     return HiddenStateCache(folder, index)
+
+
+def _check_tensor(
+    folder: Path, entry: dict[str, Any], file: str, name: str, shape: list[int | None], dtype: str
+) -> None:
+    """CacheMismatchError unless `entry` is of `file`, which is whole and holds such a tensor. A None is any size."""
+    path = folder / file
+    if entry["file"] != file:
+        raise CacheMismatchError(f"{folder / 'index.json'} is damaged: it has {entry['file']!r} where {file} belongs. "
+                                 f"{REMEDY}")  # fmt: skip
+    if not _is_whole(folder, entry):
+        raise CacheMismatchError(f"{path} is missing, truncated or altered: it does not have the checksum in the "
+                                 f"index. {REMEDY}")  # fmt: skip
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            found = tensors.get_slice(name)
+            sizes, found_dtype = found.get_shape(), found.get_dtype()
+    except SafetensorError as error:
+        raise CacheMismatchError(f"{path} holds no tensor {name!r}: {error}. {REMEDY}") from error
+    fits = len(sizes) == len(shape) and all(want in (None, size) for want, size in zip(shape, sizes, strict=True))
+    if not fits or found_dtype != SAFETENSORS_DTYPES[dtype]:
+        raise CacheMismatchError(f"{path} holds a tensor of {found_dtype} {sizes}, and the index says {dtype} {shape}. "
+                                 f"{REMEDY}")  # fmt: skip
 
 
 def cache_model(
@@ -385,7 +470,7 @@ def cache_model(
 ) -> HiddenStateCache:
     """The cache of a checkpoint over `examples`, written now by all processes or found finished in `folder`."""
     try:
-        return open_cache(folder, source)
+        return open_cache(folder, source, examples)
     except CacheMismatchError:
         pass  # not there, unfinished, or damaged: what is good of it is kept
     model = load_model(checkpoint, device=default_device())
@@ -403,7 +488,7 @@ def cache_model(
             shard_tokens=teachers.shard_tokens,
             advance=advance,
         )
-    return open_cache(folder, source)
+    return open_cache(folder, source, examples)
 
 
 def make_caches(
@@ -465,7 +550,7 @@ class FusedTeachers:
         self.caches: dict[Path, HiddenStateCache] = {}
         if teachers.mode == "cached":
             for path, name in ((reference, "reference"), (aligned, "aligned")):
-                self.caches[path] = open_cache(teacher_cache / name, self._cache_source(path))
+                self.caches[path] = open_cache(teacher_cache / name, self._cache_source(path), self.examples)
 
     def fingerprint(self, model: Path) -> str:
         """`fingerprint_model`, computed once for each checkpoint."""

@@ -98,7 +98,7 @@ class CurvesCallback(TrainerCallback):
     def _write(self, logged: dict[str, Any], step: int) -> None:
         self.live.step = step
         for name, value in logged.items():
-            if name not in ("step", "epoch", "num_input_tokens_seen"):
+            if name not in ("step", "epoch", "num_input_tokens_seen", "num_tokens"):  # TRL's, which begins again
                 self.live.log_metric(name, value)
         self.live.make_summary()
 

@@ -15,10 +15,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from realign_pipes.parameters import Distillation, Teachers, Training, TrRa
-from realign_pipes.realignment.checkpoints import copy_tokenizer, load_model
+from realign_pipes.realignment.checkpoints import copy_tokenizer, load_model, read_config
 from realign_pipes.realignment.fused_loss import fused_linear_divergence
 from realign_pipes.realignment.fusion import Divergence
 from realign_pipes.realignment.model_card import checkpoint_name, write_model_card
@@ -263,7 +263,7 @@ class Realigner:
         reference, lora = self.teachers.reference, self.parameters.lora
         if self.parameters.adapter == "full":
             student = load_model(reference, device=device, dtype=torch.float32)
-            dtype = AutoConfig.from_pretrained(reference).dtype or torch.float32
+            dtype = read_config(reference).dtype or torch.float32
             return student, lambda folder: student.to(dtype=dtype).save_pretrained(folder)
         torch.manual_seed(self.parameters.seed)  # of the matrices: the same in every process
         student = load_model(reference, device=device)

@@ -3,12 +3,14 @@
 And the table of token budgets, as cells.
 """
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from realign_pipes.evaluation.metrics import ALL_TASKS
@@ -157,7 +159,8 @@ def markdown_table(cells: Cells, recommended: str | None) -> str:
     """GitHub's Markdown; the recommended candidate's row is bold."""
 
     def line(values: list[str]) -> str:
-        return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+        texts = [" ".join(html.escape(value, quote=False).split()).replace("|", "\\|") for value in values]
+        return "| " + " | ".join(texts) + " |"
 
     rule = ["---"] * cells.left + ["---:"] * (len(cells.header) - cells.left)
     rows = [[f"**{value}**" for value in row] if row[0] == recommended else row for row in cells.rows]
@@ -168,9 +171,9 @@ def terminal_table(cells: Cells, recommended: str | None) -> Table:
     """The same for rich."""
     table = Table(header_style="bold")
     for number, name in enumerate(cells.header):
-        table.add_column(name, justify="left" if number < cells.left else "right")
+        table.add_column(escape(name), justify="left" if number < cells.left else "right")
     for row in cells.rows:
-        table.add_row(*row, style="bold green" if row[0] == recommended else None)
+        table.add_row(*map(escape, row), style="bold green" if row[0] == recommended else None)
     return table
 
 

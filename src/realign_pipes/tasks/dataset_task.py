@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realign_pipes.parameters import DatasetTask, Verifier
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 BOXED = "\\boxed"
@@ -17,8 +19,8 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
     """The dataset at `path` with our columns alone (`columns` maps our name to theirs), memory-mapped.
 
     `key` is the parameter that named the dataset; messages quote it. Raises FileNotFoundError for a missing path,
-    and ValueError for a form that is not known or cannot be read, for columns that are not there or that lack a
-    value in some row, and for a dataset without rows.
+    and ValueError for a form that is not known or cannot be read, for columns that are not there, that lack a value in
+    some row or that are not text (answers may be numbers), and for a dataset without rows.
     """
     import datasets
 
@@ -35,6 +37,8 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
     else:
         raise ValueError(f"{key}: {source} is neither .jsonl, .parquet nor a folder saved by `datasets`.")
     try:
+        if source.suffix == ".jsonl" and source.is_file():
+            _check_lines(source)
         rows = read(str(source))
     except Exception as error:  # each reader has its own, and none of them names the parameter
         raise ValueError(f"{key}: {source} cannot be read, or has no rows: {error.__cause__ or error}") from error
@@ -47,11 +51,45 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
     if len(rows) == 0:
         raise ValueError(f"{key}: {source} has no rows.")
     table = rows.with_format("arrow").select_columns(list(columns.values()))[:]
-    for theirs in columns.values():
-        if empty := table[theirs].null_count:
-            raise ValueError(f"{key}: {source} has no value for {theirs} in {empty} of its {len(rows)} rows. "
-                             "Drop those rows.")  # fmt: skip
+    for ours, theirs in columns.items():
+        _check_column(table[theirs], ours, f"{key}: {source}", theirs)
     return rows.select_columns(list(columns.values())).rename_columns({v: k for k, v in columns.items() if v != k})
+
+
+def _check_column(cells: pyarrow.ChunkedArray, ours: str, source: str, theirs: str) -> None:
+    """Raise ValueError unless every row has text there; an answer may be a number."""
+    import pyarrow
+
+    kind = cells.type
+    is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+    if cells.null_count:
+        raise ValueError(f"{source} has no value for {theirs} in {cells.null_count} of its {len(cells)} rows. "
+                         "Drop those rows.")  # fmt: skip
+    if pyarrow.types.is_nested(kind) or (ours != "answer" and not is_text):
+        raise ValueError(f"{source}: the {ours}s (the column {theirs}) are {kind}, not text.")
+    try:
+        cells.validate(full=True)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{source} cannot be read: {theirs} is damaged: {error}") from error
+
+
+def _check_lines(file: Path) -> None:
+    """Raise ValueError, naming the line, unless each is a JSON object.
+
+    Arrow's reader ends the whole process on some others: `null`, or 100,000 brackets inside each other.
+    """
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except RecursionError:
+                raise ValueError(f"line {number} is nested too deeply") from None
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object")
 
 
 def make_problems(task: DatasetTask, key: str) -> list[dict[str, str]]:
@@ -73,7 +111,8 @@ def verify(verifier: Verifier, answered: str, answer: str) -> bool:
     from math_verify import verify as verify_math
 
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
-    gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False)
+    # Without their own time-outs, which use the signal that the worker of `grading.grade` needs: it has one for all.
+    gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False, parsing_timeout=None)
     # math-verify makes one set of several boxes in a sentence; here the last box is the answer.
-    given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False)
-    return verify_math(gold, given)
+    given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False, parsing_timeout=None)
+    return verify_math(gold, given, timeout_seconds=None)

@@ -1,15 +1,101 @@
-"""One door to grading: a completion, its problem and its task go in, right or wrong comes out."""
+"""One door to grading: completions, their problems and tasks go in, right or wrong comes out.
+
+Verifiers read what a model wrote, and some of it keeps them busy for ever (`9^{9^{9^9}}`), takes all memory, or ends
+the process. So they run in a worker process with limits, which is killed and replaced. math-verify could stop itself,
+by a signal that only a main thread gets; reasoning-gym's verifiers could not.
+"""
+
+import functools
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import TimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+
+from pebble import ProcessExpired, ProcessPool
 
 from realign_pipes.parameters import DatasetTask, Task
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.completion import answer_part
 
+logger = logging.getLogger(__name__)
+
+TIME_LIMIT = 10
+"""Seconds that a verifier may take over one completion."""
+MEMORY_LIMIT = 2 * 2**30
+"""Bytes that it may take beyond what it has when it starts."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A completion of a problem, to be graded."""
+
+    problem_id: str
+    task: Task
+    prompt: str
+    completion: str
+    answer: str
+    metadata: str
+    """JSON text: what the task's verifier needs."""
+
+
+def grade(attempts: Sequence[Attempt]) -> Iterator[bool]:
+    """Whether each completion answers its problem, in order. Nothing that a model wrote is ever executed.
+
+    What a verifier takes too long or too much memory for is wrong, and logged as a warning with the problem's id.
+    """
+    futures = [_worker().schedule(_is_correct, args=[attempt, TIME_LIMIT], timeout=TIME_LIMIT) for attempt in attempts]
+    for attempt, future in zip(attempts, futures, strict=True):
+        try:
+            yield future.result()
+        except TimeoutError:
+            logger.warning("%s: counted as wrong, as grading it took more than %d s", attempt.problem_id, TIME_LIMIT)
+            yield False
+        except (ProcessExpired, MemoryError) as error:
+            logger.warning("%s: counted as wrong, as grading it failed: %r", attempt.problem_id, error)
+            yield False
+
 
 def is_correct(task: Task, prompt: str, completion: str, answer: str, metadata: str) -> bool:
-    """Whether `completion` answers the problem. Nothing that a model wrote is ever executed."""
+    """Whether `completion` answers the problem; `grade` does the same within limits."""
     answered = answer_part(prompt, completion)
     if answered is None:
         return False
     if isinstance(task, DatasetTask):
         return dataset_task.verify(task.verifier, answered, answer)
     return reasoning_gym_task.verify(task, answered, answer, metadata)
+
+
+@functools.cache
+def _worker() -> ProcessPool:
+    """The worker process, started by the first call (a second of imports) and again after it was killed."""
+    return ProcessPool(max_workers=1, initializer=_start_worker, context=multiprocessing.get_context("spawn"))
+
+
+os.register_at_fork(after_in_child=_worker.cache_clear)  # the worker is the parent's
+
+
+def _start_worker() -> None:
+    import math_verify  # noqa: F401  so that its memory is not counted
+    import reasoning_gym  # noqa: F401
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time-outs are off
+    if sys.platform == "linux":  # macOS has no such limit
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = used + MEMORY_LIMIT
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _is_correct(attempt: Attempt, time_limit: int) -> bool:
+    # Where the parent was killed, nothing else ends a worker that hangs: an alarm without a handler, also in C code.
+    signal.alarm(2 * time_limit)
+    try:
+        return is_correct(attempt.task, attempt.prompt, attempt.completion, attempt.answer, attempt.metadata)
+    finally:
+        signal.alarm(0)

@@ -2,20 +2,24 @@
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from transformers import PreTrainedConfig
+
+from realign_pipes.realignment.checkpoints import CheckpointError
 
 CONFIG_NAME = "inra_config.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class InRaConfig:
     """Which layers of an expanded checkpoint are the adapter, and whose checkpoint it was."""
 
-    num_adapter_layers: int = 1
+    num_adapter_layers: PositiveInt = 1
     placement: Literal["bottom", "top"] = "bottom"
     """Below layer 0 (the paper), or above the last layer (its ablation, Table 3)."""
     base_fingerprint: str | None = None
@@ -27,9 +31,17 @@ class InRaConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "InRaConfig":
-        """That of a checkpoint folder. One without it (the authors' released form) has one adapter layer below."""
+        """That of a checkpoint folder. One without it (the authors' released form) has one adapter layer below.
+
+        CheckpointError if it is damaged.
+        """
         path = folder / CONFIG_NAME
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes()) if path.exists() else cls()
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "JSON"
+            raise CheckpointError(f"{path} is damaged: {where}: {first['msg']}") from error
 
 
 def expanded_config(base: PreTrainedConfig, inra: InRaConfig) -> PreTrainedConfig:

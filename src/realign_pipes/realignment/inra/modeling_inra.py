@@ -19,8 +19,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
     PreTrainedConfig,
@@ -29,7 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
-from realign_pipes.realignment.checkpoints import fingerprint_model
+from realign_pipes.realignment.checkpoints import check_checkpoint, fingerprint_model, read_config, read_model
 from realign_pipes.realignment.inra.configuration_inra import InRaConfig, base_config, expanded_config
 
 logger = logging.getLogger(__name__)
@@ -192,10 +190,11 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             model, fingerprint = copy.deepcopy(model_or_path), None
         else:
             path = Path(model_or_path)
-            config = AutoConfig.from_pretrained(path)
+            config = read_config(path)
             if config.is_encoder_decoder:
                 raise ValueError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
-            model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True)
+            check_checkpoint(path)
+            model = read_model(path)
             fingerprint = fingerprint_model(path)
         if model.config.is_encoder_decoder:
             raise ValueError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
@@ -236,7 +235,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"the adapter in {path} was trained from another base than {base}: their fingerprints differ."
             )
-        return cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).eval(), inra)
+        check_checkpoint(Path(path))
+        return cls(read_model(Path(path), dtype).eval(), inra)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write the expanded checkpoint: L + n layers of a stock architecture. Stock tools load stream A from it."""

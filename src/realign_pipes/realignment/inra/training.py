@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from realign_pipes.parameters import InRa, Teachers
@@ -19,6 +19,7 @@ from realign_pipes.realignment.checkpoints import (
     check_checkpoint,
     fingerprint_model,
     load_tokenizer,
+    read_config,
 )
 from realign_pipes.realignment.inra.modeling_inra import InRaForCausalLM
 from realign_pipes.realignment.model_card import checkpoint_name
@@ -180,7 +181,7 @@ def _fresh_model(
 
     def save(folder: Path) -> None:
         merge()
-        model.to(dtype=AutoConfig.from_pretrained(reference).dtype or torch.float32)
+        model.to(dtype=read_config(reference).dtype or torch.float32)
         model.save_pretrained(folder)
 
     return model, save
