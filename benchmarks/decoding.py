@@ -4,8 +4,8 @@
     python benchmarks/decoding.py --cells all --sizes 135m --batches 32 128 --lengths 512/512 --repetitions 1
 
 Random models decode greedily, always the same number of new tokens. The mixed alphas are one for each row, none of
-them 0 or 1. Alpha 0 has the base model as its stock model, alpha 1 the expanded one, which has a layer more. DeRa is two
-models of the base's size. `--cells some` measures those of the combinations asked for that take about six minutes
+them 0 or 1. Alpha 0 has the base model as its stock model, alpha 1 the expanded one, which has a layer more. DeRa is
+two models of the base's size. `--cells some` measures those of the combinations asked for that take about six minutes
 together on two cores, and names those it leaves out. Decoding is bound by memory where reading the weights takes longer
 than computing with them: here at batch 1 of models larger than a processor's caches, on a GPU up to batch 32.
 """

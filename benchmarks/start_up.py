@@ -69,6 +69,9 @@ def main() -> None:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
         run("git", "init", "--quiet")
+        run("git", "add", ".")
+        name = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost")
+        run("git", *name, "commit", "--quiet", "--message", "code")  # DVCLive and the run's log ask for the commit
         results.console.print("making a project with finished outputs: dvc repro")
         run("dvc", "repro")
         commands = {

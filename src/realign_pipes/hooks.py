@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
@@ -87,6 +88,10 @@ class LocalOverrides:
         from realign_pipes.settings import CONFIG_LOADER_ARGS
 
         if context.env not in (None, "local"):
+            return
+        # Reading all of conf twice more takes a tenth of the start-up, and conf/local is empty as a rule.
+        folder = Path(context.config_loader.conf_source) / "local"
+        if not any(path.suffix in (".yml", ".yaml", ".json") for path in folder.rglob("*")):
             return
         # The context's own loader holds the parameters of --params too.
         base, local = (

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config, T5Config
 
 from realign_pipes.realignment.inra import InRaForCausalLM, TokenBudget
+from realign_pipes.realignment.inra.modeling_inra import Streams
 
 VOCAB = 61
 SHAPE = {
@@ -172,6 +173,17 @@ def final_hidden_states(inra, batch, **kwargs):
     logits = inra(**batch, both_streams=True, **kwargs).logits
     hook.remove()
     return logits, *states[0].chunk(2)
+
+
+def test_rows_are_mixed_with_none_but_themselves():
+    """Row 0 runs through stream R, row 1 through both, row 2 through A: what is not finite stays in its row."""
+    alphas = torch.tensor([0.0, 0.25, 1.0])
+    streams = Streams(torch.tensor([1, 2]), torch.tensor([0, 1]), alphas, torch.device("cpu"))
+    states = torch.tensor([[8.0, 3.0, 2.0, 4.0], [torch.inf, 3.0, 2.0, torch.inf]], dtype=torch.bfloat16)
+    finite, infinite = (streams.mix(of_streams[:, None, None]) for of_streams in states)  # A1, A2, R0, R1
+    assert finite.dtype == torch.float32
+    assert finite.flatten().tolist() == [2.0, 5.0, 3.0]
+    assert infinite.flatten().tolist() == [2.0, torch.inf, 3.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -50,13 +50,15 @@ class Streams:
         self.aligned, self.reference, self.alphas, self.device = aligned, reference, alphas, device
         self.single = min(len(aligned), len(reference)) == 0
         """One stream has all rows, in order: there is nothing to gather or to mix."""
+        self.number: float | None = None
+        """The one alpha of all rows, where one number was given."""
         if self.single:
             return
         of_aligned = torch.full((len(alphas),), -1)
         of_aligned[aligned] = torch.arange(len(aligned))
         of_reference = of_aligned.clone()
         of_reference[reference] = len(aligned) + torch.arange(len(reference))
-        # A row of one stream is mixed with itself, at alpha 0 or 1, which leaves it as it is.
+        # A row of one stream is mixed with itself, at alpha 0 or 1, which leaves it as it is; no other row touches it.
         of_aligned = torch.where(of_aligned < 0, of_reference, of_aligned)
         self.rows = torch.cat([aligned, reference]).to(device)
         self.places = (of_reference.to(device), of_aligned.to(device))
@@ -78,8 +80,8 @@ class Streams:
         """(1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, in float32 (float64 stays)."""
         if self.single:
             return states
-        states = states.to(torch.promote_types(states.dtype, torch.float32))
         reference, aligned = (states[places] for places in self.places)
+        # The weights are float32, and so are their products with states in half precision.
         return (1 - self.weights) * reference + self.weights * aligned
 
 
@@ -342,10 +344,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         self, alpha: Alpha | _ScheduledAlpha, input_ids: torch.Tensor, cache: DynamicCache | None, both: bool
     ) -> Streams:
         """The rows of each stream: what the cache holds, or for a new one what `alpha` needs."""
-        alphas = self._alphas(alpha, input_ids.shape[0])
         held: Streams | None = None
         if cache is not None and cache.get_seq_length() > 0:
             held = cache.streams
+            if isinstance(alpha, float) and alpha == held.number and len(input_ids) == len(held.alphas):
+                return held  # the tensors below would take as long as a layer of a small model
+        alphas = self._alphas(alpha, input_ids.shape[0])
         if held is not None and torch.equal(alphas, held.alphas):
             return held
         if not torch.isfinite(alphas).all():
@@ -363,6 +367,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             both = both or isinstance(alpha, _ScheduledAlpha)
             needed = (every, every) if both else (every[alphas != 0], every[alphas != 1])
             streams = Streams(*needed, alphas, input_ids.device)
+        streams.number = alpha if isinstance(alpha, float) else None
         if cache is not None:
             cache.streams = streams
             if len(cache.layers) == self.config.num_hidden_layers:  # the caller's own, which knows of no adapter
