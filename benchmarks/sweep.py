@@ -1,6 +1,6 @@
 """A sweep of six alphas, the whole of it: TrRa's one teacher pass and six students against six separate runs.
 
-    python benchmarks/sweep.py --steps 2
+    python benchmarks/sweep.py
 
 One teacher pass over the calibration set serves every alpha; who distils with three live models (or in the way of the
 released code) pays for the teachers in each of the six runs. Steps as in trra_step.py.
@@ -52,7 +52,7 @@ def six_alphas(results: Results, size: str, steps: int, batch_size: int, tokens:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, sizes=["135m"], steps=2, batch_size=2, tokens=256, repetitions=2)
+    given = arguments(__doc__, sizes=["135m"], steps=1, batch_size=2, tokens=256, repetitions=2)
     results = Results("sweep", "A sweep of six alphas", given)
     for size in given.sizes:
         six_alphas(results, size, given.steps, given.batch_size, given.tokens, given.repetitions)
