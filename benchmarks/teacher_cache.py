@@ -9,8 +9,8 @@ teacher gives at least 0.001, and alpha from -1 to 10. The alternative is a cach
 probabilities, the rest of the probability spread evenly over the other ids.
 
 Speed is measured on the random 135m model: the whole of write_cache against its forward passes alone, and the time in
-which a training step waits for the cache against the whole step. The kernel is asked to forget the shard's pages before;
-those that are mapped it may keep, so that the speed of reading is that of memory.
+which a training step waits for the cache against the whole step. The kernel is asked to forget the shard's pages
+before; those that are mapped it may keep, so that the speed of reading is that of memory.
 """
 
 import os
