@@ -6,6 +6,8 @@ python benchmarks/page.py
 import json
 from pathlib import Path
 
+from realign_pipes.reporting.tables import Cells, markdown_table
+
 PROJECT = Path(__file__).parents[1]
 INTRODUCTION = """# Benchmarks
 
@@ -14,11 +16,6 @@ every ratio is the median, over repetitions, of two variants' times in the same 
 Peak memory is what a variant needed above what was held before it (resident, or of the GPU). Each script in
 `benchmarks/` says at its head what it compares.
 """
-
-
-def markdown(columns: list[str], rows: list[list[str]], left: int) -> list[str]:
-    rule = ["---"] * left + ["---:"] * (len(columns) - left)
-    return ["| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows)] + [""]
 
 
 def number(value: float) -> str:
@@ -42,13 +39,14 @@ def section(found: dict) -> list[str]:
         ]
         for row in found["figures"]
     ]
-    lines += markdown(["case", "figure", "value", "target", "met"], figures, left=2)
+    lines.append(markdown_table(Cells(["case", "figure", "value", "target", "met"], figures, left=2), None))
     if found["timings"]:
         timings = [
             [row["case"], row["variant"], *(number(row[name]) for name in ("median_s", "min_s", "max_s", "peak_mib"))]
             for row in found["timings"]
         ]
-        lines += markdown(["case", "variant", "median s", "min s", "max s", "peak MiB"], timings, left=2)
+        header = ["case", "variant", "median s", "min s", "max s", "peak MiB"]
+        lines.append(markdown_table(Cells(header, timings, left=2), None))
     return lines
 
 
