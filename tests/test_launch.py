@@ -174,22 +174,31 @@ def fail_then_finish(jobs, options, tmp_path):
 
 
 def check_same_checkpoints(tmp_path, name):
-    """Files, loss curves, and the keys, shapes, dtypes and (nearly) values of weights."""
+    """Files, loss curves, the first gradient's norm, and the keys, shapes and dtypes of weights.
+
+    The weights themselves are compared as a whole, in norm: the two ways sum a gradient in another order, and Adam
+    divides by its size, so that a single weight whose gradient is nearly zero may take a step in either direction.
+    """
     found = sorted((tmp_path / "one" / name).rglob("checkpoint"))
     assert found
     for one in found:
         two = tmp_path / "two" / one.relative_to(tmp_path / "one")
         assert sorted(p.name for p in two.parent.iterdir()) == sorted(p.name for p in one.parent.iterdir())
         assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
-        curves = [pd.read_csv(path / "curves/plots/metrics/loss.tsv", sep="\t") for path in (one, two)]
+        curves, norms = (
+            [pd.read_csv(path / f"curves/plots/metrics/{curve}.tsv", sep="\t") for path in (one, two)]
+            for curve in ("loss", "grad_norm")
+        )
         assert curves[0]["step"].tolist() == [1, 2, 3, 4]
         pd.testing.assert_frame_equal(*curves, rtol=0, atol=1e-4)
+        assert norms[1]["grad_norm"][0] == pytest.approx(norms[0]["grad_norm"][0], rel=1e-4)
         (file,) = one.glob("*.safetensors")
         ours, theirs = load_file(file), load_file(two / file.name)
         assert ours.keys() == theirs.keys()
         for key, weight in ours.items():
             assert weight.dtype == theirs[key].dtype
-            torch.testing.assert_close(weight, theirs[key], rtol=1e-3, atol=1e-3, msg=f"{name}: {key}")
+            assert weight.shape == theirs[key].shape
+            assert (weight - theirs[key]).norm() <= 0.02 * max(weight.norm(), 1e-3), f"{name}: {key}"
 
 
 def test_data_parallel_makes_what_one_process_makes(models, examples, of_students, of_adapter, tmp_path):
