@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,9 @@ def draw_samples(
     have no right completion and no other has one.
     """
     problems = {problem.id: problem for problem in draw_problems(f"{KEY}.task", NAME, task, seed)}
-    questions = []
-    for problem in problems.values():
-        prompt = render_prompt(tokenizer, problem.question)
-        questions.append(Question(problem.id, task, *prompt, problem.answer, problem.metadata, tags))
+    questions = {name: _question(problem, task, tokenizer, tags) for name, problem in problems.items()}
     check_length(
-        questions,
+        list(questions.values()),
         sampling.max_new_tokens,
         max_positions(reference),
         parameter=f"{KEY}.sampling.max_new_tokens",
@@ -70,28 +67,26 @@ def draw_samples(
         "stops": read_stops(reference),
         "task": task.model_dump(),
         "tags": tags.model_dump(),
-        "questions": fingerprint([(one.id, one.prompt_ids, one.answer, one.metadata) for one in questions]),
+        "questions": fingerprint([(one.id, one.prompt_ids, one.answer, one.metadata) for one in questions.values()]),
         "sampling": sampling.model_dump(),
     }
-    file = open_work(work, description) / "completions.jsonl"
-    by_id = {question.id: question for question in questions}
+    drawn = sample_and_grade(
+        open_engine,
+        list(questions.values()),
+        tokenizer,
+        sampling,
+        open_work(work, description) / "completions.jsonl",
+        description="sampling the reference model",
+    )
     rows: list[dict[str, Any]] = []
-    answered, right = set(), False
-    for one in sample_and_grade(
-        open_engine, questions, tokenizer, sampling, file, description="sampling the reference model"
-    ):
+    answered, right = set(), 0
+    for one in drawn:
         text = completion_text(tokenizer, one.token_ids, one.finished)
-        rows.append(
-            {
-                **_row(problems[one.id], by_id[one.id], one.sample, text, one.token_ids),
-                "finished": one.finished,
-                "correct": one.correct,
-                "source": "sampled",
-            }
-        )
+        row = _row(problems[one.id], questions[one.id], one.sample, text, one.token_ids)
+        rows.append({**row, "finished": one.finished, "correct": one.correct, "source": "sampled"})
         answered.add(one.id)
-        right = right or one.correct
-        if not right and len(answered) > ENOUGH:  # all samples of ENOUGH problems are there
+        right += one.correct
+        if not right and len(answered) > ENOUGH:
             break
     return _dataset(rows, task, tags)
 
@@ -120,24 +115,33 @@ def read_samples(
     end_of_turn = end_of_turn_id(tokenizer)
     problems: dict[str, Problem] = {}
     samples: Counter[str] = Counter()
-    rows = []
+    rows, attempts = [], []
     with progress_bar("reading the calibration dataset", len(found)) as advance:
-        for row in found:
-            question = normalise(row["question"])
-            if question not in problems:
-                identity = f"{NAME}-{len(problems):05d}"
-                problems[question] = Problem(identity, NAME, row["question"], str(row["answer"]), "{}")
-            problem = problems[question]
-            prompt, prompt_ids = render_prompt(tokenizer, problem.question)
-            ids = encode_completion(tokenizer, continue_prompt(prompt, row["completion"], tags), end_of_turn)
+        for line in found:
+            name = normalise(line["question"])
+            if name not in problems:
+                problems[name] = Problem(
+                    f"{NAME}-{len(problems):05d}", NAME, line["question"], str(line["answer"]), "{}"
+                )
+            asked = _question(problems[name], task, tokenizer, tags)
+            ids = encode_completion(tokenizer, continue_prompt(asked.prompt, line["completion"], tags), end_of_turn)
             text = completion_text(tokenizer, ids, finished=True)
-            asked = Question(problem.id, task, prompt, prompt_ids, problem.answer, problem.metadata, tags)
-            rows.append({**_row(problem, asked, samples[question], text, ids), "finished": True, "source": "dataset"})
-            samples[question] += 1
+            row = _row(problems[name], asked, samples[name], text, ids)
+            rows.append({**row, "finished": True, "source": "dataset"})
+            attempts.append(Attempt(asked.id, task, asked.prompt, text, asked.answer, asked.metadata, tags))
+            samples[name] += 1
             advance()
-    for row, correct in zip(rows, _grades(rows, task, tags), strict=True):
-        row["correct"] = correct
+    with progress_bar("grading the completions", len(rows)) as advance:
+        for row, correct in zip(rows, grade(attempts), strict=True):
+            row["correct"] = correct
+            advance()
     return _dataset(rows, task, tags)
+
+
+def _question(problem: Problem, task: Task, tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> Question:
+    """The problem as it is put to the model."""
+    prompt, prompt_ids = render_prompt(tokenizer, problem.question)
+    return Question(problem.id, task, prompt, prompt_ids, problem.answer, problem.metadata, tags)
 
 
 def _row(
@@ -163,17 +167,6 @@ def _row(
     }
 
 
-def _grades(rows: Sequence[dict[str, Any]], task: Task, tags: ThinkingTags) -> Iterator[bool]:
-    attempts = [
-        Attempt(row["problem_id"], task, row["prompt"], row["completion"], row["answer"], row["metadata"], tags)
-        for row in rows
-    ]
-    with progress_bar("grading the completions", len(rows)) as advance:
-        for correct in grade(attempts):
-            yield correct
-            advance()
-
-
 def _dataset(rows: list[dict[str, Any]], task: Task, tags: ThinkingTags) -> Dataset:
     """The rows as a data set, ordered by problem. ValueError if no completion is right."""
     right = sum(row["correct"] for row in rows)
@@ -182,12 +175,12 @@ def _dataset(rows: list[dict[str, Any]], task: Task, tags: ThinkingTags) -> Data
     if not right:
         first = rows[0]
         raise ValueError(
-            f"{KEY}: none of the first {len(rows)} completions ({problems} problems) is right; the token limit cut "
-            f"{unfinished} of them off.\n"
-            f"  looked for, in the text after the last {tags.close}: {looked_for(task, first['answer'])}\n"
+            f"{KEY}: none of {len(rows)} completions of {problems} problems is right, and {unfinished} of them are cut "
+            f"off by the token limit.\n"
             f"  the first completion: {_shortened(first['completion'])!r}\n"
-            "Choose the verifier (or the task) that reads answers in the form that the model gives them. If many are "
-            "cut off, raise max_new_tokens; if the model thinks between other tags, name them in models.thinking."
+            f"  looked for, in the text after the last {tags.close}: {looked_for(task, first['answer'])}\n"
+            "Choose a verifier or task that reads answers in the form in which the model gives them. If many are cut "
+            "off, raise max_new_tokens; if the model thinks between other tags, name them in models.thinking."
         )
     logger.info(
         "calibration samples: %d completions of %d problems: %d right (%.1f%%), %d cut off by the token limit",
