@@ -12,7 +12,8 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.validation import DataValidationError
 
-from realign_pipes.parameters import unknown_parameter
+from realign_pipes.runtime.launch import Folders
+from realign_pipes.runtime.parameters import unknown_parameter
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,17 @@ class DataDocsOfFailure:
     """Builds Data Docs when a validation stops a run: the stage reporting, which else does it, is not reached."""
 
     @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        self.folders = Folders.of_run(context)
+
+    @hook_impl
     def on_pipeline_error(self, error: Exception, catalog: DataCatalog) -> None:
         if not isinstance(error, DataValidationError):
             return
         from realign_pipes.reporting.data_docs import build_data_docs
 
-        folder = catalog.load("work_dir") / "reporting" / "data_docs"
-        catalog.save("data_docs", build_data_docs(catalog.load("validation_results"), folder))
+        folder = self.folders.work / "reporting" / "data_docs"
+        catalog.save("data_docs", build_data_docs(self.folders.validation, folder))
         logger.error("What was found is in %s", catalog.load("data_docs") / "index.html")
 
 

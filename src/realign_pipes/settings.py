@@ -4,8 +4,8 @@ import os
 from typing import Any
 
 from realign_pipes.hooks import DataDocsOfFailure, LocalOverrides, MissingInputs, UnknownParameters
-from realign_pipes.run_lock import OneRunAtATime
-from realign_pipes.run_log import RunLog
+from realign_pipes.runtime.lock import OneRunAtATime
+from realign_pipes.runtime.run_log import RunLog
 
 # How long OpenMP's threads spin before they sleep. Its default makes small models fifty times slower as soon as
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
-from realign_pipes.evaluation.metrics import Generations, load_frame
 from realign_pipes.reporting.tables import (
     alpha_text,
     budget_cells,
@@ -25,6 +24,7 @@ from realign_pipes.reporting.tables import (
     tokens_text,
     validation_cells,
 )
+from realign_pipes.sweep.metrics import Generations, load_frame
 
 TEMPLATE = "report.html.jinja"
 

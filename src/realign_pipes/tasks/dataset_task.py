@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from realign_pipes.parameters import DatasetTask, Verifier
+from realign_pipes.tasks.parameters import DatasetTask, Verifier
 
 if TYPE_CHECKING:
     import pyarrow

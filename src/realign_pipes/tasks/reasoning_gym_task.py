@@ -5,7 +5,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from realign_pipes.parameters import ReasoningGymTask
+from realign_pipes.tasks.parameters import ReasoningGymTask
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
