@@ -176,7 +176,7 @@ def assert_nothing_is_half_written(data: Path, whole: Path) -> None:
             assert all(json.loads(line) for line in file.read_text().splitlines()), file
         elif file.suffix == ".safetensors":
             with safe_open(file, framework="np") as tensors:
-                assert all(tensors.get_tensor(name) is not None for name in tensors.keys()), file  # noqa: SIM118
+                assert all(tensors.get_tensor(name) is not None for name in tensors.keys()), file  # noqa: SIM118  it is no dictionary
         elif file.suffix == ".parquet":
             assert len(pd.read_parquet(file)) == len(pd.read_parquet(other)), file
         elif file.suffix == ".arrow":
