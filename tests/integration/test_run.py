@@ -10,22 +10,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
-from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from realign_pipes.hooks import check_stages
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines import reporting
-from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
-from realign_pipes.pipelines.data_prep.parameters import DataPrep
-from realign_pipes.pipelines.inra.parameters import InRa
-from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.sweep.evaluate import Evaluator
-from realign_pipes.teachers.parameters import Teachers
 
 PROJECT = Path(__file__).parents[1]
 
@@ -257,38 +250,6 @@ def test_online_teachers_do_without_the_cache(project, finished):
     finally:
         shutil.rmtree(data)
         (data.parent / "kept").rename(data)
-
-
-def test_the_readmes_environment_is_valid(tmp_path):
-    """Its YAML blocks, merged into base as Kedro does it, make parameters that are accepted."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
-    catalog, *parameters = [yaml.safe_load(block) for block in blocks]
-    assert set(catalog) == {"reference_model", "aligned_model"}
-    for number, block in enumerate(parameters):
-        mine = tmp_path / "conf" / f"mine{number}"
-        shutil.copytree(PROJECT / "conf" / "base", tmp_path / "conf" / "base", dirs_exist_ok=True)
-        mine.mkdir()
-        (mine / "parameters.yml").write_text(yaml.safe_dump(block))
-        loader = OmegaConfigLoader(str(tmp_path / "conf"), base_env="base", default_run_env=mine.name,
-                                   merge_strategy={"parameters": "soft"})  # fmt: skip
-        merged = loader["parameters"]
-        DataPrep.model_validate(merged["data_prep"])
-        TrRa.model_validate(merged["trra"])
-        AlphaSweep.model_validate(merged["alpha_sweep"])
-        Teachers.model_validate(merged["teachers"])
-        InRa.model_validate(merged["inra"])
-    assert list(DataPrep.model_validate(merged["data_prep"]).tasks) == ["math500"]
-
-
-@pytest.mark.parametrize("page", ["your_own_models", "your_own_data"])
-def test_the_how_tos_parameters_are_valid(page):
-    text = (PROJECT / "docs" / "how_to" / f"{page}.md").read_text()
-    (block,) = re.findall(r"```yaml\n(# conf/mine/parameters.yml.*?)```", text, re.DOTALL)
-    mine = yaml.safe_load(block)
-    base = OmegaConfigLoader(str(PROJECT / "conf"), base_env="base", default_run_env="base")["parameters"]
-    types = {"data_prep": DataPrep, "teachers": Teachers, "trra": TrRa, "inra": InRa, "alpha_sweep": AlphaSweep}
-    for stage, values in mine.items():
-        types[stage].model_validate(OmegaConf.to_container(OmegaConf.merge(base[stage], values)))
 
 
 def test_yaml_of_every_environment_is_known_to_the_project():
