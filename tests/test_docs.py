@@ -72,11 +72,15 @@ def test_python_that_a_page_prints_can_be_compiled_and_imports_what_is_there(pag
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_files_that_a_page_names_are_there(page):
-    """Code spans such as `conf/base/catalog.yml` and, without src/realign_pipes in front, `paper/trra.py`."""
-    for file in re.findall(r"`([\w-]+/[\w./-]+\.(?:py|ya?ml|ipynb|md))`", page.read_text(encoding="utf-8")):
-        if not file.startswith(("conf/mine/", "data/0")):  # the reader's own, and what a run writes
-            assert any((root / file).exists() for root in (PROJECT, PROJECT / "src" / "realign_pipes")), file
+def test_files_and_names_in_them_that_a_page_gives_are_there(page):
+    """`conf/base/catalog.yml`, or without src/realign_pipes in front `paper/trra.py`: `TrRaTrainer`."""
+    spans = r"`([\w-]+/[\w./-]+\.(?:py|ya?ml|ipynb|md))`(?:: `([\w.]+)`)?"
+    for file, name in re.findall(spans, page.read_text(encoding="utf-8")):
+        if file.startswith(("conf/mine/", "data/0")):  # the reader's own, and what a run writes
+            continue
+        (found,) = [root / file for root in (PROJECT, PROJECT / "src" / "realign_pipes") if (root / file).exists()]
+        for part in name.split("."):
+            assert part in found.read_text(encoding="utf-8"), f"{file}: {name}"
 
 
 def test_links_of_the_readme_lead_somewhere():
