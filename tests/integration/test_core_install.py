@@ -16,7 +16,11 @@ from realign_pipes.paper import InRaForCausalLM
 
 PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "how_to" / "as_a_library.md").read_text(encoding="utf-8")
-EXAMPLES = dict(re.findall(r"^## ([^\n]*)\n(?:(?!^## ).)*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+EXAMPLES = {
+    section.partition("\n")[0]: "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    for section in PAGE.split("\n## ")[1:]
+}
+"""The Python of each section, by its heading."""
 
 TORCH_ALONE = """
 import re, sys
@@ -71,6 +75,7 @@ import torch
 from realign_pipes.paper import divergence_between, fuse_logits
 
 ids = torch.tensor([examples[0]["prompt_ids"] + examples[0]["completion_ids"]])
+trainer.save_model("models/moved-1.5")
 completion = slice(len(examples[0]["prompt_ids"]) - 1, -1)
 moved = AutoModelForCausalLM.from_pretrained("models/moved-1.5")
 with torch.no_grad():
