@@ -86,6 +86,18 @@ _KINDS = (
 
 KINDS = {kind.name: kind for kind in _KINDS}
 """In the order of tables and legends."""
-SWEEP_KINDS = tuple(kind.name for kind in _KINDS if not kind.of_budgets)
-BUDGET_KINDS = tuple(kind.name for kind in _KINDS if kind.of_budgets)
-WITHOUT_ALPHA = tuple(kind.name for kind in _KINDS if not kind.has_alpha and not kind.of_budgets)
+
+
+def sweep_kinds() -> list[str]:
+    """Names of the kinds in the sweep's table."""
+    return [name for name, kind in KINDS.items() if not kind.of_budgets]
+
+
+def budget_kinds() -> list[str]:
+    """Names of the kinds in the table of token budgets."""
+    return [name for name, kind in KINDS.items() if kind.of_budgets]
+
+
+def without_alpha() -> list[str]:
+    """Names of the kinds in the sweep's table that have no alpha."""
+    return [name for name in sweep_kinds() if not KINDS[name].has_alpha]
