@@ -45,8 +45,9 @@ def test_the_index_links_every_validation_and_names_what_is_not_met(validation_r
     assert [name for _, name in links] == ["generations", "sweep_results"]
     assert all((docs / link).is_file() for link, _ in links)
     warned = "no candidate has more than half of a task cut off (alpha_sweep.sampling.max_new_tokens)"
-    assert f"{warned}: not so in 2 of 42 rows (4.76 %) — aligned, chain_sum, 0.75; aligned, all, 0.75" in text_of(
-        docs / "index.html"
+    assert (
+        f"{warned}: does not hold in 2 of 42 rows (4.76 %) — aligned, chain_sum, 0.75; aligned, all, 0.75"
+        in text_of(docs / "index.html")
     )
 
 
@@ -68,7 +69,7 @@ def test_a_failure_is_shown_with_its_count_and_rows(failed: tuple[Path, Path]):
     results, docs = failed
     assert json.loads((results / "generations.json").read_text())["failed"] == 2
     index = text_of(docs / "index.html")
-    assert "seconds is a time that has passed: not so in 2 of 3360 rows (0.0595 %)" in index
+    assert "seconds is not negative: does not hold in 2 of 3360 rows (0.0595 %)" in index
     assert f"aligned, {ATTACK}, 2, -1.0; aligned, chain_sum-0001, 1, -1.0" in index
     (page,) = (docs / "validations").rglob("*.html")
     assert "Status: Failed" in text_of(page) and "2 unexpected values found" in text_of(page)
@@ -116,7 +117,7 @@ def test_a_run_that_a_validation_stops_has_data_docs(generations: dict, tmp_path
         SequentialRunner().run(pipeline, catalog)
     DataDocsOfFailure().on_pipeline_error(raised.value, catalog)
     index = tmp_path / "data_docs" / "index.html"
-    assert "the columns are there: missing ['alpha'" in text_of(index) and str(index) in caplog.text
+    assert "all columns are there: missing ['alpha'" in text_of(index) and str(index) in caplog.text
     index.unlink()
     DataDocsOfFailure().on_pipeline_error(ValueError("other"), catalog)
     assert not index.exists()

@@ -51,6 +51,14 @@ class Kind:
     """Alpha is an argument of `generate`, so that one loaded model serves every alpha."""
     of_budgets: bool = False
     """A row of the table of token budgets and not of the sweep's."""
+    panel: str | None = None
+    """The kind in whose panel of the alpha figure it is drawn; None for a panel of its own."""
+    joined: bool = True
+    """Lines join its candidates in the order of their alphas."""
+    is_models_at_ends: bool = False
+    """Alpha 0 and 1 are the reference and the aligned model themselves, so that its line runs through them."""
+    alpha_one: str = "aligned"
+    """What alpha 1 is: the aligned model, or the kind's own adapter."""
 
 
 def _load_plain(candidate: Candidate, vocab_size: int, device: torch.device) -> PreTrainedModel:
@@ -76,10 +84,10 @@ def _load_inra(candidate: Candidate, vocab_size: int, device: torch.device) -> P
 _KINDS = (
     Kind("reference", "Reference", "#222222", "star", _load_plain, has_alpha=False),
     Kind("aligned", "Aligned", "#D55E00", "diamond", _load_plain, has_alpha=False),
-    Kind("dera", "DeRa", "#0072B2", "square", _load_dera),
+    Kind("dera", "DeRa", "#0072B2", "square", _load_dera, is_models_at_ends=True),
     Kind("trra", "TrRa", "#009E73", "circle", _load_plain),
-    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _load_plain),
-    Kind("inra", "InRa", "#B8860B", "cross", _load_inra, takes_alpha=True),
+    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _load_plain, panel="trra", joined=False),
+    Kind("inra", "InRa", "#B8860B", "cross", _load_inra, takes_alpha=True, alpha_one="adapter"),
     Kind("truncation", "Plain truncation", "#222222", "circle", _load_plain, has_alpha=False, of_budgets=True),
     Kind("token_budget", "TokenBudget", "#B8860B", "cross", _load_inra, takes_alpha=True, of_budgets=True),
 )

@@ -140,10 +140,10 @@ def generations() -> list[Expectation]:
             column_A="candidate", column_B="partition", notes="every candidate is saved under its own name"
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="completion_tokens", min_value=1, max_value=FINITE, notes="completions have a token or more"
+            column="completion_tokens", min_value=1, max_value=FINITE, notes="every completion has tokens"
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="seconds", min_value=0, max_value=FINITE, notes="seconds is a time that has passed"
+            column="seconds", min_value=0, max_value=FINITE, notes="seconds is not negative"
         ),
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True, False], notes="correct is true or false"),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True, False], notes="finished is true or false"),
@@ -191,7 +191,7 @@ def sweep_results() -> list[Expectation]:
             column="mean_tokens", min_value=1, max_value=FINITE, notes="mean_tokens is 1 or more"
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="token_reduction", min_value=-FINITE, max_value=1, notes="token_reduction is 1 at most"
+            column="token_reduction", min_value=-FINITE, max_value=1, notes="token_reduction is at most 1"
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="token_reduction",
@@ -213,7 +213,7 @@ def _columns(names: Iterable[str], gaps: Collection[str] = ()) -> list[Expectati
     import great_expectations.expectations as gxe
 
     return [
-        gxe.ExpectTableColumnsToMatchSet(column_set=list(names), exact_match=False, notes="the columns are there"),
+        gxe.ExpectTableColumnsToMatchSet(column_set=list(names), exact_match=False, notes="all columns are there"),
         gxe.ExpectTableRowCountToBeBetween(min_value=1, notes="there are rows"),
         *(
             gxe.ExpectColumnValuesToNotBeNull(column=name, notes=f"{name} is never missing")
