@@ -23,6 +23,7 @@ from realign_pipes.reporting.tables import (
     tokens_text,
     validation_cells,
 )
+from realign_pipes.sweep.kinds import KINDS
 from realign_pipes.sweep.metrics import Generations, load_frame
 
 
@@ -79,6 +80,7 @@ def render_report(
         figures={name: _figure_html(figure, name) for name, figure in figures.items()},
         trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
+        kinds=[kind for name, kind in KINDS.items() if name in {*overall["kind"], *budget_results["kind"]}],
         examples=examples,
         validations=validation_cells(validations),
         parameters=yaml.safe_dump(_plain(dict(sorted(parameters.items()))), sort_keys=False, allow_unicode=True),

@@ -46,6 +46,8 @@ class Kind:
     """A symbol of Plotly."""
     load: Callable[[Candidate, int, torch.device], PreTrainedModel]
     """(candidate, number of the tokenizer's tokens, device) -> a model with `generate`."""
+    about: str
+    """What it is, in a sentence for the report."""
     has_alpha: bool = True
     takes_alpha: bool = False
     """Alpha is an argument of `generate`, so that one loaded model serves every alpha."""
@@ -81,16 +83,27 @@ def _load_inra(candidate: Candidate, vocab_size: int, device: torch.device) -> P
     return InRaForCausalLM.from_pretrained(candidate.checkpoints[0]).to(device)
 
 
+# fmt: off
 _KINDS = (
-    Kind("reference", "Reference", "#222222", "star", _load_plain, has_alpha=False),
-    Kind("aligned", "Aligned", "#D55E00", "diamond", _load_plain, has_alpha=False),
-    Kind("dera", "DeRa", "#0072B2", "square", _load_dera, is_models_at_ends=True),
-    Kind("trra", "TrRa", "#009E73", "circle", _load_plain),
-    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _load_plain, panel="trra", joined=False),
-    Kind("inra", "InRa", "#B8860B", "cross", _load_inra, takes_alpha=True, alpha_one="adapter"),
-    Kind("truncation", "Plain truncation", "#222222", "circle", _load_plain, has_alpha=False, of_budgets=True),
-    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _load_inra, takes_alpha=True, of_budgets=True),
+    Kind("reference", "Reference", "#222222", "star", _load_plain, has_alpha=False,
+         about="The model to start from: alpha 0."),
+    Kind("aligned", "Aligned", "#D55E00", "diamond", _load_plain, has_alpha=False,
+         about="The model whose behaviour to move towards: alpha 1."),
+    Kind("dera", "DeRa", "#0072B2", "square", _load_dera, is_models_at_ends=True,
+         about="Decodes with both models at once and mixes their logits."),
+    Kind("trra", "TrRa", "#009E73", "circle", _load_plain,
+         about="One model, distilled from the mixture of both at one alpha."),
+    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _load_plain, panel="trra", joined=False,
+         about="TrRa repeated, with its own result as the aligned model."),
+    Kind("inra", "InRa", "#B8860B", "cross", _load_inra, takes_alpha=True, alpha_one="adapter",
+         about="One model with a trained adapter layer; alpha is set as it generates."),
+    Kind("truncation", "Plain truncation", "#222222", "circle", _load_plain, has_alpha=False, of_budgets=True,
+         about="The reference, cut off at the budget."),
+    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _load_inra, takes_alpha=True, of_budgets=True,
+         about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "
+               "that it still answers."),
 )
+# fmt: on
 
 KINDS = {kind.name: kind for kind in _KINDS}
 """In the order of tables and legends."""
