@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from kedro.io import DataCatalog
 from kedro.validation import DataValidationError, ValidationConfigurationError
 
+from realign_pipes.data import schemas
+from realign_pipes.validation import suites
 from realign_pipes.validation.suites import SUITES
 from realign_pipes.validation.validator import GreatExpectations
 
@@ -393,9 +395,9 @@ def test_the_last_digit_of_a_bound_does_not_matter(tmp_path) -> None:
 def test_a_warning_is_said_and_written_and_stops_nothing(tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         found = validate("generations", corrupted("generations", 4, finished=False), tmp_path)
-    said = "at most half of the completions are cut off (alpha_sweep.sampling.max_new_tokens): does not hold in 11 of 20 rows"
+    said = "at most half of the completions are cut off (alpha_sweep.sampling.max_new_tokens)"
     (record,) = caplog.records
-    assert record.levelname == "WARNING" and said in record.getMessage()
+    assert record.levelname == "WARNING" and f"{said}: does not hold in 11 of 20 rows" in record.getMessage()
     assert "the suite generations warns" in record.getMessage() and "reference, p-1, 0" in record.getMessage()
     assert (found["success"], found["failed"], found["warnings"]) == (True, 0, 1)
     (warned,) = [one for one in found["results"] if not one["success"]]
@@ -441,6 +443,42 @@ def test_missing_columns_are_all_that_is_said(suite: str, tmp_path) -> None:
     raised, found = failure(suite, as_data(suite, rows), tmp_path)
     assert [one.check for one in raised.failures] == [f"all columns are there: missing {lost}"]
     assert (found["expectations"], found["failed"], len(found["results"])) == (1, 1, 1)
+
+
+DECLARED = {
+    "samples": (schemas, "SAMPLE_COLUMNS"),
+    "calibration": (schemas, "CALIBRATION_COLUMNS"),
+    "evaluation": (schemas, "EVALUATION_COLUMNS"),
+    "preference_pairs": (schemas, "PAIR_COLUMNS"),
+    "short_solutions": (schemas, "SOLUTION_COLUMNS"),
+    "generations": (suites, "GENERATIONS"),
+    "sweep_results": (suites, "SWEEP_RESULTS"),
+}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_column_that_is_declared_is_expected_without_another_edit(suite: str, tmp_path, monkeypatch) -> None:
+    where, name = DECLARED[suite]
+    declared = getattr(where, name)
+    more = Features({**declared, "new": Value("string")}) if isinstance(declared, Features) else {**declared, "new": ""}
+    monkeypatch.setattr(where, name, more)
+    raised, _ = failure(suite, as_data(suite, good_rows(suite)), tmp_path)
+    assert [one.check for one in raised.failures] == ["all columns are there: missing ['new']"]
+    rows = [row | {"new": "a"} for row in good_rows(suite)]
+    validate(suite, as_data(suite, rows), tmp_path)
+    rows[3]["new"] = None
+    raised, _ = failure(suite, as_data(suite, rows), tmp_path)
+    assert [one.check for one in raised.failures] == [f"new is never missing: {ONE_ROW}"]
+
+
+def test_a_list_of_ids_that_is_declared_is_counted(tmp_path, monkeypatch) -> None:
+    columns = Features({**schemas.PAIR_COLUMNS, "new_ids": List(Value("int32")), "new_tokens": Value("int32")})
+    monkeypatch.setattr(schemas, "PAIR_COLUMNS", columns)
+    rows = [row | {"new_ids": [1, 2], "new_tokens": 2} for row in good_rows("preference_pairs")]
+    validate("preference_pairs", as_data("preference_pairs", rows), tmp_path)
+    rows[3]["new_ids"] = [1]
+    raised, _ = failure("preference_pairs", as_data("preference_pairs", rows), tmp_path)
+    assert [one.check for one in raised.failures] == [f"new_tokens counts new_ids: {ONE_ROW}"]
 
 
 @pytest.mark.parametrize("suite", SUITES)
