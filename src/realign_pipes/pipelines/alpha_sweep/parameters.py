@@ -29,7 +29,7 @@ class AlphaSweep(Parameters):
     dera_alphas: list[float]
     """Alphas at which the two models decode together (DeRa)."""
     inra_alphas: list[float]
-    """Alphas at which the InRa model is measured."""
+    """Alphas of the InRa model; all of them are decoded together."""
     budgets: Budgets
     sampling: Sampling
     bootstrap_samples: PositiveInt
