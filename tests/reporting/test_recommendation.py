@@ -53,8 +53,8 @@ def test_none_within_the_margin_keeps_the_reference():
     chosen = recommend(table(REFERENCE, LONGER, TRRA, FAR), margin=0.01)
     assert (chosen["candidate"], chosen["kind"], chosen["token_reduction"]) == ("reference", "reference", 0.0)
     assert chosen["sentence"] == (
-        "Keep the reference (reference): no candidate that saves tokens is shown with 95 % confidence to lose at most "
-        "1.0 point of pass@1; the nearest, trra_1.5, saves 28.0 % of the tokens and may lose 1.8 points."
+        "Keep the reference (reference): no candidate that saves tokens is within 1.0 point of the reference's pass@1 "
+        "with 95 % confidence; the closest, trra_1.5, saves 28.0 % of the tokens and may lose 1.8 points."
     )
 
 

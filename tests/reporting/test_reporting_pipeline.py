@@ -20,6 +20,7 @@ from realign_pipes.pipelines.reporting.nodes import print_summary
 from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.reporting.pipeline import create_pipeline
 from realign_pipes.reporting.tables import budget_cells, markdown_table
+from realign_pipes.runtime.launch import Folders
 
 
 @pytest.fixture
@@ -33,8 +34,7 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
         "aligned_model": tmp_path,
         "inra_checkpoint": tmp_path,
         "trra_checkpoints": {"trra-1.5": tmp_path},
-        "validation_results": validation_results,
-        "work_dir": tmp_path / "work",
+        "params:folders": Folders(work=tmp_path / "work", logs=tmp_path / "logs", validation=validation_results),
         "params:reporting": parameters,
         "parameters": {"reporting": parameters},
     }

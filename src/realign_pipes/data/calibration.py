@@ -6,6 +6,7 @@ from typing import Literal
 
 from datasets import Dataset
 
+from realign_pipes.data.schemas import CALIBRATION_COLUMNS
 from realign_pipes.tasks.completion import THINK_CLOSE
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ def select_calibration(
 ) -> Dataset:
     """The rows of `samples` that are right, finished, think once, and are of a length in bounds.
 
-    Adds the columns `min_tokens` and `max_tokens`, the bounds asked for, so that the set says by itself what its
-    lengths have to be. ValueError, with the lengths that there are, if nothing is left.
+    With CALIBRATION_COLUMNS: the bounds are in the set, so that it says by itself what its lengths have to be.
+    ValueError, with the lengths that there are, if nothing is left.
     """
     problems, lengths_of = samples["problem_id"], samples["completion_tokens"]
     usable = [(index, problems[index], lengths_of[index]) for index in usable_rows(samples)]
@@ -50,5 +51,6 @@ def select_calibration(
         fitting = list(longest.values())
     logger.info("calibration set: %d completions kept of %d usable ones, which are %s", len(fitting), len(usable), seen)
     chosen = samples.select([index for index, _, _ in fitting])
-    chosen = chosen.add_column("min_tokens", [min_tokens] * len(chosen))
-    return chosen.add_column("max_tokens", [max_tokens] * len(chosen))
+    for name, bound in (("min_tokens", min_tokens), ("max_tokens", max_tokens)):
+        chosen = chosen.add_column(name, [bound] * len(chosen), feature=CALIBRATION_COLUMNS[name])
+    return chosen

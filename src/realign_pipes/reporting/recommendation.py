@@ -66,7 +66,7 @@ def _why_none(saving: pd.DataFrame, margin: float) -> str:
         return "no candidate of this sweep saves tokens."
     nearest = saving.loc[saving["difference_low"].idxmax()]
     return (
-        f"no candidate that saves tokens is shown with {100 * CONFIDENCE:g} % confidence to lose at most "
-        f"{_points(margin)} of pass@1; the nearest, {nearest['candidate']}, saves "
+        f"no candidate that saves tokens is within {_points(margin)} of the reference's pass@1 with "
+        f"{100 * CONFIDENCE:g} % confidence; the closest, {nearest['candidate']}, saves "
         f"{percent(nearest['token_reduction'])} % of the tokens and may lose {_points(-nearest['difference_low'])}."
     )

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
+from realign_pipes.reporting.pages import render_page
 from realign_pipes.reporting.tables import (
     alpha_text,
     budget_cells,
@@ -24,9 +23,8 @@ from realign_pipes.reporting.tables import (
     tokens_text,
     validation_cells,
 )
+from realign_pipes.sweep.kinds import KINDS
 from realign_pipes.sweep.metrics import Generations, load_frame
-
-TEMPLATE = "report.html.jinja"
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,11 @@ def render_report(
 
     `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out where
     `budget_results` has no rows, and that on training where no curve was drawn.
-    `validations` are those of `reporting.data_docs.read_validations`; the pages on them lie beside the report.
+    `validations` are those of `reporting.data_docs.read_validations`; the page on them lies beside the report.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     overall = overall_rows(sweep_results)
-    return environment.get_template(TEMPLATE).render(
+    return render_page(
+        "report.html.jinja",
         recommendation=recommendation,
         candidates=len(overall),
         problems=int(overall["problems"].iloc[0]),
@@ -88,6 +80,7 @@ def render_report(
         figures={name: _figure_html(figure, name) for name, figure in figures.items()},
         trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
+        kinds=[kind for name, kind in KINDS.items() if name in {*overall["kind"], *budget_results["kind"]}],
         examples=examples,
         validations=validation_cells(validations),
         parameters=yaml.safe_dump(_plain(dict(sorted(parameters.items()))), sort_keys=False, allow_unicode=True),

@@ -11,12 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from realign_pipes.sweep.kinds import BUDGET_KINDS, SWEEP_KINDS, WITHOUT_ALPHA
+from realign_pipes.sweep.kinds import budget_kinds, sweep_kinds, without_alpha
+from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
-BUDGET_COLUMNS = [
-    "candidate", "kind", "budget", "pass_at_1", "pass_at_1_low", "pass_at_1_high",
-    "difference", "difference_low", "difference_high", "mean_tokens", "truncated",
-]  # fmt: skip
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
@@ -37,34 +34,29 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
 
     Args:
-        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`,
-            `alpha`, `task`, `problem_id`, `sample`, `completion_tokens`, `finished`, `correct`, `seconds`.
+        generations: candidate -> frame with the columns GENERATIONS (or a function that loads it); the texts of the
+            completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
         bootstrap_seed: of the resamples, which depend on it, on the task's name and on its number of problems alone.
 
     Returns:
-        One row per candidate and task, and one per candidate with task `all`: each figure's plain mean over the tasks,
-        as in the paper's tables. Ordered by kind, alpha and name; tasks by name, `all` last. Columns:
-        `candidate`, `kind`, `alpha` (NaN without one), `task`, `problems` (a count, for `all` their sum), `samples`
-        (per problem), `pass_at_1` (mean over problems of the mean over samples) with `pass_at_1_low` and
-        `pass_at_1_high` (95 % percentile bootstrap over problems), `difference` (of pass@1 from the reference's) with
-        `difference_low` (its one-sided lower bound at 95 % confidence, paired bootstrap), `mean_tokens`,
-        `token_reduction` (relative to the reference), `truncated` (share of completions cut by the token limit),
-        `seconds` (wall time of the candidate; for `all` only).
+        A frame with the columns SWEEP_RESULTS, ordered by kind, alpha and name; tasks by name, `all` last. The figures
+        for all tasks are plain means over the tasks, as in the paper's tables.
 
     Raises:
         ValueError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], SWEEP_KINDS)
+    kinds, bare = sweep_kinds(), without_alpha()
+    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], kinds)
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     for name, row in about.items():
-        if (row["kind"] in WITHOUT_ALPHA) != bool(np.isnan(row["alpha"])):
+        if (row["kind"] in bare) != bool(np.isnan(row["alpha"])):
             raise ValueError(
-                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(WITHOUT_ALPHA)} have "
+                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(bare)} have "
                 "none (NaN), all others have one."
             )
     names = sorted(
-        frames, key=lambda name: (SWEEP_KINDS.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
+        frames, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
     )
     references = [name for name in names if about[name]["kind"] == "reference"]
     if len(references) != 1:
@@ -107,35 +99,32 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
         )
     results = pd.concat(rows, ignore_index=True)
     order = {name: rank for rank, name in enumerate(names)}
-    return results.sort_values("candidate", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+    results = results.sort_values("candidate", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+    return conform(results, SWEEP_RESULTS)
 
 
 def summarise_budgets(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
     """Measure thinking inside a budget against plain truncation; rates and differences are shares in [0, 1].
 
     Args:
-        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`
-            (`truncation` or `token_budget`), `budget` (tokens of a whole completion), `task`, `problem_id`, `sample`,
-            `completion_tokens`, `finished`, `correct`.
+        generations: candidate -> frame with the columns BUDGET_GENERATIONS (or a function that loads it); `alpha`,
+            `seconds` and the texts of the completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
         bootstrap_seed: of the resamples, which are those of `summarise_sweep` for the same problems.
 
     Returns:
-        One row per candidate, each figure the plain mean over the tasks; ordered by budget, truncation first. Columns:
-        `candidate`, `kind`, `budget`, `pass_at_1` with `pass_at_1_low` and `pass_at_1_high` (95 % percentile bootstrap
-        over problems), `difference` (of pass@1 from that of truncation at the same budget) with `difference_low` and
-        `difference_high` (95 % paired bootstrap), `mean_tokens`, `truncated` (share of completions that the budget cut
-        off). No generations give no rows.
+        A frame with the columns BUDGET_RESULTS, ordered by budget, truncation first. No generations give no rows.
 
     Raises:
         ValueError: a budget without its truncation, two candidates of one kind and budget, or candidates that were not
             measured on the same problems and samples.
     """
     if not generations:
-        return pd.DataFrame(columns=BUDGET_COLUMNS)
-    frames = _checked_frames(generations, ["candidate", "kind", "budget"], BUDGET_KINDS)
+        return conform(pd.DataFrame(columns=list(BUDGET_RESULTS)), BUDGET_RESULTS)
+    kinds = budget_kinds()
+    frames = _checked_frames(generations, ["candidate", "kind", "budget"], kinds)
     about = {name: (int(frame["budget"].iloc[0]), frame["kind"].iloc[0]) for name, frame in frames.items()}
-    names = sorted(frames, key=lambda name: (about[name][0], BUDGET_KINDS.index(about[name][1])))
+    names = sorted(frames, key=lambda name: (about[name][0], kinds.index(about[name][1])))
     places = {about[name]: place for place, name in enumerate(names)}
     for place, name in enumerate(names):
         budget, kind = about[name]
@@ -155,7 +144,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
     truncation = [places[about[name][0], "truncation"] for name in names]  # beside each candidate
     low, high = _interval(means)
     difference_low, difference_high = _interval(means - means[truncation])
-    return pd.DataFrame(
+    results = pd.DataFrame(
         {
             "candidate": names,
             "kind": [about[name][1] for name in names],
@@ -170,6 +159,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
             "truncated": measured["truncated"],
         }
     )
+    return conform(results, BUDGET_RESULTS)
 
 
 def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:
