@@ -2,10 +2,8 @@
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
@@ -78,46 +76,3 @@ def check_stages(names: Iterable[str]) -> None:
     if unknown := [name for name in names if name not in known]:
         said = "; ".join(unknown_parameter(name, known) for name in unknown)
         raise ValueError(f"in the YAML of conf/ or in --params: {said}")
-
-
-class LocalOverrides:
-    """Warns where conf/local changes what DVC tracks: DVC reads conf/base alone, and would call the result its own."""
-
-    @hook_impl
-    def after_context_created(self, context: KedroContext) -> None:
-        from realign_pipes.settings import CONFIG_LOADER_ARGS
-
-        if context.env not in (None, "local"):
-            return
-        # Reading all of conf twice more takes a tenth of the start-up, and conf/local is empty as a rule.
-        folder = Path(context.config_loader.conf_source) / "local"
-        if not any(path.suffix in (".yml", ".yaml", ".json") for path in folder.rglob("*")):
-            return
-        # The context's own loader holds the parameters of --params too.
-        base, local = (
-            OmegaConfigLoader(
-                context.config_loader.conf_source, **{**CONFIG_LOADER_ARGS, "default_run_env": environment}
-            )
-            for environment in ("base", "local")
-        )
-        for what in ("parameters", "catalog", "globals"):
-            before, after = _flat(base[what]), _flat(local[what])
-            if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
-                logger.warning(
-                    "conf/local changes these %s: %s. DVC reads conf/base alone and cannot see it: what `dvc repro` "
-                    "makes now is not what dvc.lock will say. For an experiment use `dvc exp run -S`, for data of "
-                    "its own an environment with `--env`.",
-                    what,
-                    ", ".join(changed),
-                )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with names such as `trra.steps`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -3,7 +3,8 @@
 import os
 from typing import Any
 
-from realign_pipes.hooks import DataDocsOfFailure, LocalOverrides, MissingInputs, UnknownParameters
+from realign_pipes.config import ConfigLoader
+from realign_pipes.hooks import DataDocsOfFailure, MissingInputs, UnknownParameters
 from realign_pipes.run_lock import OneRunAtATime
 from realign_pipes.run_log import RunLog
 
@@ -11,8 +12,9 @@ from realign_pipes.run_log import RunLog
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-HOOKS = (UnknownParameters(), LocalOverrides(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
+HOOKS = (UnknownParameters(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
 
+CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
