@@ -17,8 +17,8 @@ from models import random_model
 import torch
 from transformers import PreTrainedModel
 
-from realign_pipes.realignment.dera import DeRaForCausalLM
-from realign_pipes.realignment.inra import InRaForCausalLM
+from realign_pipes.paper.dera import DeRaForCausalLM
+from realign_pipes.paper.inra import InRaForCausalLM
 
 ON_CPU = DEVICE.type == "cpu"
 SOME_ON_CPU = {

@@ -19,12 +19,14 @@ from harness import DEVICE, Results, arguments
 import torch
 import yaml
 from datasets import load_from_disk
+from realign_pipes.evaluation.sampling import sample_completions
 from transformers import PreTrainedModel
 
-from realign_pipes.evaluation.sampling import sample_completions, stop_token_ids
-from realign_pipes.parameters import AlphaSweep, Sampling
-from realign_pipes.realignment.checkpoints import load_model
-from realign_pipes.realignment.inra import InRaForCausalLM
+from realign_pipes.generation.parameters import Sampling
+from realign_pipes.generation.transformers_engine import stop_token_ids
+from realign_pipes.models.load import load_model
+from realign_pipes.paper.inra import InRaForCausalLM
+from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 
 PROJECT = Path(__file__).parents[1]
 

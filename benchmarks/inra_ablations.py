@@ -12,7 +12,7 @@ from pathlib import Path
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
-from realign_pipes.parameters import InRa
+from realign_pipes.pipelines.inra.parameters import InRa
 
 PROJECT = Path(__file__).parents[1]
 ALPHAS = (0.0, 0.5, 1.0)
@@ -30,7 +30,7 @@ VARIANTS = {
 
 def trained_parameters(checkpoint: Path, parameters: InRa) -> int:
     """How many numbers the training changed."""
-    from realign_pipes.realignment.inra import InRaForCausalLM
+    from realign_pipes.paper.inra import InRaForCausalLM
 
     layers = InRaForCausalLM.from_pretrained(checkpoint).adapter_layers
     if parameters.adapter == "full":
@@ -40,10 +40,13 @@ def trained_parameters(checkpoint: Path, parameters: InRa) -> int:
 
 def main() -> None:
     bootstrap_project(PROJECT)  # settings.py sets up OpenMP, which has to come before torch is imported
-    from realign_pipes.evaluation.sweep import Candidate, Evaluator
-    from realign_pipes.realignment.checkpoints import check_pair, default_device, fingerprint_model
     from realign_pipes.realignment.inra.training import make_adapter
+
+    from realign_pipes.models.fingerprint import fingerprint_model
+    from realign_pipes.models.load import check_pair, default_device
     from realign_pipes.reporting.tables import Cells, markdown_table
+    from realign_pipes.sweep.evaluate import Evaluator
+    from realign_pipes.sweep.kinds import Candidate
 
     with KedroSession.create(PROJECT) as session:
         catalog = session.load_context().catalog

@@ -26,9 +26,10 @@ from trra_step import Steps, made_up_examples
 import torch
 from datasets import load_from_disk
 
-from realign_pipes.realignment.checkpoints import load_model
-from realign_pipes.realignment.fusion import fuse_logits
-from realign_pipes.realignment.teachers import collate, completion_hidden_states, write_cache
+from realign_pipes.models.load import load_model
+from realign_pipes.paper.objective import fuse_logits
+from realign_pipes.paper.trra import collate, completion_hidden_states
+from realign_pipes.teachers.hidden_states import write_cache
 
 PROJECT = Path(__file__).parents[1]
 ALPHAS = [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]

@@ -31,15 +31,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from realign_pipes.demo.tokenizer import build_tokenizer
-from realign_pipes.realignment.fused_loss import fused_linear_divergence
-from realign_pipes.realignment.fusion import divergence_between, fuse_logits
-from realign_pipes.realignment.teachers import (
-    CachedTeacher,
-    collate,
-    completion_hidden_states,
-    open_cache,
-    write_cache,
-)
+from realign_pipes.paper.objective import divergence_between, fuse_logits, fused_linear_divergence
+from realign_pipes.paper.trra import collate, completion_hidden_states
+from realign_pipes.teachers.fused import CachedTeacher
+from realign_pipes.teachers.hidden_states import open_cache, write_cache
 
 ALPHA = 1.5
 PROMPT = 8

@@ -141,3 +141,44 @@ def make_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Pa
         return path
 
     return make
+
+
+class KilledError(Exception):
+    """What stops a training in its sixth step."""
+
+
+@pytest.fixture
+def kill():
+    """A callback that stops a training in its sixth step, and the exception that it raises."""
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KilledError
+
+    return Kill(), KilledError
+
+
+@pytest.fixture
+def examples(tiny_tokenizer):
+    """Nine calibration examples of different lengths."""
+    import torch
+    from datasets import Dataset
+
+    generator = torch.Generator().manual_seed(3)
+
+    def tokens(count):
+        return torch.randint(4, len(tiny_tokenizer), (count,), generator=generator).tolist()
+
+    return Dataset.from_list(
+        [{"id": f"e{i}", "prompt_ids": tokens(2 + i % 3), "completion_ids": tokens(3 + 2 * (i % 4))} for i in range(9)]
+    )
+
+
+@pytest.fixture
+def pair(tmp_path, make_checkpoint):
+    """A reference and an aligned checkpoint, the aligned one's head padded further."""
+    reference = make_checkpoint(tmp_path / "reference", seed=1, vocab_padding=3)
+    aligned = make_checkpoint(tmp_path / "aligned", seed=2, vocab_padding=8)
+    return reference, aligned

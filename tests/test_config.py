@@ -1,4 +1,4 @@
-"""How an environment's YAML and `--params` change base's parameters. What the merged ones must be is the models' to say."""
+"""How an environment's YAML and `--params` change base's parameters."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Commands: `run` for `kedro` and `realign-pipes`, `init` for the latter. What a run says on the console, and of errors.
+"""The commands `run` (of `kedro` and `realign-pipes`) and `init`, and what a run says on the console.
 
 Kedro takes `cli` from here and finds `run` in it, which stands in for its own.
 """
@@ -6,7 +6,7 @@ Kedro takes `cli` from here and finds `run` in it, which stands in for its own.
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from realign_pipes.errors import UserError
+
+KEDROS_RUN: Callable[..., Any] = kedro_run.callback  # type: ignore[assignment]
 
 MAX_LINES = 9
 """Of an error that the user can mend; one more says where its traceback is."""
@@ -57,10 +59,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _is_of_kedro(error: BaseException) -> bool:
-    """Whether Kedro itself raised this ValueError: of a pipeline, node or tag that there is none of, and the like."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return type(error) is ValueError and frames[-1][0].f_globals["__name__"].startswith("kedro.")
+def _is_of_data(error: BaseException) -> bool:
+    """Whether an entry of the catalog makes no dataset, or what lies there cannot be read or written."""
+    return isinstance(error, DatasetError) and (
+        not str(error).startswith("Failed while") or isinstance(error.__cause__, OSError | ValueError)
+    )
+
+
+def _is_of_options(error: BaseException) -> bool:
+    """Whether it is a ValueError of Kedro's own: there is no pipeline, node or tag of the given name, and the like."""
+    if type(error) is not ValueError or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("kedro.")
 
 
 def explain(error: BaseException) -> str | None:
@@ -72,10 +83,7 @@ def explain(error: BaseException) -> str | None:
     for one in chain:
         if isinstance(one, MissingConfigException | YAMLError | OmegaConfBaseException | DataValidationError):
             return str(one)
-        if isinstance(one, DatasetError):  # of a wrong entry in the catalog, or of what its file holds
-            if not str(one).startswith("Failed while") or isinstance(one.__cause__, OSError | ValueError):
-                return str(one)
-        if _is_of_kedro(one):
+        if _is_of_data(one) or _is_of_options(one):
             return str(one)
     return None
 
@@ -101,7 +109,7 @@ def _run(*, verbose: bool, pipeline: str | None, pipelines: list[str], **options
         raise click.UsageError("--pipeline and --pipelines cannot be used together")
     set_up_console(verbose=verbose)
     try:
-        return kedro_run.callback(pipeline=None, pipelines=[pipeline] if pipeline else pipelines, **options)
+        return KEDROS_RUN(pipeline=None, pipelines=[pipeline] if pipeline else pipelines, **options)
     except click.ClickException:
         raise
     except Exception as error:
@@ -139,7 +147,9 @@ program.add_command(run)
 
 @program.command()
 @click.argument("name")
-@click.option("--reference", required=True, help="The model to start from: a folder, or `org/name@revision` of the hub.")
+@click.option(
+    "--reference", required=True, help="The model to start from: a folder, or `org/name@revision` of the hub."
+)
 @click.option("--aligned", required=True, help="The model that was aligned further: the same.")
 @click.option("--calibration", type=click.Path(exists=True, path_type=Path), help="Problems to calibrate on.")
 @click.option("--evaluation", type=click.Path(exists=True, path_type=Path), help="Problems to measure on.")

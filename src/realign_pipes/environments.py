@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from realign_pipes.datasets.folders import CheckpointDataset
 from realign_pipes.errors import InputError
-from realign_pipes.realignment.checkpoints import check_pair, read_config
+from realign_pipes.models.load import check_pair
+from realign_pipes.models.trust import read_config
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
@@ -138,7 +139,7 @@ def _find(project: Path, checkpoint: str) -> tuple[Path, str]:
     if not (match := REPOSITORY.fullmatch(checkpoint)):
         raise InputError(f"{checkpoint} is neither a folder nor the name of a repository (`org/name@revision`).")
     try:
-        path = CheckpointDataset(**match.groupdict()).load()
+        path = CheckpointDataset(repo_id=match["repo_id"], revision=match["revision"]).load()
     except DatasetError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(

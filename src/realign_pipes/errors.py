@@ -1,7 +1,7 @@
 """Errors that the user of a run can mend: a parameter, a path, a checkpoint, a data set, a full disk, a second run.
 
 Their message says what is wrong, where, and what to do. The command line prints it alone, without a traceback
-(`realign_pipes.cli`). A mistake in the code that calls the library, such as tensors of unequal shapes, is none of these.
+(`realign_pipes.cli`). A mistake in code that calls the library, such as tensors of unequal shapes, is not one of them.
 """
 
 

@@ -1,21 +1,21 @@
 """What happens around every run."""
 
-import logging
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.validation import DataValidationError
+from kedro.validation.type_extractor import TypeExtractor
+from pydantic import TypeAdapter, ValidationError
 
-from realign_pipes.parameters import unknown_parameter
+from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.runtime.launch import Folders
+from realign_pipes.runtime.parameters import unknown_parameter
 
-logger = logging.getLogger(__name__)
 
-
-class MissingInputError(FileNotFoundError):
+class MissingInputError(MissingFileError):
     """A run needs something that no earlier run has made."""
 
 
@@ -49,30 +49,55 @@ class DataDocsOfFailure:
     """Builds Data Docs when a validation stops a run: the stage reporting, which else does it, is not reached."""
 
     @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        self.folders = Folders.of_run(context)
+
+    @hook_impl
     def on_pipeline_error(self, error: Exception, catalog: DataCatalog) -> None:
         if not isinstance(error, DataValidationError):
             return
         from realign_pipes.reporting.data_docs import build_data_docs
 
-        folder = catalog.load("work_dir") / "reporting" / "data_docs"
-        catalog.save("data_docs", build_data_docs(catalog.load("validation_results"), folder))
-        logger.error("What was found is in %s", catalog.load("data_docs") / "index.html")
+        folder = self.folders.work / "reporting" / "data_docs"
+        catalog.save("data_docs", build_data_docs(self.folders.validation, folder))
+        error.add_note(f"What was found: {catalog.load('data_docs') / 'index.html'}")
 
 
-class UnknownParameters:
-    """Refuses parameters below a name that no stage reads; Kedro would ignore them in silence."""
+class WrongParameters:
+    """Stops a run whose parameters do not fit, with a line for each of them; Kedro would show Pydantic's own text."""
 
-    @hook_impl
+    @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
-        check_stages(context.params)
+        check_parameters(context.config_loader["parameters"])
 
 
-def check_stages(names: Iterable[str]) -> None:
-    """Raise ValueError unless the `names` at the top of the parameters are those of stages."""
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """InputError, naming each place as the YAML has it, unless the stages can take the `parameters`.
+
+    Those below a name that no stage reads are among them: Kedro would ignore them in silence.
+    """
     from realign_pipes.pipeline_registry import register_pipelines
 
-    inputs = register_pipelines()["__default__"].inputs()
-    known = {name.removeprefix("params:") for name in inputs if name.startswith("params:")}
-    if unknown := [name for name in names if name not in known]:
-        said = "; ".join(unknown_parameter(name, known) for name in unknown)
-        raise ValueError(f"in the YAML of conf/ or in --params: {said}")
+    models = TypeExtractor(register_pipelines()).extract_types_from_pipelines()
+    wrong = [unknown_parameter(name, models) for name in parameters if name not in models]
+    for stage, model in models.items():
+        try:
+            TypeAdapter(model).validate_python(parameters.get(stage))
+        except ValidationError as error:
+            for one in error.errors():
+                where, what = one["loc"], one["msg"].removeprefix("Value error, ")
+                if one["type"] == "missing":
+                    where, what = where[:-1], f"the parameter {where[-1]!r} is missing"
+                wrong.append(f"{_place(stage, where, parameters)}: {what}")
+    if wrong:
+        raise InputError("wrong parameters, in the YAML of conf/ or in --params:\n" + "\n".join(wrong))
+
+
+def _place(stage: str, location: tuple[int | str, ...], parameters: dict[str, Any]) -> str:
+    """A Pydantic location as the YAML has it: without the kind that it names where a mapping may be of several."""
+    names, values = [stage], cast(Any, parameters.get(stage))
+    for part in location:
+        if isinstance(part, int) or (isinstance(values, dict) and part in values):
+            names.append(str(part))
+            values = values[part]
+    return ".".join(names)

@@ -4,15 +4,18 @@ import os
 from typing import Any
 
 from realign_pipes.config import ConfigLoader
-from realign_pipes.hooks import DataDocsOfFailure, MissingInputs, UnknownParameters
-from realign_pipes.run_lock import OneRunAtATime
-from realign_pipes.run_log import RunLog
+from realign_pipes.hooks import DataDocsOfFailure, MissingInputs, WrongParameters
+from realign_pipes.runtime.lock import OneRunAtATime
+from realign_pipes.runtime.run_log import RunLog
 
 # How long OpenMP's threads spin before they sleep. Its default makes small models fifty times slower as soon as
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-HOOKS = (UnknownParameters(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
+# A bar for the writing of every data set would bury the bars that matter.
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+HOOKS = (WrongParameters(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
 
 CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {

@@ -15,7 +15,7 @@ from kedro.io import DataCatalog
 from kedro_datasets._typing import PlotlyPreview, TablePreview
 
 from realign_pipes.datasets.files import CSVDataset, PlotlyDataset
-from realign_pipes.resume import LEFTOVER
+from realign_pipes.runtime.files import LEFTOVER
 
 PROJECT = Path(__file__).parents[2]
 BASE = yaml.safe_load((PROJECT / "conf" / "base" / "catalog.yml").read_text().replace("${globals:data}", "data"))

@@ -5,8 +5,9 @@ import pytest
 
 from realign_pipes.demo.tokenizer import build_tokenizer
 from realign_pipes.demo.traces import slow_trace
-from realign_pipes.parameters import DemoTraces, ReasoningGymTask
+from realign_pipes.pipelines.demo_models.parameters import DemoTraces
 from realign_pipes.tasks.grading import is_correct
+from realign_pipes.tasks.parameters import ReasoningGymTask
 from realign_pipes.tasks.reasoning_gym_task import make_problems
 
 OPTIONS = {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.demo import training
-from realign_pipes.evaluation.sampling import Completion
-from realign_pipes.parameters import DemoModels
-from realign_pipes.realignment.training import last_complete_checkpoint
+from realign_pipes.generation.engine import Completion
+from realign_pipes.pipelines.demo_models.parameters import DemoModels
+from realign_pipes.runtime.training import last_complete_checkpoint
 
 RUN = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.1, "save_steps": 1}
 SAMPLING = {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8, "seed": 2}

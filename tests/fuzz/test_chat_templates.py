@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realign_pipes.data_prep.prompts import end_of_turn_id, render_prompt
-from realign_pipes.realignment.checkpoints import load_tokenizer
+from realign_pipes.data.prompts import end_of_turn_id, render_prompt
+from realign_pipes.models.load import load_tokenizer
 
 PARTS = st.sampled_from(
     [

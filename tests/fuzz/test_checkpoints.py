@@ -12,15 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from realign_pipes.realignment.checkpoints import (
-    CheckpointError,
-    check_checkpoint,
-    check_pair,
-    fingerprint_model,
-    load_model,
-    load_tokenizer,
-)
-from realign_pipes.realignment.inra import InRaForCausalLM
+from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.load import check_pair, load_model, load_tokenizer
+from realign_pipes.models.trust import CheckpointError, check_checkpoint
+from realign_pipes.paper.inra import InRaForCausalLM
 
 CPU = torch.device("cpu")
 EVIL = "from pathlib import Path\nPath({!r}).touch()\n"

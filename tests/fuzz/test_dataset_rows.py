@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realign_pipes.data_prep.problems import draw_problems
-from realign_pipes.data_prep.samples import collect_samples
-from realign_pipes.parameters import DataPrep, DatasetProblems
+from realign_pipes.data.problems import draw_problems
+from realign_pipes.pipelines.data_prep.nodes import collect_samples
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.tasks.parameters import DatasetProblems
 
 KEY = "data_prep.tasks.x"
 TEXTS = st.one_of(

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realign_pipes.parameters import DatasetTask, ReasoningGymTask
 from realign_pipes.tasks import grading
 from realign_pipes.tasks.grading import Attempt, grade
+from realign_pipes.tasks.parameters import DatasetTask, ReasoningGymTask
 
 MATHS = DatasetTask(kind="dataset", path="unused", verifier="math")
 SUMS = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum")

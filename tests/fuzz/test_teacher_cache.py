@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from realign_pipes.realignment.checkpoints import load_model
-from realign_pipes.realignment.teachers import CacheMismatchError, open_cache, write_cache
+from realign_pipes.models.load import load_model
+from realign_pipes.teachers.hidden_states import CacheMismatchError, open_cache, write_cache
 
 SOURCE = {"model": "m", "tokenizer": "t", "data": "d"}
 

@@ -1,10 +1,11 @@
-"""What a person sees of a run and of its errors, through the commands themselves, on two-layer models of random weights.
+"""What a person sees of a run and of its errors, by the commands themselves, on two-layer models of random weights.
 
 Most runs are in this process, which spares each the seconds that importing takes.
 """
 
 import json
 import logging
+import re
 import resource
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 import yaml
@@ -70,10 +72,12 @@ def project(copy_project, make_checkpoint, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _console_of_its_own():
-    """A run adds handlers to the root logger, and its process ends with it."""
+def _as_in_a_process_of_its_own():
+    """A run adds handlers to the root logger, and the settings come before `datasets` is imported."""
     before = logging.getLogger().handlers[:]
+    datasets.disable_progress_bars()
     yield
+    datasets.enable_progress_bars()
     logging.getLogger().handlers = before
     logging.captureWarnings(False)
 
@@ -86,7 +90,8 @@ def failed(*options):
     """The lines of a run that ended with exit code 1, after checking that they are few."""
     result = ran(*options)
     assert result.exit_code == 1, result.output
-    lines = result.output.splitlines()
+    bar = re.compile(r"[\w .'-]+: (\d+ to do|\d+/\d+ after \d+ s)")  # is a line each, where there is no terminal
+    lines = [line for line in result.output.splitlines() if not bar.fullmatch(line)]
     assert len(lines) <= 10, result.output
     assert "Traceback (" not in result.output
     return lines
@@ -180,7 +185,8 @@ def test_yaml_that_cannot_be_read(project):
 def test_a_catalog_that_makes_no_dataset(project):
     catalog = project / "conf" / "mine" / "catalog.yml"
     catalog.write_text(catalog.read_text().replace("folders.CheckpointDataset", "folders.ChekpointDataset"))
-    assert "reference_model" in "\n".join(failed("--pipeline", "data_prep"))
+    text = "\n".join(failed("--pipeline", "data_prep"))
+    assert "'aligned_model'" in text and "'ChekpointDataset' not found" in text
 
 
 def test_a_missing_path_in_the_catalog(project):
@@ -216,7 +222,10 @@ def test_data_that_do_not_pass_their_validation(project):
         row["answer"] = "none of these"
     pd.DataFrame(rows).to_json(project / "traces.jsonl", orient="records", lines=True)
     lines = failed("--pipeline", "data_prep")
-    assert "calibration_samples" in "\n".join(lines) and "correct" in "\n".join(lines)
+    text = "\n".join(lines)
+    assert "'calibration_samples'" in text and "at least 10% of the completions are right" in text
+    (pages,) = [line for line in lines if line.startswith("What was found: ")]
+    assert Path(pages.partition(": ")[2]).is_file()
 
 
 def test_a_second_run(project):
@@ -229,7 +238,7 @@ def test_a_second_run(project):
 
 def test_a_full_disk(project):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # for any one file, which reads as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7_000, hard))  # for any one file, which reads as a full disk
     try:
         lines = failed("--pipeline", "data_prep")
     finally:
@@ -249,7 +258,7 @@ def test_a_training_that_diverges(project):
 
 # -- anything else ----------------------------------------------------------------------------------------------------
 def test_an_unexpected_error_keeps_its_traceback_and_prints_it_once(project, monkeypatch):
-    monkeypatch.setattr("realign_pipes.data.samples.collect_samples", lambda *_: {}["an unforeseen key"])
+    monkeypatch.setattr("realign_pipes.data.samples.read_samples", lambda *_, **__: {}["an unforeseen key"])
     result = ran("--pipeline", "data_prep")
     assert result.exit_code == 1
     assert result.output.count("Traceback (most recent call last)") == 1

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from realign_pipes.evaluation.metrics import summarise_budgets, summarise_sweep
-from realign_pipes.validation import GreatExpectations
+from realign_pipes.sweep.metrics import summarise_budgets, summarise_sweep
+from realign_pipes.validation.validator import GreatExpectations
 
 # candidate: (kind, alpha, probability of a correct answer, mean tokens, seconds)
 CANDIDATES: dict[str, tuple[str, float, float, float, float]] = {

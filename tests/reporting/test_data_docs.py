@@ -15,7 +15,8 @@ from kedro.validation import DataValidationError
 from realign_pipes.datasets.folders import FolderDataset, WorkFolderDataset
 from realign_pipes.hooks import DataDocsOfFailure
 from realign_pipes.reporting.data_docs import build_data_docs, read_validations
-from realign_pipes.validation import SUITES, GreatExpectations
+from realign_pipes.validation.suites import SUITES
+from realign_pipes.validation.validator import GreatExpectations
 
 ATTACK = "<script>alert('model')</script>"
 

@@ -15,14 +15,14 @@ from kedro.validation import DataValidationError
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from realign_pipes.evaluation.metrics import summarise_sweep
 from realign_pipes.reporting import report
 from realign_pipes.reporting.data_docs import build_data_docs, read_validations
 from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
 from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.reporting.tables import Cells, markdown_table, sweep_cells, terminal_table
 from realign_pipes.reporting.training_curves import PANELS, training_figure
-from realign_pipes.validation import GreatExpectations
+from realign_pipes.sweep.metrics import summarise_sweep
+from realign_pipes.validation.validator import GreatExpectations
 
 PAYLOADS = [
     "<script>window.hacked = 1</script>",

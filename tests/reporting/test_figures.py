@@ -6,8 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from realign_pipes.evaluation.metrics import summarise_sweep
 from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
+from realign_pipes.sweep.metrics import summarise_sweep
 
 
 def traces(figure: go.Figure) -> dict[str, go.Scatter]:

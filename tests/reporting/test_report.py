@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from realign_pipes.parameters import Reporting
+from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.reporting.data_docs import read_validations
 from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
 from realign_pipes.reporting.recommendation import recommend

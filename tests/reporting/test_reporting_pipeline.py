@@ -16,9 +16,9 @@ from kedro_datasets.text import TextDataset
 from pydantic import ValidationError
 
 from realign_pipes.datasets.folders import FolderDataset
-from realign_pipes.parameters import Reporting
-from realign_pipes.pipelines.reporting import create_pipeline
 from realign_pipes.pipelines.reporting.nodes import print_summary
+from realign_pipes.pipelines.reporting.parameters import Reporting
+from realign_pipes.pipelines.reporting.pipeline import create_pipeline
 from realign_pipes.reporting.tables import budget_cells, markdown_table
 
 

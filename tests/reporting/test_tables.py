@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from realign_pipes.evaluation.metrics import summarise_sweep
 from realign_pipes.reporting import tables
+from realign_pipes.sweep.metrics import summarise_sweep
 
 
 @pytest.mark.parametrize(

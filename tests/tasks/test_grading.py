@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from realign_pipes.parameters import UNSAFE_VERIFIERS, DatasetTask, ReasoningGymTask
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.completion import answer_part
 from realign_pipes.tasks.grading import is_correct
+from realign_pipes.tasks.parameters import UNSAFE_VERIFIERS, DatasetTask, ReasoningGymTask
 
 SUMS = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options={"min_terms": 2, "max_terms": 3})
 MATHS = DatasetTask(kind="dataset", path="unused", verifier="math")

@@ -10,9 +10,9 @@ import time
 import psutil
 import pytest
 
-from realign_pipes.parameters import DatasetTask, ReasoningGymTask
 from realign_pipes.tasks import grading
 from realign_pipes.tasks.grading import Attempt, grade, is_correct
+from realign_pipes.tasks.parameters import DatasetTask, ReasoningGymTask
 
 SUMS = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum")
 MATHS = DatasetTask(kind="dataset", path="unused", verifier="math")

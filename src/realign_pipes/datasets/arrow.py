@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import TablePreview
 
-from realign_pipes.resume import atomic_path
+from realign_pipes.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,3 +44,11 @@ class ArrowDataset(AbstractDataset):
         """The first rows as a table for Kedro-Viz, lists of ids as text."""
         data = self.load()
         return data.select(range(min(nrows, len(data)))).to_pandas().astype(str).to_dict(orient="split")
+
+
+def folder_of(data: Dataset) -> Path:
+    """The folder that a data set was loaded from. ValueError for one that was made in memory."""
+    files = {Path(file["filename"]).parent for file in data.cache_files}
+    if len(files) != 1:
+        raise ValueError("a data set that is only in memory has no folder: save it and load it again")
+    return files.pop()

@@ -10,7 +10,7 @@ from typing import Any
 
 from kedro_datasets import json, pandas, partitions, plotly, text
 
-from realign_pipes.resume import atomic_path
+from realign_pipes.runtime.files import atomic_path
 
 
 class _SavedWhole:

@@ -9,7 +9,7 @@ from typing import Any
 from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import JSONPreview
 
-from realign_pipes.resume import atomic_path
+from realign_pipes.runtime.files import atomic_path
 
 
 def _place(source: Path, target: Path) -> None:
@@ -65,20 +65,6 @@ class TeacherCacheDataset(FolderDataset):
         return JSONPreview(json.dumps(caches))
 
 
-class WorkFolderDataset(FolderDataset):
-    """A folder where stages keep what lets them go on after an interruption. It always exists; deleting it is safe."""
-
-    def load(self) -> Path:
-        self._filepath.mkdir(parents=True, exist_ok=True)
-        return self._filepath
-
-    def save(self, data: Path) -> None:
-        raise DatasetError("a work folder is written by the stages themselves.")
-
-    def _exists(self) -> bool:
-        return True
-
-
 class CheckpointDataset(AbstractDataset[Path, Path]):
     """A Hugging Face checkpoint: a directory (`filepath`), or a repository of the hub (`repo_id`, `revision`).
 
@@ -102,7 +88,7 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
         self.metadata = metadata
 
     def load(self) -> Path:
-        from realign_pipes.realignment.checkpoints import check_checkpoint
+        from realign_pipes.models.trust import check_checkpoint
 
         if self._filepath is None:
             from huggingface_hub import snapshot_download

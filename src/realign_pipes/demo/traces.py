@@ -6,7 +6,7 @@
 import random
 
 from realign_pipes.demo.tokenizer import ANSWER_CLOSE, ANSWER_OPEN, CHECK, RIGHT, WRONG
-from realign_pipes.parameters import DemoTraces
+from realign_pipes.pipelines.demo_models.parameters import DemoTraces
 from realign_pipes.tasks.completion import THINK_CLOSE
 
 SLIPS = (-10, -2, -1, 1, 2, 10)

@@ -3,63 +3,66 @@
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Trainer,
-    TrainingArguments,
-)
+from datasets import Dataset
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from realign_pipes.demo.tokenizer import build_tokenizer
 from realign_pipes.demo.traces import SLIPS, slow_trace
-from realign_pipes.evaluation.sampling import sample_completions
-from realign_pipes.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining, ReasoningGymTask
-from realign_pipes.progress import progress_bar
-from realign_pipes.realignment.checkpoints import default_device, fingerprint_model, load_model, load_tokenizer
-from realign_pipes.realignment.training import CURVES, train
-from realign_pipes.resume import atomic_path, open_work
+from realign_pipes.errors import InputError
+from realign_pipes.generation.graded import GradedCompletion, Question, sample_and_grade
+from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.load import default_device, load_model, load_tokenizer
+from realign_pipes.paper.adapters import sft_trainer
+from realign_pipes.pipelines.demo_models.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining
+from realign_pipes.runtime.parameters import Training
+from realign_pipes.runtime.training import CURVES, in_training_order, train, trainer_arguments, training_state
+from realign_pipes.runtime.work import do_once
 from realign_pipes.tasks.completion import THINK_CLOSE
-from realign_pipes.tasks.grading import Attempt, grade
+from realign_pipes.tasks.parameters import ReasoningGymTask
 from realign_pipes.tasks.reasoning_gym_task import make_problems
 
-IGNORED = -100
-"""Label of tokens that are not in the loss."""
+Examples = list[tuple[list[int], list[int]]]
+"""Prompt and completion ids."""
 
 
 def train_reference(parameters: DemoModels, work: Path) -> Path:
     """Train the slow thinker from scratch on slow traces; the folder of its checkpoint, inside `work`.
 
-    A finished model of the same parameters is taken as it is; an interrupted training goes on.
+    A finished model of the same parameters is taken as it is; an interrupted training is resumed.
     """
-    recipe = parameters.model_dump(mode="json", exclude={"aligned"})
-    work = open_work(work, {"what": "demo reference", "parameters": recipe})
-    checkpoint = work / "checkpoint"
-    if checkpoint.exists():
-        return checkpoint
-    tokenizer = build_tokenizer(_largest_number(parameters.problems))
     training = parameters.reference
-    problems = _problems(parameters.problems, training)
+
+    def do(folder: Path) -> Callable[[Path], None]:
+        tokenizer = build_tokenizer(_largest_number(parameters.problems))
+        torch.manual_seed(training.seed)
+        model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
+        examples = slow_examples(parameters, tokenizer)
+        return _train(model, tokenizer, examples, training, folder, "training the reference model")
+
+    recipe = parameters.model_dump(mode="json", exclude={"aligned"})
+    return do_once(work, "checkpoint", {"what": "demo reference", "parameters": recipe}, do)
+
+
+def slow_examples(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> Examples:
+    """A new problem for each example of the training, with its slow trace; some with their thinking in the prompt."""
+    training = parameters.reference
     draws = random.Random(training.seed)
+    size = training.steps * training.batch_size
+    problems = make_problems(_task(parameters.problems), size, seed=training.problem_seed)
     traces = [slow_trace(_expression(problem), parameters.traces, draws) for problem in problems]
     completions = tokenizer([trace + tokenizer.eos_token for trace in traces])["input_ids"]
-    examples = [
-        cut_thinking(prompt, completion, tokenizer.convert_tokens_to_ids(THINK_CLOSE), draws)
+    think_close = tokenizer.convert_tokens_to_ids(THINK_CLOSE)
+    return [
+        cut_thinking(prompt, completion, think_close, draws)
         if draws.random() < parameters.traces.cut_share
         else (prompt, completion)
         for prompt, completion in zip(_prompts(tokenizer, problems), completions, strict=True)
     ]
-    torch.manual_seed(training.seed)
-    model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
-    _train(model, tokenizer, examples, training, work / "trainer", "training the reference model")
-    _save(model, tokenizer, checkpoint)
-    return checkpoint
 
 
 def cut_thinking(
@@ -83,67 +86,47 @@ def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
     kept, and a copy of the reference is fine-tuned on these.
     """
     training = parameters.aligned
+
+    def do(folder: Path) -> Callable[[Path], None]:
+        tokenizer = load_tokenizer(reference)
+        examples = shortest_correct(reference, tokenizer, parameters, folder / "completions.jsonl")
+        model = load_model(reference, device=default_device())
+        return _train(model, tokenizer, examples, training, folder, "training the aligned model")
+
     recipe = {"problems": parameters.problems.model_dump(), "aligned": training.model_dump()}
-    work = open_work(work, {"what": "demo aligned", "parameters": recipe, "reference": fingerprint_model(reference)})
-    checkpoint = work / "checkpoint"
-    if checkpoint.exists():
-        return checkpoint
-    tokenizer = load_tokenizer(reference)
-    model = load_model(reference, device=default_device())
-    chosen = work / "chosen.json"
-    if not chosen.exists():
-        examples = shortest_correct(model, tokenizer, parameters)
-        with atomic_path(chosen) as temporary:
-            temporary.write_text(json.dumps(examples))
-    examples = json.loads(chosen.read_text())
-    _train(model, tokenizer, examples, training, work / "trainer", "training the aligned model")
-    _save(model, tokenizer, checkpoint)
-    return checkpoint
+    description = {"what": "demo aligned", "parameters": recipe, "reference": fingerprint_model(reference)}
+    return do_once(work, "checkpoint", description, do)
 
 
 def shortest_correct(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, parameters: DemoModels
-) -> list[tuple[list[int], list[int]]]:
-    """Prompt and completion ids of the shortest correct completion of each problem that the model solves at all."""
+    reference: Path, tokenizer: PreTrainedTokenizerFast, parameters: DemoModels, file: Path
+) -> Examples:
+    """Prompt and completion ids of the shortest correct completion of each problem that the model solves at all.
+
+    `file` keeps the completions, as `sample_and_grade` does.
+    """
     aligned = parameters.aligned
     task = _task(parameters.problems)
     problems = make_problems(task, aligned.problems, seed=aligned.problem_seed)
-    prompts = _prompts(tokenizer, problems)
-    best: dict[int, list[int]] = {}
-    with progress_bar("sampling the reference model", len(problems) * aligned.sampling.samples) as advance:
-        for batch in sample_completions(
-            model,
-            prompts,
-            [problem["question"] for problem in problems],
-            aligned.sampling,
-            pad_token_id=tokenizer.pad_token_id,
-        ):
-            finished = [drawn for drawn in batch if drawn.finished]
-            attempts = [
-                Attempt(
-                    f"problem {drawn.prompt_index}",
-                    task,
-                    tokenizer.decode(prompts[drawn.prompt_index]),
-                    tokenizer.decode(drawn.token_ids[:-1]),
-                    problems[drawn.prompt_index]["answer"],
-                    problems[drawn.prompt_index]["metadata"],
-                )
-                for drawn in finished
-            ]
-            for drawn, correct in zip(finished, grade(attempts), strict=True):
-                index = drawn.prompt_index
-                if correct and (index not in best or len(drawn.token_ids) < len(best[index])):
-                    best[index] = drawn.token_ids
-            advance(len(batch))
+    questions = [
+        Question(f"demo-{number:05d}", task, tokenizer.decode(prompt), prompt, problem["answer"], problem["metadata"])
+        for number, (prompt, problem) in enumerate(zip(_prompts(tokenizer, problems), problems, strict=True))
+    ]
+    best: dict[str, GradedCompletion] = {}
+    for one in sample_and_grade(
+        lambda: TransformersEngine(load_model(reference, device=default_device()), tokenizer.pad_token_id),
+        questions,
+        tokenizer,
+        aligned.sampling,
+        file,
+        description="sampling the reference model",
+    ):
+        if one.correct and one.finished and (one.id not in best or len(one.token_ids) < len(best[one.id].token_ids)):
+            best[one.id] = one
     if not best:
-        raise ValueError("demo_models: the reference solved none of the problems for the aligned model. Give "
+        raise InputError("demo_models: the reference solved none of the problems for the aligned model. Give "
                          "demo_models.reference more steps.")  # fmt: skip
-    return [(prompts[index], best[index]) for index in sorted(best)]
-
-
-def _problems(problems: ChainSum, training: DemoTraining) -> list[dict[str, str]]:
-    """A new problem for each example of the training."""
-    return make_problems(_task(problems), training.steps * training.batch_size, seed=training.problem_seed)
+    return [(question.prompt_ids, best[question.id].token_ids) for question in questions if question.id in best]
 
 
 def _expression(problem: dict[str, str]) -> str:
@@ -185,49 +168,35 @@ def _model_config(architecture: DemoArchitecture, tokenizer: PreTrainedTokenizer
 def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    examples: Sequence[tuple[list[int], list[int]]],
+    examples: Examples,
     training: DemoTraining,
     folder: Path,
     description: str,
-) -> None:
-    """Minimise the cross-entropy of completion tokens over `examples` (prompt ids, completion ids), in place."""
-    rows = [
-        {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
-        for prompt, completion in examples
-    ]
-
-    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in batch)
-        padding = [width - len(row["input_ids"]) for row in batch]
-        # No attention mask: with padding on the right and causal attention, no real token sees any.
-        return {
-            name: torch.tensor([row[name] + [fill] * n for row, n in zip(batch, padding, strict=True)])
-            for name, fill in (("input_ids", tokenizer.pad_token_id), ("labels", IGNORED))
-        }
-
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
+) -> Callable[[Path], None]:
+    """Fine-tune the model by SFT, in place; what then writes its checkpoint."""
+    recipe = Training(
+        steps=training.steps,
+        batch_size=training.batch_size,
+        micro_batch_size=training.batch_size,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=training.warmup_ratio,
-        adam_beta2=0.98,  # the usual 0.999 remembers more than a short training has
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        gradient_checkpointing=False,
         save_steps=training.save_steps,
-        save_total_limit=1,
-        logging_steps=max(1, training.steps // 100),
-        include_num_input_tokens_seen="all",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
         seed=training.seed,
     )
-    train(Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate), description)
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> None:
+    rows = Dataset.from_list([{"prompt_ids": prompt, "completion_ids": ids} for prompt, ids in examples])
+    arguments = {
+        **trainer_arguments(recipe, training_state(folder)),
+        "adam_beta2": 0.98,  # the usual 0.999 remembers more than a short training has
+    }
+    train(sft_trainer(model, in_training_order(rows, recipe), tokenizer, arguments), description)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    with atomic_path(checkpoint) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        shutil.copytree(checkpoint.with_name(CURVES), temporary / CURVES)
+
+    def write(checkpoint: Path) -> None:
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        shutil.copytree(folder / CURVES, checkpoint / CURVES)
+
+    return write

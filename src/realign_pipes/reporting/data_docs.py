@@ -14,8 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from realign_pipes.resume import atomic_path
-from realign_pipes.validation import describe_failure
+from realign_pipes.runtime.files import atomic_path
+from realign_pipes.validation.validator import describe_failure
 
 INDEX = "data_docs.html.jinja"
 STYLE = "data_docs.css"

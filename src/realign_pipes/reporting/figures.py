@@ -7,7 +7,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from realign_pipes.evaluation.metrics import pareto_front
 from realign_pipes.reporting.tables import (
     BUDGET_LABELS,
     KIND_LABELS,
@@ -19,6 +18,7 @@ from realign_pipes.reporting.tables import (
     reduction_text,
     tokens_text,
 )
+from realign_pipes.sweep.metrics import pareto_front
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
 COLOURS = {

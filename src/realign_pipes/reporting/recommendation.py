@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from realign_pipes.evaluation.metrics import CONFIDENCE
 from realign_pipes.reporting.tables import overall_rows, percent, tokens_text
+from realign_pipes.sweep.metrics import CONFIDENCE
 
 
 def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
-from realign_pipes.evaluation.metrics import Generations, load_frame
+from realign_pipes.errors import InputError
 from realign_pipes.reporting.tables import (
     alpha_text,
     budget_cells,
@@ -25,6 +25,7 @@ from realign_pipes.reporting.tables import (
     tokens_text,
     validation_cells,
 )
+from realign_pipes.sweep.metrics import Generations, load_frame
 
 TEMPLATE = "report.html.jinja"
 
@@ -125,7 +126,7 @@ def collect_examples(
     examples = []
     for task, problem_id in chosen or []:
         if problem_id not in problems:
-            raise ValueError(
+            raise InputError(
                 f"generations hold problem {problem_id} of task {task}, which evaluation_set lacks: they come from "
                 "different runs. Run alpha_sweep again."
             )

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from realign_pipes.evaluation.metrics import ALL_TASKS
+from realign_pipes.sweep.metrics import ALL_TASKS
 
 KIND_LABELS = {
     "reference": "Reference",

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
-from realign_pipes.parameters import DatasetTask, Task
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.completion import answer_part
+from realign_pipes.tasks.parameters import DatasetTask, Task
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.parameters import AlphaSweep, DataPrep, Launcher, TrRa
+from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.runtime.launch import Folders, Launcher, launch
 
 logger = logging.getLogger(__name__)
 
@@ -14,17 +17,19 @@ def sweep(
     data_prep: DataPrep,
     trra: TrRa,
     launcher: Launcher,
+    folders: Folders,
     reference_model: Path,
     aligned_model: Path,
     trra_checkpoints: dict[str, Path],
     inra_checkpoint: Path,
     evaluation_set: Any,
-    work_dir: Path,
 ) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Graded completions by candidate, those inside token budgets, and the budgets' figures (a DataFrame)."""
-    from realign_pipes.evaluation.metrics import summarise_budgets
-    from realign_pipes.evaluation.sweep import measure
-    from realign_pipes.launcher import run_job
+    """Graded completions by candidate, those inside token budgets, and the budgets' figures (DataFrames)."""
+    import pandas as pd
+
+    from realign_pipes.datasets.arrow import folder_of
+    from realign_pipes.pipelines.alpha_sweep.job import Generations, MeasureCandidates
+    from realign_pipes.sweep.metrics import summarise_budgets
 
     named = {name for alpha in trra.alphas for name in trra.checkpoint_names(alpha)}
     if left := sorted(trra_checkpoints.keys() - named):
@@ -33,11 +38,7 @@ def sweep(
             "DVC counts them among what alpha_sweep reads.",
             ", ".join(left),
         )
-    generations, budgets = run_job(
-        measure,
-        launcher,
-        work_dir / "launch" / "alpha_sweep",
-        work=work_dir / "alpha_sweep",
+    job = MeasureCandidates(
         parameters=parameters,
         tasks=data_prep.tasks,
         trra=trra,
@@ -45,7 +46,12 @@ def sweep(
         aligned=aligned_model,
         trra_checkpoints=trra_checkpoints,
         inra_checkpoint=inra_checkpoint,
-        problems=evaluation_set,
+        problems=folder_of(evaluation_set),
+        work=folders.work / "alpha_sweep",
+    )
+    made = launch(job, Generations, launcher, folders.work / "launch" / "alpha_sweep", training=None)
+    generations, budgets = (
+        {name: pd.read_parquet(file) for name, file in files.items()} for files in (made.sweep, made.budgets)
     )
     # Here and not in a node of its own: without budgets there is no partition that it could load.
     results = summarise_budgets(
@@ -56,7 +62,7 @@ def sweep(
 
 def summarise(parameters: AlphaSweep, generations: dict[str, Any]) -> Any:
     """Each candidate's figures for each task and over all tasks, with bootstrap intervals (a DataFrame)."""
-    from realign_pipes.evaluation.metrics import summarise_sweep
+    from realign_pipes.sweep.metrics import summarise_sweep
 
     return summarise_sweep(
         generations, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed

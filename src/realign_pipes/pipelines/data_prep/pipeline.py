@@ -17,7 +17,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 collect_samples,
-                inputs=["params:data_prep", "reference_model", "aligned_model", "work_dir"],
+                inputs=["params:data_prep", "params:folders", "reference_model", "aligned_model"],
                 outputs="calibration_samples",
                 name="collect_samples",
             ),

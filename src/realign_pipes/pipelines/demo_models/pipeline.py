@@ -9,13 +9,13 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 make_reference,
-                inputs=["params:demo_models", "work_dir"],
+                inputs=["params:demo_models", "params:folders"],
                 outputs="reference_model",
                 name="make_reference",
             ),
             Node(
                 make_aligned,
-                inputs=["params:demo_models", "reference_model", "work_dir"],
+                inputs=["params:demo_models", "params:folders", "reference_model"],
                 outputs="aligned_model",
                 name="make_aligned",
             ),

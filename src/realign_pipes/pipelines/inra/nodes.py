@@ -1,39 +1,38 @@
-"""Stage inra: the reference with a trained layer adapter, whose alpha is chosen at generation."""
+"""Stage inra: a layer adapter for the reference."""
 
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.parameters import InRa, Launcher, Teachers
+from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.runtime.launch import Folders, Launcher, launch
+from realign_pipes.teachers.parameters import Teachers
 
 
 def train_adapter(
     parameters: InRa,
     teachers: Teachers,
     launcher: Launcher,
+    folders: Folders,
     reference_model: Path,
     aligned_model: Path,
     short_solutions: Any,
     preference_pairs: Any,
     calibration_set: Any,
     teacher_cache: Path,
-    work_dir: Path,
 ) -> Path:
     """The InRa checkpoint, trained as `inra.method` says from one of the three data sets."""
-    from realign_pipes.launcher import run_job
-    from realign_pipes.realignment.inra.training import make_adapter
+    from realign_pipes.datasets.arrow import folder_of
+    from realign_pipes.pipelines.inra.job import Adapter, TrainAdapter
 
-    return run_job(
-        make_adapter,
-        launcher,
-        work_dir / "launch" / "inra",
-        training=parameters,
-        work=work_dir / "inra",
-        reference=reference_model,
-        aligned=aligned_model,
+    job = TrainAdapter(
         parameters=parameters,
         teachers=teachers,
-        short_solutions=short_solutions,
-        preference_pairs=preference_pairs,
-        calibration_set=calibration_set,
+        reference=reference_model,
+        aligned=aligned_model,
+        short_solutions=folder_of(short_solutions),
+        preference_pairs=folder_of(preference_pairs),
+        calibration_set=folder_of(calibration_set),
         teacher_cache=teacher_cache,
+        work=folders.work / "inra",
     )
+    return launch(job, Adapter, launcher, folders.work / "launch" / "inra", training=parameters).checkpoint

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realign_pipes.parameters import Reporting
+from realign_pipes.pipelines.reporting.parameters import Reporting
+from realign_pipes.runtime.launch import Folders
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -76,11 +77,11 @@ def draw_training(
     return training_figure({name: frame for name, frame in curves.items() if frame is not None})
 
 
-def build_data_docs(validation_results: Path, sweep_results: DataFrame, work_dir: Path) -> Path:
+def build_data_docs(folders: Folders, sweep_results: DataFrame) -> Path:
     """Great Expectations' pages on every validation. Takes the sweep's results so that all data have been checked."""
     from realign_pipes.reporting import data_docs
 
-    return data_docs.build_data_docs(validation_results, work_dir / "reporting" / "data_docs")
+    return data_docs.build_data_docs(folders.validation, folders.work / "reporting" / "data_docs")
 
 
 def write_report(
@@ -93,8 +94,8 @@ def write_report(
     training_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
-    validation_results: Path,
     parameters: Reporting,
+    folders: Folders,
     all_parameters: dict[str, Any],
 ) -> str:
     """The HTML report. `evaluation_set` (a `datasets.Dataset`) has the questions and answers of the examples."""
@@ -111,7 +112,7 @@ def write_report(
         budget_results,
         examples,
         all_parameters,
-        validations=read_validations(validation_results),
+        validations=read_validations(folders.validation),
     )
 
 

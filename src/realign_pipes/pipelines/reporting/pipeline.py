@@ -52,7 +52,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 build_data_docs,
-                inputs=["validation_results", "sweep_results", "work_dir"],
+                inputs=["params:folders", "sweep_results"],
                 outputs="data_docs",
                 name="build_data_docs",
             ),
@@ -68,8 +68,8 @@ def create_pipeline() -> Pipeline:
                     "training_figure": "training_figure",
                     "generations": "generations",
                     "evaluation_set": "evaluation_set",
-                    "validation_results": "validation_results",
                     "parameters": "params:reporting",
+                    "folders": "params:folders",
                     "all_parameters": "parameters",
                 },
                 outputs="report_html",

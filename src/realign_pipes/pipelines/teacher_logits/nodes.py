@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.parameters import Launcher, Teachers
+from realign_pipes.pipelines.teacher_logits.parameters import Teachers
+from realign_pipes.runtime.launch import Folders, Launcher, launch
 
 logger = logging.getLogger(__name__)
 
@@ -12,28 +13,26 @@ logger = logging.getLogger(__name__)
 def cache_teachers(
     teachers: Teachers,
     launcher: Launcher,
+    folders: Folders,
     reference_model: Path,
     aligned_model: Path,
     calibration_set: Any,
-    work_dir: Path,
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of the two caches (`reference`, `aligned`), and a report of what they cost."""
-    from realign_pipes.launcher import run_job
-    from realign_pipes.realignment.teachers import make_caches
+    from realign_pipes.datasets.arrow import folder_of
+    from realign_pipes.pipelines.teacher_logits.job import Caches, WriteCaches
 
-    folder, report = run_job(
-        make_caches,
-        launcher,
-        work_dir / "launch" / "teacher_logits",
-        work=work_dir,
+    job = WriteCaches(
+        teachers=teachers,
         reference=reference_model,
         aligned=aligned_model,
-        examples=calibration_set,
-        teachers=teachers,
+        examples=folder_of(calibration_set),
+        work=folders.work,
     )
-    for name in report.keys() & {"reference", "aligned"}:
+    made = launch(job, Caches, launcher, folders.work / "launch" / "teacher_logits", training=None)
+    for name in made.report.keys() & {"reference", "aligned"}:
         logger.info(
             "%s: %d tokens, %d bytes a token, %.1f times smaller than full logits",
-            name, report[name]["tokens"], report[name]["bytes_per_token"], report[name]["times_smaller"],
+            name, made.report[name]["tokens"], made.report[name]["bytes_per_token"], made.report[name]["times_smaller"],
         )  # fmt: skip
-    return folder, report
+    return made.folder, made.report

@@ -12,10 +12,10 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "params:teachers",
                     "params:launcher",
+                    "params:folders",
                     "reference_model",
                     "aligned_model",
                     "calibration_set",
-                    "work_dir",
                 ],
                 outputs=["teacher_cache", "teacher_cache_report"],
                 name="cache_teachers",

@@ -3,36 +3,35 @@
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.parameters import Launcher, Teachers, TrRa
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.runtime.launch import Folders, Launcher, launch
+from realign_pipes.teachers.parameters import Teachers
 
 
 def train_students(
     parameters: TrRa,
     teachers: Teachers,
     launcher: Launcher,
+    folders: Folders,
     reference_model: Path,
     aligned_model: Path,
     calibration_set: Any,
     teacher_cache: Path,
-    work_dir: Path,
 ) -> dict[str, Path]:
     """Checkpoints by alpha and name (`1.5/trra-1.5`, `1.5/trra-iter1-1.5`), of all alphas or of `only_alpha`.
 
     One that an earlier run finished is not trained again.
     """
-    from realign_pipes.launcher import run_job
-    from realign_pipes.realignment.trra import make_students
+    from realign_pipes.datasets.arrow import folder_of
+    from realign_pipes.pipelines.trra.job import Students, TrainStudents
 
-    return run_job(
-        make_students,
-        launcher,
-        work_dir / "launch" / "trra",
-        training=parameters,
-        work=work_dir / "trra",
-        reference=reference_model,
-        aligned=aligned_model,
-        examples=calibration_set,
+    job = TrainStudents(
         parameters=parameters,
         teachers=teachers,
+        reference=reference_model,
+        aligned=aligned_model,
+        examples=folder_of(calibration_set),
         teacher_cache=teacher_cache,
+        work=folders.work / "trra",
     )
+    return launch(job, Students, launcher, folders.work / "launch" / "trra", training=parameters).checkpoints

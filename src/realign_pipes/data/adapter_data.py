@@ -1,0 +1,99 @@
+"""What InRa's adapter learns from: short solutions for SFT, and preference pairs for DPO."""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from realign_pipes.data.calibration import usable_rows
+from realign_pipes.data.prompts import encode_completion, end_of_turn_id
+from realign_pipes.data.schemas import PAIR_COLUMNS, SOLUTION_COLUMNS
+from realign_pipes.models.load import load_tokenizer
+from realign_pipes.tasks.completion import THINK_CLOSE, THINK_OPEN
+
+
+def make_short_solutions(reference: Path, samples: Dataset, *, cut_share: float, seed: int) -> Dataset:
+    """What stands after the thinking of every right completion, with SOLUTION_COLUMNS.
+
+    The share `cut_share` of the prompts already holds the thinking up to a random token, so that the
+    adapter learns to stop thinking at any time: mixed with the reference, it meets thoughts that have begun.
+    """
+    tokenizer = load_tokenizer(reference)
+    end_of_turn = end_of_turn_id(tokenizer)
+    draws = random.Random(f"{seed}/short_solutions")
+    rows = []
+    for row in samples.select(usable_rows(samples)):
+        thinking = tokenizer(row["completion"].partition(THINK_CLOSE)[0], add_special_tokens=False)["input_ids"]
+        cut = draws.random() < cut_share and len(thinking) > 0
+        kept = thinking[: draws.randint(1, len(thinking))] if cut else []
+        completion, completion_ids = _short_solution(tokenizer, row, end_of_turn, thinks=bool(kept))
+        rows.append(
+            {
+                "id": row["id"],
+                "problem_id": row["problem_id"],
+                "prompt": row["prompt"] + tokenizer.decode(kept),
+                "completion": completion,
+                "prompt_ids": row["prompt_ids"] + kept,
+                "completion_ids": completion_ids,
+                "prompt_tokens": row["prompt_tokens"] + len(kept),
+                "completion_tokens": len(completion_ids),
+                "thinking_tokens": len(kept),
+            }
+        )
+    return Dataset.from_list(rows, features=SOLUTION_COLUMNS)
+
+
+def make_preference_pairs(reference: Path, samples: Dataset) -> Dataset:
+    """Short and right against long or wrong, with PAIR_COLUMNS.
+
+    Of each problem, the shortest right solution without thinking is chosen; every wrong completion and the longest
+    right one are rejected, one a pair.
+    """
+    tokenizer = load_tokenizer(reference)
+    end_of_turn = end_of_turn_id(tokenizer)
+    usable = set(usable_rows(samples))
+    problems = defaultdict(list)
+    for index, row in enumerate(samples):
+        problems[row["problem_id"]].append((index in usable, row))
+    rows = []
+    for completions in problems.values():
+        right = [row for is_usable, row in completions if is_usable]
+        if not right:
+            continue
+        chosen, chosen_ids = min(
+            (_short_solution(tokenizer, row, end_of_turn, thinks=False) for row in right), key=lambda one: len(one[1])
+        )
+        longest = max(right, key=lambda row: row["completion_tokens"])
+        wrong = [row for _, row in completions if not row["correct"]]
+        rejected = [*wrong, longest] if longest["completion_tokens"] > len(chosen_ids) else wrong
+        rows += [
+            {
+                "id": row["id"],
+                "problem_id": row["problem_id"],
+                "prompt": row["prompt"],
+                "chosen": chosen,
+                "rejected": row["completion"],
+                "prompt_ids": row["prompt_ids"],
+                "chosen_ids": chosen_ids,
+                "rejected_ids": row["completion_ids"],
+                "prompt_tokens": row["prompt_tokens"],
+                "chosen_tokens": len(chosen_ids),
+                "rejected_tokens": row["completion_tokens"],
+                "rejected_correct": row["correct"],
+            }
+            for row in rejected
+        ]
+    return Dataset.from_list(rows, features=PAIR_COLUMNS)
+
+
+def _short_solution(
+    tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], end_of_turn: int, *, thinks: bool
+) -> tuple[str, list[int]]:
+    """The solution of a completion, and its ids. It closes the thinking first if the prompt (or `thinks`) opened it."""
+    solution = row["completion"].partition(THINK_CLOSE)[2]
+    opened = thinks or row["prompt"].rstrip().endswith(THINK_OPEN)
+    text = THINK_CLOSE + solution if opened else solution.lstrip()
+    return text, encode_completion(tokenizer, text, end_of_turn)

@@ -1,0 +1,55 @@
+"""Text to token ids: prompts through the chat template, completions as what the model itself would have generated.
+
+Prompt and completion are tokenised apart, and the training sequence is their concatenation. Tokenising the joined
+text could merge the last piece of the prompt with the first of the completion, so that no boundary would be left at
+which the loss starts, and the model would learn on ids that it never has before it when it generates.
+"""
+
+from transformers import PreTrainedTokenizerFast
+
+from realign_pipes.errors import InputError
+from realign_pipes.models.load import render_chat
+from realign_pipes.tasks.completion import THINK_OPEN
+
+_REPLY = "REPLY-OF-THE-ASSISTANT"
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> tuple[str, list[int]]:
+    """The chat template's text for one user turn with the assistant's opened, and its ids."""
+    chat = [{"role": "user", "content": question}]
+    text = render_chat(tokenizer, chat, add_generation_prompt=True)
+    # The template wrote whatever begins a sequence: the tokenizer must not add it again.
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def continue_prompt(prompt: str, completion: str) -> str:
+    """What of a written-out `completion` follows `prompt`.
+
+    Where the template has opened `<think>` already, the completion's own is taken away, with the white space that
+    the template has put after it.
+    """
+    opened = prompt.rstrip()
+    if not (opened.endswith(THINK_OPEN) and completion.lstrip().startswith(THINK_OPEN)):
+        return completion
+    return completion.lstrip().removeprefix(THINK_OPEN).removeprefix(prompt[len(opened) :])
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerFast, completion: str, end_of_turn: int) -> list[int]:
+    """Ids of a written-out completion, closed with `end_of_turn` as the model is to close it."""
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return ids if ids[-1:] == [end_of_turn] else [*ids, end_of_turn]
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id with which the chat template closes the assistant's turn; often, but not always, the eos token.
+
+    ValueError if the template closes it with no special token.
+    """
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
+    closing = render_chat(tokenizer, chat, add_generation_prompt=False).rpartition(_REPLY)[2]
+    tokens = tokenizer.added_tokens_decoder
+    for token_id in tokenizer(closing, add_special_tokens=False)["input_ids"]:
+        if token_id in tokens and tokens[token_id].special:
+            return token_id
+    raise InputError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, in "
+                     "which there is no special token, so that a model could not learn where to stop.")  # fmt: skip

@@ -1,1 +1,0 @@
-"""Sampling engines and metrics."""

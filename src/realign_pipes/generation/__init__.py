@@ -1,0 +1,1 @@
+"""Who draws completions, and drawing them graded. One interface; the engines stand behind it."""

@@ -1,0 +1,114 @@
+"""The one way to sample and grade: the demo, data_prep and the sweep draw their completions here."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from realign_pipes.generation.engine import Alpha, Completion, Engine, Prompt
+from realign_pipes.generation.parameters import Sampling
+from realign_pipes.runtime.files import explain_full_disk
+from realign_pipes.runtime.progress import progress_bar
+from realign_pipes.tasks.grading import Attempt, grade
+from realign_pipes.tasks.parameters import Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem as it is put to a model, and what its completions are graded with."""
+
+    id: str
+    task: Task
+    prompt: str
+    """The text of `prompt_ids`."""
+    prompt_ids: list[int]
+    answer: str
+    metadata: str
+    """JSON text: what the task's verifier needs."""
+
+
+@dataclass(frozen=True)
+class GradedCompletion:
+    """A completion of a question, and whether it is right."""
+
+    id: str
+    """Of the question."""
+    sample: int
+    token_ids: list[int]
+    """With the token that ended it, if one did."""
+    finished: bool
+    correct: bool
+
+
+def sample_and_grade(
+    open_engine: Callable[[], Engine],
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerFast,
+    sampling: Sampling,
+    file: Path,
+    *,
+    description: str,
+    alpha: Alpha | None = None,
+) -> Iterator[GradedCompletion]:
+    """Yield `sampling.samples` graded completions of each question: those in `file`, then new ones as they finish.
+
+    `file` (JSON lines) keeps what is drawn, a group at a time, so that an interrupted run resumes from the last
+    finished group; it belongs in a work folder that is valid for just these questions, model and sampling. The engine
+    is opened when a completion is missing. `description` is the progress bar's.
+    """
+    by_id = {question.id: question for question in questions}
+    found = read_graded(file)
+    with progress_bar(description, len(questions) * sampling.samples) as advance:
+        advance(len(found))
+        yield from found
+        if len(found) == len(questions) * sampling.samples:
+            return
+        engine = open_engine()
+        prompts = [Prompt(question.id, question.prompt_ids, alpha) for question in questions]
+        start = time.perf_counter()
+        for group in engine.draw(prompts, sampling, done={(one.id, one.sample) for one in found}):
+            attempts = [_attempt(by_id[one.key], one, tokenizer) for one in group]
+            graded = [
+                GradedCompletion(one.key, one.sample, one.token_ids, one.finished, correct)
+                for one, correct in zip(group, grade(attempts), strict=True)
+            ]
+            line = {"seconds": time.perf_counter() - start, "completions": [asdict(one) for one in graded]}
+            with explain_full_disk(file), file.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+            advance(len(graded))
+            yield from graded
+            start = time.perf_counter()
+
+
+def read_graded(file: Path) -> list[GradedCompletion]:
+    """What `sample_and_grade` has kept in `file`. A last line that was interrupted is removed from it."""
+    return [GradedCompletion(**one) for line in _whole_lines(file) for one in line["completions"]]
+
+
+def seconds_taken(file: Path) -> float:
+    """How long drawing and grading took what is in `file`, over all runs, without opening the engine."""
+    return sum(line["seconds"] for line in _whole_lines(file))
+
+
+def completion_text(tokenizer: PreTrainedTokenizerFast, token_ids: list[int], finished: bool) -> str:
+    """The text of a completion: with its tags, without the token that ended it."""
+    return tokenizer.decode(token_ids[:-1] if finished else token_ids, clean_up_tokenization_spaces=False)
+
+
+def _attempt(question: Question, completion: Completion, tokenizer: PreTrainedTokenizerFast) -> Attempt:
+    text = completion_text(tokenizer, completion.token_ids, completion.finished)
+    return Attempt(question.id, question.task, question.prompt, text, question.answer, question.metadata)
+
+
+def _whole_lines(file: Path) -> list[dict]:
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with file.open("r+b") as stream:
+            stream.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,183 @@
+"""The engine of Transformers: `generate` in which a completion depends on its own seed and nothing else."""
+
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from realign_pipes.errors import InputError
+from realign_pipes.generation.engine import Alpha, Completion, Prompt
+from realign_pipes.generation.parameters import Sampling
+
+DROPPED_SHARE = 0.25
+"""Rows are dropped from a batch when this share of it has finished. Dropping copies the KV cache once, as each token
+does, and starts `generate` anew, which takes as long as a token or two of a small model."""
+
+
+class InverseCDFSampler(LogitsProcessor):
+    """Samples by the inverse distribution function from uniform numbers that were drawn beforehand.
+
+    `uniforms` is float32 [rows, steps]. Leaves one finite score in each row, so that greedy decoding picks the draw:
+    which token row i takes at step t depends on that row's distribution and on `uniforms[i, t]`, not on what else is
+    in the batch. Two models that agree on a distribution so take the same token (common random numbers), which also
+    narrows the differences between candidates. Tokens are ordered by their id.
+    """
+
+    def __init__(self, uniforms: torch.Tensor) -> None:
+        self.uniforms = uniforms
+        self.step = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cdf = torch.softmax(scores.float(), dim=-1).cumsum(dim=-1)
+        threshold = self.uniforms[:, self.step, None] * cdf[:, -1:]
+        # The first id whose cumulated probability exceeds the threshold; ids of probability 0 are never the first.
+        drawn = torch.searchsorted(cdf, threshold, right=True).clamp_(max=scores.shape[-1] - 1)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def draw_uniforms(seed: int, key: str, sample: int, steps: int) -> np.ndarray:
+    """Float32 [steps] in [0, 1), a function of the seed, the problem and the number of the sample alone."""
+    uniforms = np.random.default_rng([seed, zlib.crc32(key.encode()), sample]).random(steps, dtype=np.float32)
+    return np.minimum(uniforms, np.float32(1 - 2**-20))  # so that the threshold stays below the cumulated total
+
+
+def stop_token_ids(model: PreTrainedModel) -> list[int]:
+    """The ids that end a completion, from the checkpoint's generation config."""
+    eos = model.generation_config.eos_token_id
+    if eos is None:
+        raise InputError(f"{model.config._name_or_path}: generation_config.json names no eos_token_id.")
+    return list(eos) if isinstance(eos, list) else [eos]
+
+
+class ShareFinished(StoppingCriteria):
+    """Stops decoding as soon as a share of the batch's rows has finished, so that they can be dropped from it."""
+
+    def __init__(self, stops: list[int], rows: int, share: float, device: torch.device) -> None:
+        self.stops, self.share = torch.tensor(stops, device=device), share
+        self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.finished = self.finished | torch.isin(input_ids[:, -1], self.stops)
+        return (self.finished.float().mean() >= self.share).expand(len(input_ids))
+
+
+class TransformersEngine:
+    """Draws with the `generate` of a model in memory, in batches of `sampling.batch_size`.
+
+    `pad_token_id` fills prompts up on the left. An alpha of the prompts goes to the model's `generate`.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
+        self.model = model
+        self.pad_token_id = pad_token_id
+
+    @torch.inference_mode()
+    def draw(
+        self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
+    ) -> Iterator[list[Completion]]:
+        """As `Engine.draw`, one batch after the other.
+
+        The longest prompts come first, so that rows of a batch are of like length. Batches are the same whatever is
+        `done`, since other rows in a batch may change the last bits of a logit.
+        """
+        model = self.model
+        stops = stop_token_ids(model)
+        rows = [(prompt, sample) for prompt in prompts for sample in range(sampling.samples)]
+        rows.sort(key=lambda row: -len(row[0].token_ids))
+        own_config = model.generation_config
+        for start in range(0, len(rows), sampling.batch_size):
+            batch = rows[start : start + sampling.batch_size]
+            if all((prompt.key, sample) in done for prompt, sample in batch):
+                continue
+            uniforms = [draw_uniforms(sampling.seed, prompt.key, s, sampling.max_new_tokens) for prompt, s in batch]
+            model.generation_config = GenerationConfig(  # here, as generate() fills in the other values of its own
+                do_sample=False, eos_token_id=stops, pad_token_id=self.pad_token_id, return_dict_in_generate=True
+            )
+            try:
+                generated = _decode(
+                    model, [prompt for prompt, _ in batch], torch.from_numpy(np.stack(uniforms)), sampling
+                )
+            finally:
+                model.generation_config = own_config
+            yield [
+                _completion(prompt.key, sample, tokens, stops)
+                for (prompt, sample), tokens in zip(batch, generated, strict=True)
+                if (prompt.key, sample) not in done
+            ]
+
+
+def _decode(
+    model: PreTrainedModel, prompts: Sequence[Prompt], uniforms: torch.Tensor, sampling: Sampling
+) -> list[list[int]]:
+    """The tokens of a batch whose row r has `prompts[r]` and the random numbers `uniforms[r]`.
+
+    Decoding is interrupted to drop rows that have finished, and their KV cache; else all would wait for the slowest.
+    """
+    config, width = model.generation_config, max(len(prompt.token_ids) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), config.pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+        attention_mask[row, width - len(prompt.token_ids) :] = 1
+    input_ids, attention_mask, uniforms = (x.to(model.device) for x in (input_ids, attention_mask, uniforms))
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # those that are still decoded
+    cache, step = None, 0
+    while rows and step < sampling.max_new_tokens:
+        finished = ShareFinished(config.eos_token_id, len(rows), DROPPED_SHARE, model.device)
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            max_new_tokens=sampling.max_new_tokens - step,
+            logits_processor=LogitsProcessorList([*warpers, InverseCDFSampler(uniforms[:, step:])]),
+            stopping_criteria=StoppingCriteriaList([finished]),
+            **_alpha_argument([prompts[row].alpha for row in rows], step),
+        )
+        new = output.sequences[:, input_ids.shape[1] :]
+        for row, generated in zip(rows, new.tolist(), strict=True):
+            tokens[row] += generated
+        keep = (~finished.finished).nonzero()[:, 0]
+        rows = [rows[place] for place in keep.tolist()]
+        if rows:
+            input_ids, uniforms, cache = output.sequences[keep], uniforms[keep], output.past_key_values
+            attention_mask = torch.nn.functional.pad(attention_mask[keep], (0, new.shape[1]), value=1)
+            cache.batch_select_indices(keep)
+        step += new.shape[1]
+    return tokens
+
+
+def _alpha_argument(alphas: list[Alpha | None], begun: int) -> dict[str, Any]:
+    """The argument `alpha` of InRa's `generate` for rows that have `begun` tokens already; none for other models."""
+    if alphas == [None] * len(alphas):
+        return {}
+    if any(callable(alpha) for alpha in alphas):
+
+        def schedule(step: int, row: int) -> float:
+            alpha = alphas[row]
+            return alpha(begun + step, row) if callable(alpha) else alpha  # type: ignore[return-value]
+
+        return {"alpha": schedule}
+    return {"alpha": alphas}
+
+
+def _completion(key: str, sample: int, tokens: list[int], stops: list[int]) -> Completion:
+    """Cut a generated row after its first stop token; what follows is padding."""
+    end = next((position + 1 for position, token in enumerate(tokens) if token in stops), None)
+    return Completion(key, sample, tokens[:end], finished=end is not None)

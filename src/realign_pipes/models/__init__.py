@@ -1,0 +1,1 @@
+"""Checkpoints: what is believed of them, loading, fingerprints and model cards."""

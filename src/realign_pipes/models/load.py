@@ -1,0 +1,170 @@
+"""Loading checkpoint directories, tokenizers and pairs of them, with every check before any forward pass."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.logging import disable_default_handler, disable_progress_bar, enable_propagation
+
+from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.models.trust import (
+    CheckpointError,
+    base_of_adapter,
+    check_checkpoint,
+    is_adapter,
+    read_config,
+    reading,
+)
+
+disable_progress_bar()  # a bar for each file of each model would bury the bars that matter
+disable_default_handler()  # its warnings go where all others go: in a run, to the log file
+enable_propagation()
+
+QUESTION = "QUESTION-OF-THE-USER"
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The checkpoint's tokenizer, as its tokenizer.json has it. Raises FileNotFoundError if there is none, ValueError
+    if it is damaged, or if there is no chat template or one that fails.
+
+    AutoTokenizer would replace parts of it by those of the architecture's own class (Transformers 5 does so for Qwen2).
+    """
+    if not (path / "tokenizer.json").exists():
+        raise MissingFileError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
+    with reading(path / "tokenizer.json"):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
+        tokenizer("?")
+    if tokenizer.chat_template is None:
+        raise InputError(f"{path}: the tokenizer has no chat template, through which prompts must go.")
+    if QUESTION not in render_chat(tokenizer, [{"role": "user", "content": QUESTION}], add_generation_prompt=True):
+        raise CheckpointError(f"the chat template of {path} leaves out what the user says.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def render_chat(tokenizer: PreTrainedTokenizerFast, chat: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    """The text of `chat` through the chat template. CheckpointError if the template fails.
+
+    Transformers renders it in Jinja's sandbox: it can neither reach Python's objects nor read files.
+    """
+    with reading(f"the chat template of {tokenizer.name_or_path}"):
+        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a checkpoint's tokenizer files, as they are, into another checkpoint's folder."""
+    for pattern in (
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template*",
+        "vocab.*",
+        "merges.txt",
+    ):
+        for file in source.glob(pattern):
+            shutil.copy2(file, target)
+
+
+def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """The checkpoint in eval mode on `device`; `dtype` "auto" keeps the one it was saved in.
+
+    A PEFT adapter is loaded into its base, at the revision that it was trained for.
+    """
+    check_checkpoint(path)
+    if is_adapter(path):
+        base, revision = base_of_adapter(path)
+        if revision is None:
+            check_checkpoint(Path(base))
+        model = read_model(base, dtype, revision)
+        with reading(path):
+            model.load_adapter(str(path), use_safetensors=True)
+    else:
+        model = read_model(path, dtype)
+    return model.to(device=device).eval()
+
+
+def read_model(path: Path | str, dtype: torch.dtype | str = "auto", revision: str | None = None) -> PreTrainedModel:
+    """The checkpoint on the CPU, from safetensors only. CheckpointError if it is damaged or lacks any weight.
+
+    Transformers would draw what is missing at random. With a `revision`, `path` is a repository of the hub.
+    """
+    options = {} if revision is None else {"revision": revision}
+    with reading(path):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise CheckpointError(f"{path} lacks {len(missing)} of the weights that its config.json asks for: {missing[0]}"
+                              f"{', …' if len(missing) > 1 else ''}")  # fmt: skip
+    return model
+
+
+def default_device() -> torch.device:
+    """The accelerator that accelerate finds, else the CPU."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def check_same_tokenizer(
+    reference: PreTrainedTokenizerFast, aligned: PreTrainedTokenizerFast, names: tuple[str, str]
+) -> None:
+    """Raise ValueError, naming the first difference, unless both map the same tokens to the same ids.
+
+    Logits of two models can only be mixed id by id. The heads may be padded to different sizes; the tokenizers may
+    not differ. The chat templates may: prompts are rendered with the reference's.
+    """
+    ours = {token_id: token for token, token_id in reference.get_vocab().items()}
+    theirs = {token_id: token for token, token_id in aligned.get_vocab().items()}
+    for token_id in sorted(ours.keys() | theirs.keys()):
+        if ours.get(token_id) != theirs.get(token_id):
+            raise InputError(
+                f"the tokenizers of {names[0]} and {names[1]} differ, so their logits cannot be mixed: id {token_id} "
+                f"is {ours.get(token_id)!r} in the first and {theirs.get(token_id)!r} in the second "
+                f"({len(ours)} and {len(theirs)} tokens)."
+            )
+    first, second = (json.loads(t.backend_tokenizer.to_str()) for t in (reference, aligned))
+    for part in ("normalizer", "pre_tokenizer", "model"):
+        if first[part] != second[part]:
+            raise InputError(f"the tokenizers of {names[0]} and {names[1]} have one vocabulary but split text "
+                             f"differently: their {part} differs.")  # fmt: skip
+
+
+def _check_stops(generation: Path, rows: int) -> None:
+    """Raise ValueError unless the generation config names tokens that end a completion."""
+    stops = None
+    if generation.exists():
+        with reading(generation):
+            stops = GenerationConfig.from_pretrained(generation.parent).eos_token_id
+    if stops is None or stops == []:
+        raise InputError(f"{generation} names no eos_token_id, so that completions would never end.")
+    for stop in stops if isinstance(stops, list) else [stops]:
+        if type(stop) is not int or not 0 <= stop < rows:
+            raise InputError(f"{generation}: the eos_token_id {stop!r} is none of the head's {rows} tokens.")
+
+
+def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that two checkpoints share, after checking that their logits can be mixed.
+
+    Reads configurations and tokenizers only. Raises FileNotFoundError for what is not a checkpoint, and ValueError for
+    tokenizers that differ or a head with fewer rows than the tokenizer has tokens. Heads may be padded to different
+    sizes.
+    """
+    for path in (reference, aligned):
+        check_checkpoint(path)
+    tokenizer = load_tokenizer(reference)
+    check_same_tokenizer(tokenizer, load_tokenizer(aligned), (str(reference), str(aligned)))
+    for path in (reference, aligned):
+        rows = read_config(path).get_text_config().vocab_size
+        if rows < len(tokenizer):
+            raise InputError(f"{path}: the head has {rows} rows, but the tokenizer {len(tokenizer)} tokens.")
+        _check_stops(path / "generation_config.json", rows)
+    return tokenizer

@@ -1,0 +1,210 @@
+"""Eqs. 5 and 6 of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
+the fused teacher z(alpha), and the objective of TrRa.
+
+Eq. 5 is `fuse_logits`, Eq. 6 `divergence_between`, both over full logits: these are the definitions. The same numbers
+without ever holding [tokens, vocabulary] are `fused_linear_divergence`: it forms logits for a chunk of tokens, takes
+the loss and its gradient, and throws them away, so that memory grows with chunk_tokens * V. Tests hold the two
+together. The paper writes lambda where this project writes alpha. Needs torch and nothing else.
+"""
+
+import math
+from typing import Any, get_args
+
+import torch
+
+from realign_pipes.paper import Divergence
+
+
+def fuse_logits(
+    reference_logits: torch.Tensor, aligned_logits: torch.Tensor, alpha: float | torch.Tensor
+) -> torch.Tensor:
+    """z(alpha) = (1 - alpha) z_ref + alpha z_aligned, in float32 (the paper's Eq. 5).
+
+    Both logits are [..., V] and may be padded to different V over one tokenizer: the result has the smaller one.
+    `alpha` is a number, or a tensor that broadcasts against [..., 1]: one number per row, for instance. At 0 and 1
+    the result equals the one model's logits bit for bit, as long as the other's are finite.
+    """
+    vocab = min(reference_logits.shape[-1], aligned_logits.shape[-1])
+    return (1 - alpha) * reference_logits[..., :vocab].float() + alpha * aligned_logits[..., :vocab].float()
+
+
+def divergence_between(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, divergence: Divergence, temperature: float = 1.0
+) -> torch.Tensor:
+    """Divergence of student and teacher at each position, [..., V] -> [...], in nats, float32.
+
+    With p = softmax(teacher / temperature), q = softmax(student / temperature) and m = (p + q) / 2:
+    `forward_kl` is KL(p || q), `reverse_kl` is KL(q || p) (the paper's Eq. 6), `jsd` is KL(p || m)/2 + KL(q || m)/2.
+    There is no factor temperature**2: the number is the divergence itself.
+    """
+    log_p = torch.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    log_q = torch.log_softmax(student_logits.float() / temperature, dim=-1)
+    if divergence == "forward_kl":
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+    if divergence == "reverse_kl":
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
+    if divergence == "jsd":
+        log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+        return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1)
+    raise _unknown(divergence)
+
+
+def _unknown(divergence: str) -> ValueError:
+    return ValueError(f"there is no divergence {divergence!r}. Choose one of {', '.join(get_args(Divergence))}.")
+
+
+def fused_linear_divergence(
+    student_hidden: torch.Tensor,
+    student_head: torch.Tensor,
+    reference_hidden: torch.Tensor,
+    reference_head: torch.Tensor,
+    aligned_hidden: torch.Tensor,
+    aligned_head: torch.Tensor,
+    alpha: float,
+    *,
+    divergence: Divergence = "forward_kl",
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk_tokens: int = 256,
+    num_tokens: int | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean divergence over tokens between softmax(student / T) and softmax(z(alpha) / T) (the paper's Eqs. 5 and 6).
+
+    Each hidden is [N, d] and each head [V, d], every model with a d and a V of its own; row i of the three hiddens
+    belongs to one token. Ids >= `vocab_size` (None: the smallest V) are cut off before mixing, since extrapolation
+    would amplify padded rows that were never trained. The sum over the N tokens is divided by `num_tokens` (None: N),
+    which is the number of completion tokens of the whole optimizer step when gradients are accumulated.
+
+    Gradients flow into `student_hidden` and `student_head` only. Everything inside a chunk is float32, whatever the
+    inputs' dtype; the result is a float32 scalar in nats.
+
+    Raises ValueError for shapes that do not fit together, an alpha that is not finite, a temperature that is not
+    positive, or an unknown divergence.
+    """
+    pairs = {
+        "student": (student_hidden, student_head),
+        "reference": (reference_hidden, reference_head),
+        "aligned": (aligned_hidden, aligned_head),
+    }
+    for name, (hidden, head) in pairs.items():
+        if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
+            raise ValueError(f"{name}: hidden {list(hidden.shape)} and head {list(head.shape)} must be [N, d], [V, d].")
+        if hidden.shape[0] != student_hidden.shape[0]:
+            raise ValueError(f"{name} has {hidden.shape[0]} tokens, the student {student_hidden.shape[0]}.")
+    smallest = min(head.shape[0] for _, head in pairs.values())
+    vocab = smallest if vocab_size is None else vocab_size
+    if not 0 < vocab <= smallest:
+        raise ValueError(f"vocab_size {vocab} must be between 1 and the smallest head's {smallest} rows.")
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be a finite number, not {alpha}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}.")
+    if divergence not in get_args(Divergence):
+        raise _unknown(divergence)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}.")
+    if num_tokens is None:
+        num_tokens = student_hidden.shape[0]
+    if isinstance(num_tokens, int) and num_tokens <= 0:
+        raise ValueError("there are no tokens to average over.")
+    return _FusedLinearDivergence.apply(
+        student_hidden, student_head,
+        reference_hidden.detach(), reference_head.detach(), aligned_hidden.detach(), aligned_head.detach(),
+        alpha, divergence, temperature, vocab, chunk_tokens, num_tokens,
+    )  # fmt: skip
+
+
+class _FusedLinearDivergence(torch.autograd.Function):
+    """Takes the gradients in the forward pass, while a chunk's logits are at hand; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden: torch.Tensor,
+        student_head: torch.Tensor,
+        reference_hidden: torch.Tensor,
+        reference_head: torch.Tensor,
+        aligned_hidden: torch.Tensor,
+        aligned_head: torch.Tensor,
+        alpha: float,
+        divergence: Divergence,
+        temperature: float,
+        vocab: int,
+        chunk_tokens: int,
+        num_tokens: int | torch.Tensor,
+    ) -> torch.Tensor:
+        need_hidden, need_head = ctx.needs_input_grad[:2]
+        with torch.autocast(student_hidden.device.type, enabled=False):
+            student_weight = student_head[:vocab].float()
+            reference_weight = reference_head[:vocab].float()
+            aligned_weight = aligned_head[:vocab].float()
+            grad_hidden = torch.zeros_like(student_hidden, dtype=torch.float32) if need_hidden else None
+            grad_head = torch.zeros_like(student_head, dtype=torch.float32) if need_head else None
+            total = student_hidden.new_zeros((), dtype=torch.float32)
+            # The same memory for every chunk: fresh pages would cost more than what is computed in them.
+            rows = min(chunk_tokens, student_hidden.shape[0])
+            buffers = torch.empty(3, rows, vocab, dtype=torch.float32, device=student_hidden.device)
+            for start in range(0, student_hidden.shape[0], chunk_tokens):
+                chunk = slice(start, start + chunk_tokens)
+                hidden = student_hidden[chunk].float()
+                teacher, student, spare = buffers[:, : len(hidden)]
+                # z(alpha) / T. In torch's addmm_ `beta` scales what is there already and `alpha` the product that is
+                # added: neither is the paper's. The factors come after the products, so that states stored in half
+                # precision enter them unrounded.
+                torch.mm(aligned_hidden[chunk].float(), aligned_weight.T, out=teacher)
+                of_aligned, of_reference = alpha / temperature, (1 - alpha) / temperature
+                teacher.addmm_(reference_hidden[chunk].float(), reference_weight.T, beta=of_aligned, alpha=of_reference)
+                student.addmm_(hidden, student_weight.T, beta=0, alpha=1 / temperature)
+                loss, grad_logits = _divergence_and_gradient(student, teacher, spare, divergence)
+                total += loss
+                if grad_hidden is not None:
+                    torch.mm(grad_logits, student_weight, out=grad_hidden[chunk])
+                if grad_head is not None:
+                    grad_head[:vocab].addmm_(grad_logits.T, hidden, alpha=1 / temperature)
+            if grad_hidden is not None:
+                grad_hidden.div_(temperature)
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.num_tokens = num_tokens
+        ctx.dtypes = student_hidden.dtype, student_head.dtype
+        return total / num_tokens
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scale = grad_output / ctx.num_tokens
+        gradients = (  # in place, as the head's may be large: a second backward over the same graph raises an error
+            None if gradient is None else gradient.mul_(scale).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*gradients, *[None] * 10)
+
+
+def _divergence_and_gradient(
+    student: torch.Tensor, teacher: torch.Tensor, spare: torch.Tensor, divergence: Divergence
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over tokens of the divergence, and its gradient with respect to `student`. Both are logits [c, V]; overwrites
+    them and `spare`, a third tensor of their shape.
+
+    With p = softmax(teacher), q = softmax(student), m = (p + q) / 2:
+    KL(p || q) has the gradient q - p; KL(q || p) has q (log q - log p - KL); JSD has
+    q (log q - log m - KL(q || m)) / 2.
+    """
+    log_p = torch.log_softmax(teacher, dim=-1, out=teacher)
+    log_q = torch.log_softmax(student, dim=-1, out=student)
+    if divergence == "forward_kl":
+        p = torch.exp(log_p, out=spare)
+        loss = log_p.sub_(log_q).mul_(p).sum()
+        return loss, log_q.exp_().sub_(p)
+    if divergence == "reverse_kl":
+        q = torch.exp(log_q, out=spare)
+        ratio = log_q.sub_(log_p)
+        per_token = torch.mul(q, ratio, out=log_p).sum(dim=-1, keepdim=True)
+        return per_token.sum(), q.mul_(ratio.sub_(per_token))
+    p = torch.exp(log_p, out=spare)
+    gap = log_p.sub_(log_q)
+    q = log_q.exp_()
+    # log m - log q = log((1 + p/q) / 2): stable, and exactly 0 where p = q.
+    above_q = torch.nn.functional.softplus(gap).sub_(math.log(2))
+    towards_teacher = p.mul_(gap.sub_(above_q)).sum()
+    towards_student = -torch.sum(q * above_q, dim=-1, keepdim=True)
+    return 0.5 * (towards_teacher + towards_student.sum()), q.mul_(above_q.add_(towards_student)).mul_(-0.5)

@@ -1,0 +1,74 @@
+"""parameters_data_prep.yml: what the models are calibrated and evaluated on."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from realign_pipes.generation.parameters import Sampling
+from realign_pipes.runtime.parameters import Parameters, Seed
+from realign_pipes.tasks.parameters import Problems, Verifier
+
+
+class Calibration(Parameters):
+    """Which of the completions become the calibration set. Only correct ones with one finished thinking do."""
+
+    keep: Literal["longest", "all"]
+    """Of several completions of one problem."""
+    min_tokens: NonNegativeInt
+    """Shortest completion, its end-of-turn token included (the paper: 4,000)."""
+    max_tokens: PositiveInt
+    """Longest completion (the paper: 8,000)."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
+        return self
+
+
+class SampledCalibration(Calibration):
+    """Completions that the reference model draws itself."""
+
+    source: Literal["sampled"]
+    task: Problems
+    sampling: Sampling
+
+
+class DatasetCalibration(Calibration):
+    """Completions from a .jsonl or .parquet file or a saved `datasets` folder, one a row."""
+
+    source: Literal["dataset"]
+    path: str
+    question_column: str = "question"
+    completion_column: str = "completion"
+    """The whole reply: the thinking with its tags, and the answer."""
+    answer_column: str = "answer"
+    verifier: Verifier = "math"
+    limit: PositiveInt | None = None
+    """At most this many rows are read, drawn with the seed; the filters come after."""
+
+
+class ShortSolutions(Parameters):
+    """What InRa's adapter learns by SFT: the solutions that stand after the thinking of correct completions."""
+
+    cut_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the examples whose prompt already holds the thinking up to a random token (the paper: none)."""
+
+
+class DataPrep(Parameters):
+    """parameters_data_prep.yml: what the models are calibrated and evaluated on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tasks_set_to_null(cls, values: Any) -> Any:
+        """An environment's tasks are merged with base's; null is how it does without one of them."""
+        if isinstance(values, dict) and isinstance(tasks := values.get("tasks"), dict):
+            values = {**values, "tasks": {name: task for name, task in tasks.items() if task is not None}}
+        return values
+
+    seed: Seed
+    """Of the problems; completions have one of their own."""
+    calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
+    short_solutions: ShortSolutions
+    tasks: Annotated[dict[str, Problems], Field(min_length=1)]
+    """The evaluation set: its tasks by name."""

@@ -1,0 +1,206 @@
+"""The job of the stage inra: train the layer adapter by SFT on short solutions, DPO on pairs, or TrRa's objective.
+
+All three train the expanded model with everything but the adapter frozen.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from pydantic import BaseModel
+
+from realign_pipes.models.card import checkpoint_name, describe_checkpoint
+from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
+from realign_pipes.models.load import load_tokenizer
+from realign_pipes.models.trust import check_checkpoint, read_config
+from realign_pipes.paper.adapters import dpo_trainer, sft_trainer
+from realign_pipes.paper.inra import InRaForCausalLM
+from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.pipelines.trra.job import train_trra
+from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
+from realign_pipes.runtime.training import (
+    CURVES,
+    in_training_order,
+    student_device,
+    train,
+    trainer_arguments,
+    training_state,
+)
+from realign_pipes.runtime.work import do_once
+from realign_pipes.teachers.fused import FusedTeachers
+from realign_pipes.teachers.parameters import Teachers
+
+
+class Adapter(BaseModel):
+    """What the stage makes."""
+
+    checkpoint: Path
+    """The InRa checkpoint: the reference expanded by the trained layers."""
+
+
+class TrainAdapter(Job[Adapter]):
+    """Train the layer adapter, or find it finished in `work`. Of the data only what `method` learns from is read."""
+
+    parameters: InRa
+    teachers: Teachers
+    reference: AbsolutePath
+    aligned: AbsolutePath
+    short_solutions: AbsolutePath
+    """Columns `id`, `prompt_ids` and `completion_ids`."""
+    preference_pairs: AbsolutePath
+    """Columns `id`, `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    calibration_set: AbsolutePath
+    teacher_cache: AbsolutePath
+    work: AbsolutePath
+
+    def run(self) -> Adapter:
+        """The finished checkpoint. A training that was interrupted resumes from its last saved step."""
+        check_checkpoint(self.reference)
+        parameters = self.parameters
+        settings = parameters.model_dump(exclude={"lora", "dpo", "trra"})
+        if parameters.adapter == "lora":
+            settings["lora"] = parameters.lora.model_dump()
+        metadata: dict[str, Any] = {"method": f"InRa ({parameters.method})", "parameters": settings}
+        reference = {"name": checkpoint_name(self.reference)}
+        if parameters.method == "trra":
+            teachers = FusedTeachers(
+                self.reference,
+                self.aligned,
+                Dataset.load_from_disk(str(self.calibration_set)),
+                teachers=self.teachers,
+                teacher_cache=self.teacher_cache,
+            )
+            reference["fingerprint"] = teachers.fingerprint(self.reference)
+            metadata["aligned"] = {
+                "name": checkpoint_name(self.aligned),
+                "fingerprint": teachers.fingerprint(self.aligned),
+            }
+            metadata["data_fingerprint"] = teachers.data_fingerprint
+            settings["trra"] = parameters.trra.model_dump()
+            settings["teachers"] = self.teachers.model_dump(include={"mode", "dtype"})
+
+            def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
+                return train_trra(
+                    model.expanded,
+                    teachers.teacher(self.aligned, folder / "aligned_cache"),
+                    parameters.trra.alpha,
+                    teachers.examples,
+                    training=parameters,
+                    distillation=parameters.trra,
+                    vocab_size=len(teachers.tokenizer),
+                    folder=folder,
+                    description="training the adapter (TrRa)",
+                )
+
+        else:
+            reference["fingerprint"] = fingerprint_model(self.reference)
+            if parameters.method == "dpo":
+                settings["dpo"] = parameters.dpo.model_dump()
+            source = self.preference_pairs if parameters.method == "dpo" else self.short_solutions
+            examples = Dataset.load_from_disk(str(source))
+            metadata["data_fingerprint"] = _fingerprint_columns(examples)
+
+            def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
+                return train_by_trl(model, examples, self.reference, parameters, folder)
+
+        metadata["reference"] = reference
+
+        def do(folder: Path) -> Callable[[Path], None]:
+            model, _ = _fresh_model(self.reference, parameters, student_device())
+            state = train_it(model, folder)
+
+            def write(checkpoint: Path) -> None:
+                trained, save = _fresh_model(self.reference, parameters, torch.device("cpu"))
+                trained.expanded.load_state_dict(state)
+                save(checkpoint)
+                describe_checkpoint(
+                    checkpoint,
+                    self.reference,
+                    folder / CURVES,
+                    title="inra",
+                    introduction=_introduction(metadata),
+                    tags=["inra"],
+                    metadata=metadata,
+                )
+
+            return write
+
+        return Adapter(checkpoint=do_once(self.work, "checkpoint", metadata, do))
+
+
+def train_by_trl(
+    model: InRaForCausalLM, examples: Dataset, reference: Path, parameters: InRa, folder: Path
+) -> dict[str, torch.Tensor]:
+    """Train stream A by SFT or DPO; the expanded model's state dict after that, as `runtime.training.train` gives it.
+
+    DPO compares stream A with stream R, which shares all its weights.
+    """
+    tokenizer = load_tokenizer(reference)
+    arguments = trainer_arguments(parameters, training_state(folder))
+    ordered = in_training_order(examples, parameters)
+    if parameters.method == "dpo":
+        trainer = dpo_trainer(
+            model.expanded, model.base_model_view(), ordered, tokenizer, parameters.dpo.beta, arguments
+        )
+    else:
+        trainer = sft_trainer(model.expanded, ordered, tokenizer, arguments)
+    return train(trainer, f"training the adapter ({parameters.method.upper()})")
+
+
+def _fresh_model(
+    reference: Path, parameters: InRa, device: torch.device
+) -> tuple[InRaForCausalLM, Callable[[Path], None]]:
+    """The model before its training, on `device` in float32, and what saves it to a folder in the reference's dtype."""
+    torch.manual_seed(parameters.seed)  # of a random initialisation, and of LoRA's: the same in every process
+    model = InRaForCausalLM.from_base(reference, parameters.num_adapter_layers, parameters.init, parameters.placement)
+    model.to(device=device, dtype=torch.float32)
+    merge = _only_adapter(model, parameters)
+
+    def save(folder: Path) -> None:
+        merge()
+        model.to(dtype=read_config(reference).dtype or torch.float32)
+        model.save_pretrained(folder)
+
+    return model, save
+
+
+def _only_adapter(model: InRaForCausalLM, parameters: InRa) -> Callable[[], object]:
+    """Freeze all but the adapter, or but LoRA matrices on it; what it returns makes plain layers of them again."""
+    model.requires_grad_(False)
+    if parameters.adapter == "full":
+        for layer in model.adapter_layers:
+            layer.requires_grad_(True)
+        return lambda: None
+    adapters = {id(module) for layer in model.adapter_layers for module in layer.modules()}
+    names = [
+        name
+        for name, module in model.expanded.named_modules()
+        if id(module) in adapters and isinstance(module, torch.nn.Linear)
+    ]
+    config = LoraConfig(r=parameters.lora.rank, lora_alpha=parameters.lora.alpha, target_modules=names)
+    return get_peft_model(model.expanded, config).merge_and_unload
+
+
+def _fingerprint_columns(data: Dataset) -> str:
+    """SHA-256 (hex) of all ids and token ids, in order."""
+    return fingerprint([data["id"][:], *(data[name][:] for name in data.column_names if name.endswith("_ids"))])
+
+
+def _introduction(metadata: dict[str, Any]) -> str:
+    """The first paragraph of the model card."""
+    parameters = metadata["parameters"]
+    layers = parameters["num_adapter_layers"]
+    return (
+        f"{metadata['reference']['name']} with a layer adapter of {layers} {'layer' if layers == 1 else 'layers'} at "
+        f'the {parameters["placement"]} (inference-time realignment, "Flexible Realignment of Language Models", '
+        "arXiv 2506.12704). Loaded with stock tools it is stream A, the aligned behaviour. With "
+        "`realign_pipes.paper.InRaForCausalLM` alpha is an argument of `generate`: 0 is the reference, 1 stream A, and "
+        "any other number mixes or extrapolates them."
+    )
+
+
+if __name__ == "__main__":
+    run_as_process(TrainAdapter)

@@ -1,0 +1,39 @@
+"""parameters_inra.yml: inference-time realignment, the layer adapter and its training."""
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from realign_pipes.pipelines.trra.parameters import Distillation, Lora
+from realign_pipes.runtime.parameters import Parameters, Training
+
+
+class Dpo(Parameters):
+    """Direct preference optimisation."""
+
+    beta: PositiveFloat
+    """Weight of the divergence from the base model (the paper: 0.005 to 0.01)."""
+
+
+class AdapterDistillation(Distillation):
+    """TrRa's objective for the adapter."""
+
+    alpha: float
+    """Of the fused teacher that stream A is to follow."""
+
+
+class InRa(Training):
+    """parameters_inra.yml: inference-time realignment, the layer adapter and its training."""
+
+    num_adapter_layers: PositiveInt
+    init: Literal["identity", "random"]
+    placement: Literal["bottom", "top"]
+    """Below layer 0 (the paper), or above the last layer (its ablation, Table 3)."""
+    method: Literal["sft", "dpo", "trra"]
+    """`sft` on short solutions, `dpo` on preference pairs, or the fused-teacher objective of the stage trra."""
+    adapter: Literal["full", "lora"]
+    """What of the adapter layers is trained: all their weights, or LoRA matrices on their projections."""
+    lora: Lora
+    """Merged into the adapter layers after training."""
+    dpo: Dpo
+    trra: AdapterDistillation

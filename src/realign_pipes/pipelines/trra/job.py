@@ -1,0 +1,226 @@
+"""The job of the stage trra: distil softmax(z(alpha)) into copies of the reference, one for each alpha and round."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from pydantic import BaseModel
+from transformers import PreTrainedModel, TrainingArguments
+
+from realign_pipes.models.card import checkpoint_name, describe_checkpoint
+from realign_pipes.models.load import load_model
+from realign_pipes.models.trust import read_config
+from realign_pipes.paper.trra import Teacher, TrRaTrainer
+from realign_pipes.pipelines.trra.parameters import Distillation, TrRa
+from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
+from realign_pipes.runtime.parameters import Training
+from realign_pipes.runtime.training import (
+    CURVES,
+    in_training_order,
+    student_device,
+    train,
+    trainer_arguments,
+    training_state,
+)
+from realign_pipes.runtime.work import do_once
+from realign_pipes.teachers.fused import FusedTeachers
+from realign_pipes.teachers.parameters import Teachers
+
+
+class Students(BaseModel):
+    """What the stage makes."""
+
+    checkpoints: dict[str, Path]
+    """By alpha and name: `1.5/trra-1.5`, `1.5/trra-iter1-1.5`."""
+
+
+class TrainStudents(Job[Students]):
+    """Train a student for each alpha (or for `only_alpha`) and round, or find it finished in `work`."""
+
+    parameters: TrRa
+    teachers: Teachers
+    reference: AbsolutePath
+    aligned: AbsolutePath
+    examples: AbsolutePath
+    """The calibration set: columns `id`, `prompt_ids` and `completion_ids`."""
+    teacher_cache: AbsolutePath
+    work: AbsolutePath
+
+    def run(self) -> Students:
+        """The checkpoints of all alphas, or of `only_alpha`."""
+        teachers = FusedTeachers(
+            self.reference,
+            self.aligned,
+            Dataset.load_from_disk(str(self.examples)),
+            teachers=self.teachers,
+            teacher_cache=self.teacher_cache,
+        )
+        checkpoints = {}
+        for alpha in self.parameters.alphas:
+            if self.parameters.only_alpha not in (None, alpha):
+                continue
+            last = self.aligned
+            for iteration, name in enumerate(self.parameters.checkpoint_names(alpha)):
+                student = Student(Path(name).name, float(alpha), iteration, last)
+                last = checkpoints[name] = train_student(student, teachers, self.parameters, self.work)
+        return Students(checkpoints=checkpoints)
+
+
+@dataclass(frozen=True)
+class Student:
+    """One round of TrRa."""
+
+    name: str
+    alpha: float
+    iteration: int
+    aligned: Path
+    """The aligned model in round 0, and the last round's result after it."""
+
+
+def train_student(student: Student, teachers: FusedTeachers, parameters: TrRa, work: Path) -> Path:
+    """The student's finished checkpoint folder, trained now or found finished in `work`."""
+    reference, aligned = teachers.reference, student.aligned
+    unread = {"alphas", "only_alpha", "iterations", "iteration_alphas"}
+    if parameters.adapter == "full":
+        unread.add("lora")
+    metadata = {
+        "method": "TrRa",
+        "alpha": student.alpha,
+        "iteration": student.iteration,
+        "reference": {"name": checkpoint_name(reference), "fingerprint": teachers.fingerprint(reference)},
+        "aligned": {
+            "name": aligned.parent.name if student.iteration else checkpoint_name(aligned),
+            "fingerprint": teachers.fingerprint(aligned),
+        },
+        "data_fingerprint": teachers.data_fingerprint,
+        "parameters": {
+            **parameters.model_dump(exclude=unread),
+            "teachers": teachers.teachers.model_dump(include={"mode", "dtype"}),
+        },
+    }
+
+    def do(folder: Path) -> Callable[[Path], None]:
+        model, _ = _fresh_student(reference, parameters, student_device())
+        state = train_trra(
+            model,
+            teachers.teacher(aligned, folder / "aligned_cache"),
+            student.alpha,
+            teachers.examples,
+            training=parameters,
+            distillation=parameters,
+            vocab_size=len(teachers.tokenizer),
+            folder=folder,
+            description=f"training {student.name}",
+        )
+
+        def write(checkpoint: Path) -> None:
+            trained, save = _fresh_student(reference, parameters, torch.device("cpu"))
+            trained.load_state_dict(state)
+            save(checkpoint)
+            describe_checkpoint(
+                checkpoint,
+                reference,
+                folder / CURVES,
+                title=student.name,
+                introduction=_introduction(metadata),
+                tags=["trra"],
+                metadata=metadata,
+            )
+
+        return write
+
+    return do_once(work / student.name, "checkpoint", metadata, do)
+
+
+def train_trra(
+    student: PreTrainedModel,
+    teacher: Teacher,
+    alpha: float,
+    examples: Dataset,
+    *,
+    training: Training,
+    distillation: Distillation,
+    vocab_size: int,
+    folder: Path,
+    description: str,
+) -> dict[str, torch.Tensor]:
+    """Train `student` to follow the teacher's softmax(z(alpha)); its state dict after that, whole on the main process.
+
+    The student itself has these weights too, unless FSDP left each process a shard. Parameters that are frozen stay as
+    they are. `examples` has the columns `id`, `prompt_ids` and `completion_ids`. `folder` is where the training keeps
+    its state and curves: one that was interrupted resumes from its last checkpoint there. `vocab_size` is the
+    tokenizer's.
+    """
+    trainer = TrRaTrainer(
+        model=student,
+        teacher=teacher,
+        alpha=alpha,
+        train_dataset=in_training_order(examples.add_column("row", np.arange(len(examples))), training),
+        divergence=distillation.divergence,
+        temperature=distillation.temperature,
+        vocab_size=vocab_size,
+        chunk_tokens=distillation.chunk_tokens,
+        args=TrainingArguments(**trainer_arguments(training, training_state(folder))),
+    )
+    return train(trainer, description)
+
+
+def _fresh_student(
+    reference: Path, parameters: TrRa, device: torch.device
+) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    """A student before its training, on `device`: the reference with what is trained of it, and what saves it."""
+    lora = parameters.lora
+    if parameters.adapter == "full":
+        student = load_model(reference, device=device, dtype=torch.float32)
+        dtype = read_config(reference).dtype or torch.float32
+        return student, lambda folder: student.to(dtype=dtype).save_pretrained(folder)
+    torch.manual_seed(parameters.seed)  # of the matrices: the same in every process
+    student = load_model(reference, device=device)
+    adapted = get_peft_model(
+        student,
+        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    config = adapted.peft_config["default"]  # where PEFT notes the folder that the model was loaded from
+    config.base_model_name_or_path, config.revision = base_name(reference)
+
+    def save(folder: Path) -> None:
+        if lora.merge:
+            adapted.merge_and_unload().save_pretrained(folder)  # type: ignore[operator]
+        else:
+            adapted.save_pretrained(str(folder), save_embedding_layers=False)
+            student.generation_config.save_pretrained(folder)
+
+    return student, save
+
+
+def base_name(reference: Path) -> tuple[str, str | None]:
+    """How an adapter names the model that it is for: a repository of the hub and its revision, or a folder.
+
+    A folder below the working folder is named relative to it, so that an adapter can move with the project.
+    """
+    if reference.parent.name == "snapshots":  # in the hub's cache
+        repository, revision = checkpoint_name(reference).split("@")
+        return repository, revision
+    path = reference.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), None
+
+
+def _introduction(metadata: dict[str, Any]) -> str:
+    """The first paragraph of the model card."""
+    text = (
+        f"{metadata['reference']['name']} moved by **alpha = {metadata['alpha']}** along what alignment did to "
+        f'{metadata["aligned"]["name"]} (training-time realignment, "Flexible Realignment of Language Models", arXiv '
+        "2506.12704): a copy of the reference was trained to follow softmax((1 - alpha) z_reference + alpha z_aligned)."
+    )
+    if metadata["iteration"]:
+        text += f" This is round {metadata['iteration']} of TrRa-iter: the aligned model was the round before it."
+    return text
+
+
+if __name__ == "__main__":
+    run_as_process(TrainStudents)

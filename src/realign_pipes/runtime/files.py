@@ -1,0 +1,117 @@
+"""Files and folders that are put in place whole or not at all, and what is said when the disk is full."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from realign_pipes.errors import UserError
+
+LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|old)")
+"""What `atomic_path` writes beside a path: its name, the process, and whether it is to come or stepped aside."""
+
+PROBE_BYTES = 2**20
+
+
+class DiskFullError(UserError, OSError):
+    """Something could not be written because the disk, a quota or a limit on files is full."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` for a file or folder, renamed to `path` if the block succeeds.
+
+    A block that fails leaves what was at `path` untouched and nothing beside it; DiskFullError where the disk is full.
+    One that is killed leaves what `recover` puts right.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with explain_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(temporary)
+            yield temporary
+            if temporary.is_dir():
+                _replace_folder(temporary, path)
+            else:
+                os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def recover(path: Path) -> None:
+    """Put right what killed processes left of `path`, and of whatever is below it.
+
+    What stepped aside for a new version that never came is put back; all else that is temporary is removed. Call it
+    only while no other process writes there.
+    """
+    beside = path.parent.glob(".*") if path.parent.is_dir() else ()
+    left = [one for one in beside if (match := LEFTOVER.fullmatch(one.name)) and match[1] == path.name]
+    for one in [*left, *(path.rglob(".*") if path.is_dir() else ())]:
+        match = LEFTOVER.fullmatch(one.name)
+        if match is None or not one.exists():  # gone with the folder that it was in
+            continue
+        if match[2] == "old" and not one.with_name(match[1]).exists():
+            os.rename(one, one.with_name(match[1]))
+        else:
+            _remove(one)
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn the many errors that libraries make of a full disk, as the block writes `path`, into one DiskFullError."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if not _is_disk_full(error, path):
+            raise
+        free = shutil.disk_usage(_existing(path)).free / 2**20
+        raise DiskFullError(
+            f"No space left to write {path.absolute()} ({free:.1f} MiB free on its disk). What was finished before is "
+            "whole. Make room there, or raise the quota, and start the same run again: it goes on from there."
+        ) from error
+
+
+def _is_disk_full(error: BaseException, path: Path) -> bool:
+    """By the error's number, or where a library hid it (torch, safetensors, shutil) by trying to write a little."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    probe = _existing(path) / f".{path.name}.probe.{os.getpid()}.tmp"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    except OSError as found:
+        return found.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder around `path` that is there."""
+    return next(folder for folder in path.absolute().parents if folder.is_dir())
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Rename folder `new` to `path`; a folder already there steps aside first, as a rename onto it would fail."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    _remove(old)
+    os.rename(path, old)
+    os.rename(new, path)
+    os.rename(old, new)  # temporary again: `recover` puts back nothing that is half removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""What every parameter model builds on; the models themselves stand beside what they are for.
+
+Kedro builds them from the merged YAML before a pipeline starts, so that a wrong value stops the run with its name and
+reason before any compute. Light on purpose: nothing here imports torch.
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+
+def unknown_parameter(name: str, known: Iterable[str]) -> str:
+    """What is said of a parameter that does not exist: its name, and the nearest of the `known` ones."""
+    known = sorted(known)
+    nearest = get_close_matches(str(name), known, n=1)
+    return f"there is no parameter {name!r}: " + (
+        f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}"
+    )
+
+
+class Parameters(BaseModel):
+    """Unknown keys, NaN and infinities are refused; values cannot be changed by a node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        """Pydantic itself would say "extra inputs are not permitted", and not what was meant."""
+        if isinstance(values, dict) and (unknown := [name for name in values if name not in cls.model_fields]):
+            raise ValueError("; ".join(unknown_parameter(name, cls.model_fields) for name in unknown))
+        return values
+
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def check_distinct(alphas: Sequence[float]) -> None:
+    """Alphas name checkpoints and candidates, by six digits."""
+    names = [f"{alpha:g}" for alpha in alphas]
+    if len(set(names)) != len(names):
+        raise ValueError(f"alphas {alphas} name one twice")
+
+
+class Training(Parameters):
+    """A training by Transformers' Trainer."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    """Examples in an optimizer step."""
+    micro_batch_size: PositiveInt
+    """Examples in a forward pass of one process; gradients are accumulated. batch_size is a multiple of it times the
+    number of processes."""
+    learning_rate: PositiveFloat
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps over which the learning rate rises, before it falls with a cosine."""
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    gradient_checkpointing: bool
+    save_steps: PositiveInt
+    """An interrupted training goes on from the last multiple of these steps."""
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        return self

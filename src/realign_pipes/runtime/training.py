@@ -1,0 +1,212 @@
+"""What every training here shares: arguments for Transformers' Trainer, bar, curves, and going on where it stopped.
+
+Trainings run in one process, or in those of `accelerate launch`: data parallel, or sharded by FSDP2.
+"""
+
+import json
+import math
+import resource
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
+from dvclive import Live
+from torch.distributed.tensor import DTensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from realign_pipes.errors import InputError
+from realign_pipes.paper.trra import TrainingDivergedError
+from realign_pipes.runtime.files import explain_full_disk
+from realign_pipes.runtime.parameters import Training
+from realign_pipes.runtime.progress import Advance, progress_bar
+
+CURVES = "curves"
+"""The folder of a training's curves, in its work folder and then in its checkpoint."""
+
+
+class ProgressCallback(TrainerCallback):
+    """Moves a bar of `progress_bar` by one for each optimizer step; a resumed training starts where it left off."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.advance(1)
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops a training before gradients that are NaN or infinite reach the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):  # of sharded gradients
+            norm = norm.full_tensor()
+        if not torch.isfinite(norm):
+            raise TrainingDivergedError(
+                f"the gradient of step {state.global_step + 1} is not finite. Checkpoints saved before it are in "
+                f"{args.output_dir}, until a run with other parameters starts over."
+            )
+
+
+class CurvesCallback(TrainerCallback):
+    """Curves of a training in DVCLive's files, one `plots/metrics/<name>.tsv` each in `folder`.
+
+    What the trainer logs (loss, gradient norm, learning rate, …), and with it `tokens_per_second` (input tokens since
+    the step logged before) and `memory_mib` (the peak so far: of the GPU where there is one, else resident). A resumed
+    training first writes the steps before it again, from the state that it goes on from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.live = Live(str(self.folder), report=None, save_dvc_exp=False, dvcyaml=None)
+        for logged in state.log_history:
+            self._write(logged, logged["step"])
+        self.tokens, self.time = state.num_input_tokens_seen, time.perf_counter()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        now = time.perf_counter()
+        speed = (state.num_input_tokens_seen - self.tokens) / (now - self.time)
+        self.tokens, self.time = state.num_input_tokens_seen, now
+        state.log_history[-1].update(tokens_per_second=speed, memory_mib=_peak_memory())
+        self._write(state.log_history[-1], state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.live.end()
+
+    def _write(self, logged: dict[str, Any], step: int) -> None:
+        self.live.step = step
+        for name, value in logged.items():
+            if name not in ("step", "epoch", "num_input_tokens_seen", "num_tokens"):  # TRL's, which begins again
+                self.live.log_metric(name, value)
+        self.live.make_summary()
+
+
+def _peak_memory() -> float:
+    """MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def uses_fsdp() -> bool:
+    """Whether `accelerate launch` asked for parameters that are sharded over the processes."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def student_device() -> torch.device:
+    """Where a model is loaded to be trained. FSDP moves it from the CPU to the accelerator part by part."""
+    return torch.device("cpu") if uses_fsdp() else PartialState().device
+
+
+def training_state(work: Path) -> Path:
+    """The folder in `work` for the state of an unfinished training. What FSDP writes can be read under FSDP alone."""
+    return work / ("trainer_fsdp" if uses_fsdp() else "trainer")
+
+
+def in_training_order(examples: Dataset, parameters: Training) -> Dataset:
+    """The `steps * batch_size` examples of a training, one after the other: permutation after permutation, by the seed.
+
+    Trained in this order (`train_sampling_strategy="sequential"`) every optimizer step has the same examples whatever
+    the number of processes and micro-batches.
+    """
+    random = np.random.default_rng(parameters.seed)
+    total = parameters.steps * parameters.batch_size
+    epochs = [random.permutation(len(examples)) for _ in range(math.ceil(total / len(examples)))]
+    return examples.select(np.concatenate(epochs)[:total])
+
+
+def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
+    """Arguments for TrainingArguments and TRL's configs: AdamW, a cosine after a warm-up, bfloat16 where CUDA has it.
+
+    `folder` holds the training state. Examples come as they are ordered, so give the trainer those of
+    `in_training_order`. ValueError if the processes cannot share a batch evenly.
+    """
+    state = PartialState()
+    together = parameters.micro_batch_size * state.num_processes
+    if parameters.batch_size % together:
+        raise InputError(f"batch_size {parameters.batch_size} is no multiple of micro_batch_size "
+                         f"{parameters.micro_batch_size} times {state.num_processes} processes.")  # fmt: skip
+    device = state.device
+    return {
+        "output_dir": str(folder),
+        "max_steps": parameters.steps,
+        "per_device_train_batch_size": parameters.micro_batch_size,
+        "gradient_accumulation_steps": parameters.batch_size // together,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": parameters.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(parameters.warmup_ratio * parameters.steps),
+        "weight_decay": parameters.weight_decay,
+        "max_grad_norm": parameters.max_grad_norm,
+        "activation_checkpointing": parameters.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,
+        "use_cpu": device.type == "cpu",
+        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "save_steps": parameters.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "include_num_input_tokens_seen": "all",
+        "seed": parameters.seed,
+        "data_seed": parameters.seed,
+        "dataloader_pin_memory": device.type == "cuda",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def train(trainer: Trainer, description: str) -> dict[str, torch.Tensor]:
+    """Run `trainer`, going on from the last complete checkpoint in its folder; the trained model's whole state dict.
+
+    The main process shows a bar and writes curves beside the trainer's folder. TrainingDivergedError if a gradient is
+    not finite, DiskFullError if the trainer's state cannot be saved.
+    """
+    trainer.remove_callback(PrinterCallback)
+    folder = Path(trainer.args.output_dir)
+    with ExitStack() as stack:
+        stack.enter_context(explain_full_disk(folder))
+        if trainer.is_world_process_zero():
+            trainer.add_callback(CurvesCallback(folder.with_name(CURVES)))
+            advance = stack.enter_context(progress_bar(description, trainer.args.max_steps))
+            trainer.add_callback(ProgressCallback(advance))
+        trainer.add_callback(FiniteGradients())
+        last = last_complete_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest of Trainer's `checkpoint-<step>` folders that was written to its end, None if there is none.
+
+    Trainer writes its state file last: a checkpoint without a readable one was interrupted.
+    """
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((path for path in checkpoints if _is_complete(path)), None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True

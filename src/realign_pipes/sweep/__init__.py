@@ -1,0 +1,1 @@
+"""The alpha sweep: its kinds of candidates, measuring them, and the figures."""

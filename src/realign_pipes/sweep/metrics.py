@@ -1,0 +1,286 @@
+"""The sweep in numbers: pass@1 with confidence intervals, tokens and what they save against the reference.
+
+All candidates answer the same problems, so the bootstrap resamples problems, not completions, and draws one set of
+resamples for all candidates: differences between candidates are paired. The same for token budgets.
+"""
+
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from realign_pipes.errors import InputError
+from realign_pipes.sweep.kinds import BUDGET_KINDS, SWEEP_KINDS, WITHOUT_ALPHA
+
+BUDGET_COLUMNS = [
+    "candidate", "kind", "budget", "pass_at_1", "pass_at_1_low", "pass_at_1_high",
+    "difference", "difference_low", "difference_high", "mean_tokens", "truncated",
+]  # fmt: skip
+ALL_TASKS = "all"
+"""The `task` of the rows that average over tasks."""
+CONFIDENCE = 0.95
+KEY = ["task", "problem_id", "sample"]
+MEASURED = ["completion_tokens", "finished", "correct"]
+RESAMPLES_AT_ONCE = 1000
+
+Generations = Mapping[str, pd.DataFrame | Callable[[], pd.DataFrame]]
+Floats = NDArray[np.float64]
+
+
+def load_frame(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The frame itself, or what a partition of a PartitionedDataset loads."""
+    return frame() if callable(frame) else frame
+
+
+def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
+    """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
+
+    Args:
+        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`,
+            `alpha`, `task`, `problem_id`, `sample`, `completion_tokens`, `finished`, `correct`, `seconds`.
+        bootstrap_samples: resamples of the problems of each task.
+        bootstrap_seed: of the resamples, which depend on it, on the task's name and on its number of problems alone.
+
+    Returns:
+        One row per candidate and task, and one per candidate with task `all`: each figure's plain mean over the tasks,
+        as in the paper's tables. Ordered by kind, alpha and name; tasks by name, `all` last. Columns:
+        `candidate`, `kind`, `alpha` (NaN without one), `task`, `problems` (a count, for `all` their sum), `samples`
+        (per problem), `pass_at_1` (mean over problems of the mean over samples) with `pass_at_1_low` and
+        `pass_at_1_high` (95 % percentile bootstrap over problems), `difference` (of pass@1 from the reference's) with
+        `difference_low` (its one-sided lower bound at 95 % confidence, paired bootstrap), `mean_tokens`,
+        `token_reduction` (relative to the reference), `truncated` (share of completions cut by the token limit),
+        `seconds` (wall time of the candidate; for `all` only).
+
+    Raises:
+        ValueError: no or several references, or candidates that were not measured on the same problems and samples.
+    """
+    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], SWEEP_KINDS)
+    about = {name: frame.iloc[0] for name, frame in frames.items()}
+    for name, row in about.items():
+        if (row["kind"] in WITHOUT_ALPHA) != bool(np.isnan(row["alpha"])):
+            raise InputError(
+                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(WITHOUT_ALPHA)} have "
+                "none (NaN), all others have one."
+            )
+    names = sorted(
+        frames, key=lambda name: (SWEEP_KINDS.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
+    )
+    references = [name for name in names if about[name]["kind"] == "reference"]
+    if len(references) != 1:
+        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+    reference = names.index(references[0])
+    _check_same_problems(frames, references[0])
+
+    measures, resampled = _measure(frames, names, bootstrap_samples, bootstrap_seed)
+    per_task = list(measures.values())
+    for measured in per_task:
+        measured["token_reduction"] = 1 - measured["mean_tokens"] / measured["mean_tokens"][reference]
+    overall = _mean_over_tasks(per_task)
+    overall["problems"] = np.sum([measured["problems"] for measured in per_task], axis=0)
+
+    rows = []
+    for task, measured, means in zip(
+        [*measures, ALL_TASKS], [*per_task, overall], [*resampled, np.mean(resampled, axis=0)], strict=True
+    ):
+        low, high = _interval(means)
+        rows.append(
+            pd.DataFrame(
+                {
+                    "candidate": names,
+                    "kind": [about[name]["kind"] for name in names],
+                    "alpha": [float(about[name]["alpha"]) for name in names],
+                    "task": task,
+                    "problems": measured["problems"],
+                    "samples": [frames[name]["sample"].nunique() for name in names],
+                    "pass_at_1": measured["pass_at_1"],
+                    "pass_at_1_low": low,
+                    "pass_at_1_high": high,
+                    "difference": measured["pass_at_1"] - measured["pass_at_1"][reference],
+                    "difference_low": np.quantile(means - means[reference], 1 - CONFIDENCE, axis=1),
+                    "mean_tokens": measured["mean_tokens"],
+                    "token_reduction": measured["token_reduction"],
+                    "truncated": measured["truncated"],
+                    "seconds": [about[name]["seconds"] if task == ALL_TASKS else np.nan for name in names],
+                }
+            )
+        )
+    results = pd.concat(rows, ignore_index=True)
+    order = {name: rank for rank, name in enumerate(names)}
+    return results.sort_values("candidate", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+
+
+def summarise_budgets(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
+    """Measure thinking inside a budget against plain truncation; rates and differences are shares in [0, 1].
+
+    Args:
+        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`
+            (`truncation` or `token_budget`), `budget` (tokens of a whole completion), `task`, `problem_id`, `sample`,
+            `completion_tokens`, `finished`, `correct`.
+        bootstrap_samples: resamples of the problems of each task.
+        bootstrap_seed: of the resamples, which are those of `summarise_sweep` for the same problems.
+
+    Returns:
+        One row per candidate, each figure the plain mean over the tasks; ordered by budget, truncation first. Columns:
+        `candidate`, `kind`, `budget`, `pass_at_1` with `pass_at_1_low` and `pass_at_1_high` (95 % percentile bootstrap
+        over problems), `difference` (of pass@1 from that of truncation at the same budget) with `difference_low` and
+        `difference_high` (95 % paired bootstrap), `mean_tokens`, `truncated` (share of completions that the budget cut
+        off). No generations give no rows.
+
+    Raises:
+        ValueError: a budget without its truncation, two candidates of one kind and budget, or candidates that were not
+            measured on the same problems and samples.
+    """
+    if not generations:
+        return pd.DataFrame(columns=BUDGET_COLUMNS)
+    frames = _checked_frames(generations, ["candidate", "kind", "budget"], BUDGET_KINDS)
+    about = {name: (int(frame["budget"].iloc[0]), frame["kind"].iloc[0]) for name, frame in frames.items()}
+    names = sorted(frames, key=lambda name: (about[name][0], BUDGET_KINDS.index(about[name][1])))
+    places = {about[name]: place for place, name in enumerate(names)}
+    for place, name in enumerate(names):
+        budget, kind = about[name]
+        if places[budget, kind] != place:
+            raise InputError(
+                f"budget {budget} has two candidates of kind {kind}: {name}, {names[places[budget, kind]]}."
+            )
+        if (budget, "truncation") not in places:
+            raise InputError(
+                f"budget {budget} of candidate {name} has no candidate of kind truncation to compare with; run "
+                "alpha_sweep again."
+            )
+    _check_same_problems(frames, names[0])
+
+    measures, resampled = _measure(frames, names, bootstrap_samples, bootstrap_seed)
+    measured, means = _mean_over_tasks(list(measures.values())), np.mean(resampled, axis=0)
+    truncation = [places[about[name][0], "truncation"] for name in names]  # beside each candidate
+    low, high = _interval(means)
+    difference_low, difference_high = _interval(means - means[truncation])
+    return pd.DataFrame(
+        {
+            "candidate": names,
+            "kind": [about[name][1] for name in names],
+            "budget": [about[name][0] for name in names],
+            "pass_at_1": measured["pass_at_1"],
+            "pass_at_1_low": low,
+            "pass_at_1_high": high,
+            "difference": measured["pass_at_1"] - measured["pass_at_1"][truncation],
+            "difference_low": difference_low,
+            "difference_high": difference_high,
+            "mean_tokens": measured["mean_tokens"],
+            "truncated": measured["truncated"],
+        }
+    )
+
+
+def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:
+    """Means of resampled problems: [candidates, problems] -> [candidates, samples].
+
+    A resample draws as many problems as there are, with replacement, the same ones for every candidate. How often each
+    problem is drawn is multinomial, so a resampled mean is a product with those counts.
+    """
+    generator = np.random.default_rng(seed)
+    problems = values.shape[1]
+    means = []
+    for start in range(0, samples, RESAMPLES_AT_ONCE):  # in pieces: counts of all resamples may not fit in memory
+        size = min(RESAMPLES_AT_ONCE, samples - start)
+        counts = generator.multinomial(problems, np.full(problems, 1 / problems), size=size)
+        means.append(values @ counts.T.astype(float) / problems)
+    return np.concatenate(means, axis=1)
+
+
+def pareto_front(mean_tokens: Floats, pass_at_1: Floats) -> NDArray[np.bool_]:
+    """[candidates] -> [candidates]: True where no other candidate is at least as good in both and better in one."""
+    fewer_or_equal = mean_tokens[None, :] <= mean_tokens[:, None]
+    better_or_equal = pass_at_1[None, :] >= pass_at_1[:, None]
+    strictly = (mean_tokens[None, :] < mean_tokens[:, None]) | (pass_at_1[None, :] > pass_at_1[:, None])
+    return np.asarray(~(fewer_or_equal & better_or_equal & strictly).any(axis=1))
+
+
+def _measure(
+    frames: Mapping[str, pd.DataFrame], names: Sequence[str], bootstrap_samples: int, bootstrap_seed: int
+) -> tuple[dict[str, dict[str, Floats]], list[Floats]]:
+    """Task -> figure -> [candidates], and each task's resampled pass@1 [candidates, bootstrap_samples].
+
+    Candidates are in the order of `names`, tasks by name.
+    """
+    by_problem = {name: frame.groupby(["task", "problem_id"])[MEASURED].mean() for name, frame in frames.items()}
+    measures, resampled = {}, []
+    for task in sorted(set(frames[names[0]]["task"])):
+        # [candidates, problems] each; groupby sorted the problems, so that columns agree between candidates
+        values = {
+            column: np.stack([by_problem[name].loc[task, column].to_numpy(float) for name in names])
+            for column in MEASURED
+        }
+        resampled.append(
+            bootstrap_means(values["correct"], bootstrap_samples, [bootstrap_seed, zlib.crc32(task.encode())])
+        )
+        measures[task] = {
+            "pass_at_1": values["correct"].mean(axis=1),
+            "mean_tokens": values["completion_tokens"].mean(axis=1),
+            "truncated": (1 - values["finished"]).mean(axis=1),
+            "problems": np.full(len(names), values["correct"].shape[1]),
+        }
+    return measures, resampled
+
+
+def _mean_over_tasks(per_task: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    return {column: np.mean([measured[column] for measured in per_task], axis=0) for column in per_task[0]}
+
+
+def _interval(means: Floats) -> Floats:
+    """Low and high end of the percentile interval: [candidates, samples] -> [2, candidates]."""
+    ends: Floats = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1)
+    return ends
+
+
+def _checked_frames(generations: Generations, about: Sequence[str], kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Each candidate's frame without its texts, checked by itself: `about` are the columns with one value a frame."""
+    frames: dict[str, pd.DataFrame] = {}
+    for partition, loaded in generations.items():
+        frame = load_frame(loaded)
+        columns = [*about, *KEY, *MEASURED]
+        if missing := [column for column in columns if column not in frame.columns]:
+            raise InputError(f"generations of {partition} lack the columns {missing}; run alpha_sweep again.")
+        frame = frame[columns]
+        if frame.empty:
+            raise InputError(f"generations of {partition} hold no completion; run alpha_sweep again.")
+        for column in about:
+            if (values := frame[column].drop_duplicates().tolist())[1:]:
+                raise InputError(f"generations of {partition} have several values of {column}: {values}.")
+        name, kind = frame.iloc[0][["candidate", "kind"]]
+        if kind not in kinds:
+            raise InputError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(kinds)}.")
+        if name in frames:
+            raise InputError(f"generations hold candidate {name} twice (again in {partition}).")
+        if ALL_TASKS in set(frame["task"]):
+            raise InputError(f"a task cannot be named {ALL_TASKS!r}: rows of that name average over the tasks.")
+        if (repeated := frame[KEY].duplicated()).any():
+            raise InputError(f"candidate {name} holds {_named(frame.loc[repeated, KEY])} more than once.")
+        frames[str(name)] = frame
+    return frames
+
+
+def _check_same_problems(frames: Mapping[str, pd.DataFrame], reference: str) -> None:
+    """Refuse candidates that did not answer exactly what the reference did."""
+    wanted = pd.MultiIndex.from_frame(frames[reference][KEY])
+    for name, frame in frames.items():
+        found = pd.MultiIndex.from_frame(frame[KEY])
+        missing, extra = wanted.difference(found), found.difference(wanted)
+        if len(missing) or len(extra):
+            differences = [
+                f"{what} {len(keys)} ({_named(keys.to_frame())})"
+                for what, keys in (("lacks", missing), ("has besides", extra))
+                if len(keys)
+            ]
+            raise InputError(
+                f"candidate {name} was not measured on the problems and samples of {reference}: of its completions it "
+                f"{' and '.join(differences)}. Run alpha_sweep again for both with the same settings."
+            )
+
+
+def _named(keys: pd.DataFrame, most: int = 3) -> str:
+    """The first few (task, problem, sample) of a frame, in words."""
+    rows: list[tuple[Hashable, ...]] = list(keys.head(most).itertuples(index=False, name=None))
+    named = "; ".join(f"task {task}, problem {problem}, sample {sample}" for task, problem, sample in rows)
+    return named + ("; …" if len(keys) > most else "")

@@ -1,0 +1,83 @@
+"""The teachers that one pair of models makes over one calibration set, cached or online."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer
+from realign_pipes.models.load import check_pair, default_device, load_model
+from realign_pipes.paper.trra import Teacher, TeacherSignal
+from realign_pipes.teachers.hidden_states import HiddenStateCache, cache_model, open_cache
+from realign_pipes.teachers.parameters import Teachers
+from realign_pipes.teachers.signals import OnlineTeacher, check_linear_head, fingerprint_examples
+
+
+class CachedTeacher:
+    """Reads both models' hidden states from their caches."""
+
+    def __init__(self, reference: "HiddenStateCache", aligned: "HiddenStateCache", device: torch.device) -> None:
+        self.caches = (reference, aligned)
+        self.device = device
+        self.reference_head = reference.head().to(device)
+        self.aligned_head = aligned.head().to(device)
+
+    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+        rows = batch["row"].tolist()
+        return TeacherSignal(*(cache.hidden_states(rows).to(self.device) for cache in self.caches))
+
+
+class FusedTeachers:
+    """The teachers that one pair of models makes over one calibration set.
+
+    Everything is checked here, before the first training: both checkpoints, that their tokenizers are one, and (with
+    cached teachers) that the cache is whole and was made from just these models and data.
+    """
+
+    def __init__(
+        self, reference: Path, aligned: Path, examples: Dataset, *, teachers: Teachers, teacher_cache: Path
+    ) -> None:
+        self.reference, self.examples = reference, examples.select_columns(["id", "prompt_ids", "completion_ids"])
+        self.teachers = teachers
+        self.tokenizer = check_pair(reference, aligned)
+        self.tokenizer_fingerprint = fingerprint_tokenizer(self.tokenizer)
+        self.device = default_device()
+        self.data_fingerprint = fingerprint_examples(self.examples)
+        self.fingerprints = {path: fingerprint_model(path) for path in (reference, aligned)}
+        self.caches: dict[Path, HiddenStateCache] = {}
+        if teachers.mode == "cached":
+            for path, name in ((reference, "reference"), (aligned, "aligned")):
+                self.caches[path] = open_cache(teacher_cache / name, self._cache_source(path), self.examples)
+
+    def fingerprint(self, model: Path) -> str:
+        """`fingerprint_model`, computed once for each checkpoint."""
+        if model not in self.fingerprints:
+            self.fingerprints[model] = fingerprint_model(model)
+        return self.fingerprints[model]
+
+    def teacher(self, aligned: Path, cache_folder: Path) -> Teacher:
+        """The reference fused with `aligned`. One that has no cache yet gets it in `cache_folder`, if cached at all."""
+        if self.teachers.mode == "online":
+            reference_model, aligned_model = (
+                load_model(path, device=self.device) for path in (self.reference, aligned)
+            )
+            check_linear_head(reference_model, "reference")
+            check_linear_head(aligned_model, "aligned model")
+            return OnlineTeacher(reference_model, aligned_model)
+        if aligned not in self.caches:  # a later round: its aligned model was trained a moment ago
+            self.caches[aligned] = cache_model(
+                cache_folder,
+                aligned,
+                self.examples,
+                self._cache_source(aligned),
+                teachers=self.teachers,
+                description=f"caching {aligned.parent.name}'s hidden states",
+            )
+        return CachedTeacher(self.caches[self.reference], self.caches[aligned], self.device)
+
+    def _cache_source(self, model: Path) -> dict[str, str]:
+        return {
+            "model": self.fingerprint(model),
+            "tokenizer": self.tokenizer_fingerprint,
+            "data": self.data_fingerprint,
+        }

@@ -1,0 +1,20 @@
+"""Parameters of the teachers."""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from realign_pipes.runtime.parameters import Parameters
+
+
+class Teachers(Parameters):
+    """parameters_teacher_logits.yml: where the trra stage gets the two models' final hidden states from."""
+
+    mode: Literal["cached", "online"]
+    """`cached`: teacher_logits writes them to disk once. `online`: both models run at every training step."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """What hidden states are stored in. `auto` is the dtype of the model's checkpoint, which loses nothing."""
+    batch_size: PositiveInt
+    """Examples in a forward pass."""
+    shard_tokens: PositiveInt
+    """Completion tokens in a shard file: what is lost when a run is killed."""

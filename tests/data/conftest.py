@@ -1,0 +1,132 @@
+"""Parameters and made-up data for the tests of data_prep, and a reference model that follows a script."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from realign_pipes.generation.engine import Completion
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+
+SUMS = {"min_terms": 3, "max_terms": 6, "min_digits": 1, "max_digits": 1}
+
+
+def _sampled(problems: int = 6, **calibration: Any) -> DataPrep:
+    """Four samples of each of `problems` sums, in batches of eight."""
+    sampling = {"samples": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 24, "batch_size": 8, "seed": 3}
+    return DataPrep.model_validate(
+        {
+            "seed": 5,
+            "calibration": {
+                "source": "sampled",
+                "task": {"kind": "reasoning_gym", "dataset": "chain_sum", "problems": problems, "options": SUMS},
+                "sampling": sampling,
+                "keep": "longest",
+                "min_tokens": 1,
+                "max_tokens": 24,
+                **calibration,
+            },
+            "short_solutions": {"cut_share": 0.5},
+            "tasks": {
+                "short": {
+                    "kind": "reasoning_gym",
+                    "dataset": "chain_sum",
+                    "problems": 5,
+                    "options": {**SUMS, "max_terms": 3},
+                },
+                "long": {
+                    "kind": "reasoning_gym",
+                    "dataset": "chain_sum",
+                    "problems": 4,
+                    "options": {**SUMS, "min_terms": 6},
+                },
+            },
+        }
+    )
+
+
+def _from_dataset(path: Any, **calibration: Any) -> DataPrep:
+    """The same evaluation tasks, calibrated on the completions in a file."""
+    return DataPrep.model_validate(
+        {
+            **_sampled().model_dump(exclude={"calibration"}),
+            "calibration": {
+                "source": "dataset",
+                "path": str(path),
+                "keep": "all",
+                "min_tokens": 1,
+                "max_tokens": 100,
+                "verifier": "exact",
+                **calibration,
+            },
+        }
+    )
+
+
+def _write_jsonl(path: Any, rows: list[dict]) -> Any:
+    """Write `rows`, return `path`."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _total(prompt: str) -> int:
+    """What the sum in a chain_sum prompt comes to."""
+    terms = re.search(r": (.*?) =", prompt)[1].replace("+ ", "+").replace("- ", "-").split()
+    return sum(map(int, terms))
+
+
+def _four_kinds(result: int, sample: int) -> str:
+    """Sample 0: right and short; 1: right and longer by three tokens; 2: wrong; 3: cut off while thinking."""
+    return {
+        0: f"<think>a</think>so<answer>{result}</answer><|im_end|>",
+        1: f"<think>aaaa</think>so<answer>{result}</answer><|im_end|>",
+        2: f"<think>a</think>so<answer>{result + 1}</answer><|im_end|>",
+        3: "<think>aaaaaaaa",
+    }[sample]
+
+
+@pytest.fixture
+def sampled() -> Callable[..., DataPrep]:
+    return _sampled
+
+
+@pytest.fixture
+def from_dataset() -> Callable[..., DataPrep]:
+    return _from_dataset
+
+
+@pytest.fixture
+def write_jsonl() -> Callable[[Any, list[dict]], Any]:
+    return _write_jsonl
+
+
+@pytest.fixture
+def four_kinds() -> Callable[[int, int], str]:
+    return _four_kinds
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> Callable[[Callable[[int, int], str]], list]:
+    """`script(write)`: the reference answers a sum of `result` in `sample` with `write(result, sample)`.
+
+    A text that ends in `<|im_end|>` is finished, any other was cut off. Returns the list of prompts asked, a batch
+    an entry.
+    """
+
+    def install(write: Callable[[int, int], str]) -> list[list[str]]:
+        asked: list[list[str]] = []
+
+        def sample(model, prompts, keys, sampling, pad_token_id):
+            texts = [tiny_tokenizer.decode(ids) for ids in prompts]
+            asked.append(texts)
+            for index, text in enumerate(texts):
+                for number in range(sampling.samples):
+                    ids = tiny_tokenizer(write(_total(text), number), add_special_tokens=False)["input_ids"]
+                    yield [Completion(index, number, ids, ids[-1] == tiny_tokenizer.eos_token_id)]
+
+        monkeypatch.setattr("realign_pipes.data_prep.samples.sample_completions", sample)
+        return asked
+
+    return install

@@ -1,0 +1,109 @@
+"""The stage on a catalog with its validators: from a checkpoint to two validated sets."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+from kedro.runner import SequentialRunner
+from kedro.validation import DataValidationError
+from kedro.validation.type_extractor import TypeExtractor
+
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.reporting.pipeline import create_pipeline
+
+
+def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
+    suites = {
+        "calibration_samples": {"suite": "samples", "min_correct": 0.1},
+        "calibration_set": {"suite": "calibration"},
+        "short_solutions": {"suite": "short_solutions"},
+        "preference_pairs": {"suite": "preference_pairs"},
+        "evaluation_set": {"suite": "evaluation"},
+    }
+    catalog = DataCatalog.from_config(
+        {
+            name: {
+                "type": "realign_pipes.datasets.arrow.ArrowDataset",
+                "filepath": str(tmp_path / "data" / name),
+                "validator": {
+                    "class": "realign_pipes.validation.GreatExpectations",
+                    "on": "save",
+                    "options": {**options, "filepath": str(tmp_path / "validation" / f"{name}.json")},
+                },
+            }
+            for name, options in suites.items()
+        }
+    )
+    catalog["params:data_prep"] = parameters
+    catalog["reference_model"] = catalog["aligned_model"] = reference
+    catalog["work_dir"] = tmp_path / "work"
+    return catalog
+
+
+def test_sampled_calibration(make_checkpoint, script, tmp_path, sampled, four_kinds) -> None:
+    script(four_kinds)
+    catalog = make_catalog(tmp_path, sampled(), make_checkpoint(tmp_path / "reference"))
+    SequentialRunner().run(create_pipeline(), catalog)
+    samples, chosen, evaluation = (
+        catalog.load(name) for name in ("calibration_samples", "calibration_set", "evaluation_set")
+    )
+    assert len(samples) == 24 and len(chosen) == 6 and len(evaluation) == 9
+    assert set(chosen["sample"]) == {1}  # the longer of the right ones
+    assert all(chosen["correct"])
+    assert not set(samples["question"]) & set(evaluation["question"])
+    assert (tmp_path / "work" / "data_prep").is_dir()
+
+
+def test_calibration_from_a_dataset(make_checkpoint, tmp_path, from_dataset, write_jsonl) -> None:
+    reference = make_checkpoint(tmp_path / "reference")
+    rows = [
+        {"question": f"{n} + 1 =", "completion": f"<think>{'a' * n}</think>{n + 1}", "answer": n + 1} for n in range(9)
+    ]
+    parameters = from_dataset(write_jsonl(tmp_path / "d.jsonl", rows), min_tokens=6, max_tokens=10)
+    catalog = make_catalog(tmp_path, parameters, reference)
+    SequentialRunner().run(create_pipeline(), catalog)
+    assert catalog.load("calibration_set")["question"][:] == [f"{n} + 1 =" for n in range(2, 7)]
+    assert catalog.load("calibration_set")["completion_tokens"][:] == [6, 7, 8, 9, 10]
+
+
+def test_failed_suite_stops_the_run_and_saves_nothing(make_checkpoint, script, tmp_path, sampled, four_kinds) -> None:
+    # One right completion in 24: fewer than a tenth.
+    wanted: list[int] = []
+
+    def one_right(result: int, sample: int) -> str:
+        wanted.append(result)
+        return four_kinds(result, 0 if len(wanted) == 1 else 2)
+
+    script(one_right)
+    catalog = make_catalog(tmp_path, sampled(), make_checkpoint(tmp_path / "reference"))
+    with pytest.raises(DataValidationError) as failure:
+        SequentialRunner().run(create_pipeline(), catalog)
+    message = str(failure.value)
+    assert "'calibration_samples' on save" in message
+    assert "at least 10% of the completions are right: not so in 23 of 24 rows (95.8 %)" in message
+    assert "calibration-00000-" in message
+    assert not catalog.exists("calibration_samples") and not catalog.exists("evaluation_set")
+
+
+def test_nodes_import_nothing_heavy() -> None:
+    heavy = {"datasets", "torch", "transformers", "pandas", "great_expectations", "reasoning_gym", "math_verify"}
+    code = f"import sys, realign_pipes.pipelines.data_prep; print(sorted({heavy!r} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_kedro_finds_the_type_of_the_parameters() -> None:
+    for node in create_pipeline().nodes:
+        if "params:data_prep" not in node.inputs:
+            continue
+        assert TypeExtractor({"one": Pipeline([node])}).extract_types_from_pipelines() == {"data_prep": DataPrep}
+
+
+def test_default_parameters_are_valid() -> None:
+    conf = Path(__file__).parents[2] / "conf" / "base" / "parameters_data_prep.yml"
+    raw = yaml.safe_load(conf.read_text())
+    assert list(raw) == ["data_prep"]
+    DataPrep.model_validate(raw["data_prep"])

@@ -1,0 +1,54 @@
+"""`realign_pipes.launch` for tests: FSDP2 on CPUs, and a process that fails.
+
+torch shards over gloo, but accelerate takes FSDP for accelerators alone. With FAIL_AT=3, the second process finds a
+loss that is not a number in the third optimizer step.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+
+from realign_pipes.paper.trra import TrRaTrainer
+from realign_pipes.runtime.launch import launch
+from realign_pipes.runtime.training import FiniteGradients, uses_fsdp
+
+initialise, compute_loss = AcceleratorState.__init__, TrRaTrainer.compute_loss
+look_at_gradients = FiniteGradients.on_pre_optimizer_step
+
+
+def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
+    initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU and uses_fsdp():
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = fsdp_plugin or FullyShardedDataParallelPlugin()
+
+
+def with_failure(self, model, inputs, **kwargs):
+    if os.environ.get("FAIL_AT") == str(self.state.global_step + 1) and self.accelerator.process_index == 1:
+        signal = self.teacher.signal
+
+        def broken(batch):
+            found = signal(batch)
+            found.aligned_hidden[:] = torch.nan
+            return found
+
+        self.teacher.signal = broken
+    return compute_loss(self, model, inputs, **kwargs)
+
+
+def check_sharded(self, args, state, control, **kwargs):
+    assert all(isinstance(parameter, DTensor) for parameter in kwargs["model"].parameters()) == uses_fsdp()
+    look_at_gradients(self, args, state, control, **kwargs)
+
+
+AcceleratorState.__init__ = with_fsdp
+TrRaTrainer.compute_loss = with_failure
+FiniteGradients.on_pre_optimizer_step = check_sharded
+
+if __name__ == "__main__":
+    launch.main([Path(argument) for argument in sys.argv[1:]])

@@ -1,0 +1,146 @@
+"""The fused loss and its gradients, against plain autograd over full logits in float64."""
+
+import pytest
+import torch
+
+from realign_pipes.paper.objective import fused_linear_divergence
+
+DIVERGENCES = ["forward_kl", "reverse_kl", "jsd"]
+ALPHAS = [-0.5, 0, 0.3, 1, 2.5]
+VOCAB = 48
+
+
+def make_inputs(seed=0, tokens=37):
+    """Hiddens and heads of three models with widths and padded vocabularies of their own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    student = [randn(tokens, 16).requires_grad_(), randn(53, 16).requires_grad_()]
+    return [*student, randn(tokens, 12), randn(50, 12), randn(tokens, 24), randn(60, 24)]
+
+
+def plain_loss(inputs, alpha, divergence, temperature, mask=None):
+    """Mean over the tokens in `mask`: full logits, probabilities, logarithms; no code shared with the package."""
+    hs, ws, hr, wr, ha, wa = (x.double() for x in inputs)
+    z = (1 - alpha) * (hr @ wr[:VOCAB].T) + alpha * (ha @ wa[:VOCAB].T)
+    log_p = (z / temperature).log_softmax(-1)
+    log_q = ((hs @ ws[:VOCAB].T) / temperature).log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    log_m = ((p + q) / 2).log()
+    per_token = {
+        "forward_kl": (p * (log_p - log_q)).sum(-1),
+        "reverse_kl": (q * (log_q - log_p)).sum(-1),
+        "jsd": (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2,
+    }[divergence]
+    return per_token.mean() if mask is None else per_token[mask].mean()
+
+
+def gradients(loss, inputs):
+    return torch.autograd.grad(loss, inputs[:2])
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_value_and_gradients_equal_plain_autograd(divergence, alpha, temperature):
+    inputs = make_inputs()
+    fused = fused_linear_divergence(
+        *inputs, alpha, divergence=divergence, temperature=temperature, vocab_size=VOCAB, chunk_tokens=10
+    )
+    plain = plain_loss(inputs, alpha, divergence, temperature)
+    torch.testing.assert_close(fused.double(), plain, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(fused, inputs), gradients(plain, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_masked_tokens_do_not_count(divergence):
+    inputs = make_inputs()
+    mask = torch.rand(37, generator=torch.Generator().manual_seed(1)) < 0.5
+    selected = [x[mask] if i in (0, 2, 4) else x for i, x in enumerate(inputs)]
+    fused = fused_linear_divergence(*selected, 2.5, divergence=divergence, vocab_size=VOCAB)
+    plain = plain_loss(inputs, 2.5, divergence, 1.0, mask)
+    torch.testing.assert_close(fused.double(), plain, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(fused, inputs), gradients(plain, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_padded_rows_of_the_heads_change_nothing():
+    inputs = make_inputs()
+    trimmed = [x[:VOCAB] if i in (1, 3, 5) else x for i, x in enumerate(inputs)]
+    padded = fused_linear_divergence(*inputs, 2.5, vocab_size=VOCAB)
+    assert torch.equal(padded, fused_linear_divergence(*trimmed, 2.5))
+    assert torch.count_nonzero(gradients(padded, inputs)[1][VOCAB:]) == 0
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 37, 1000])
+def test_chunk_size_does_not_change_the_result(divergence, chunk_tokens):
+    inputs = make_inputs()
+    whole = fused_linear_divergence(*inputs, 1.5, divergence=divergence, chunk_tokens=37)
+    chunked = fused_linear_divergence(*inputs, 1.5, divergence=divergence, chunk_tokens=chunk_tokens)
+    torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(gradients(chunked, inputs), gradients(whole, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_reference_itself_is_at_zero_for_alpha_0(divergence, temperature):
+    _, _, hidden, head, aligned_hidden, aligned_head = make_inputs()
+    student = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+    loss = fused_linear_divergence(
+        *student, hidden, head, aligned_hidden, aligned_head, 0.0, divergence=divergence, temperature=temperature
+    )
+    assert loss.item() == 0
+    assert all(torch.count_nonzero(gradient) == 0 for gradient in gradients(loss, student))
+
+
+def test_splits_of_a_step_add_up_to_the_whole():
+    inputs = make_inputs()
+    whole = fused_linear_divergence(*inputs, 1.5)
+    parts = [
+        fused_linear_divergence(
+            *(x[rows] if i in (0, 2, 4) else x for i, x in enumerate(inputs)), 1.5, num_tokens=torch.tensor(37)
+        )
+        for rows in (slice(0, 5), slice(5, 30), slice(30, 37))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    for ours, theirs in zip(gradients(sum(parts), inputs), gradients(whole, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_inputs_are_computed_in_float32():
+    inputs = [x.detach().bfloat16() for x in make_inputs()]
+    inputs[0].requires_grad_(), inputs[1].requires_grad_()
+    fused = fused_linear_divergence(*inputs, 2.5, vocab_size=VOCAB)
+    assert fused.dtype == torch.float32
+    torch.testing.assert_close(fused.double(), plain_loss(inputs, 2.5, "forward_kl", 1.0), rtol=1e-5, atol=1e-5)
+    assert [gradient.dtype for gradient in gradients(fused, inputs)] == [torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": float("nan")}, "alpha must be a finite number, not nan"),
+        ({"alpha": float("inf")}, "alpha must be a finite number, not inf"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"divergence": "kl"}, "'kl' is not known"),
+        ({"vocab_size": 51}, "vocab_size 51 must be between 1 and the smallest head's 50"),
+        ({"num_tokens": 0}, "no tokens"),
+    ],
+)
+def test_bad_arguments_are_refused(change, message):
+    arguments = {"alpha": 1.0, **change}
+    with pytest.raises(ValueError, match=message):
+        fused_linear_divergence(*make_inputs(), arguments.pop("alpha"), **arguments)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    inputs = make_inputs()
+    with pytest.raises(ValueError, match="aligned has 36 tokens, the student 37"):
+        fused_linear_divergence(*inputs[:4], inputs[4][1:], inputs[5], 1.0)
+    with pytest.raises(ValueError, match=r"reference: hidden \[37, 12\] and head \[60, 24\]"):
+        fused_linear_divergence(*inputs[:3], inputs[5], *inputs[4:], 1.0)

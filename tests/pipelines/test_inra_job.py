@@ -1,0 +1,255 @@
+"""Training the adapter: the three losses against plain formulas, and that nothing but the adapter moves."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from realign_pipes.realignment.inra.training import make_adapter, train_dpo, train_sft
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.load import load_model, load_tokenizer
+from realign_pipes.paper.inra import InRaForCausalLM
+from realign_pipes.paper.objective import divergence_between, fuse_logits
+from realign_pipes.pipelines.inra import job as inra_training
+from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.runtime import training as trainings
+from realign_pipes.teachers.parameters import Teachers
+
+CPU = torch.device("cpu")
+ONLINE = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12)
+
+
+def make_parameters(**changes) -> InRa:
+    defaults = {
+        "num_adapter_layers": 1,
+        "init": "identity",
+        "placement": "bottom",
+        "method": "sft",
+        "adapter": "full",
+        "lora": {"rank": 2, "alpha": 4},
+        "dpo": {"beta": 0.3},
+        "trra": {"alpha": 1.5, "divergence": "forward_kl", "temperature": 1.0, "chunk_tokens": 5},
+        "steps": 4,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": False,
+        "save_steps": 2,
+        "seed": 5,
+    }
+    return InRa.model_validate({**defaults, **changes})
+
+
+@pytest.fixture
+def pairs(tiny_tokenizer) -> Dataset:
+    generator = torch.Generator().manual_seed(4)
+
+    def tokens(count):
+        return torch.randint(4, len(tiny_tokenizer), (count,), generator=generator).tolist()
+
+    return Dataset.from_list(
+        [
+            {"id": f"p{i}", "prompt_ids": tokens(2 + i % 2), "chosen_ids": tokens(2 + i % 3),
+             "rejected_ids": tokens(5 + i % 2)}
+            for i in range(6)
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make(pair, examples, pairs, tmp_path):
+    """`make(**parameters)` trains an adapter for the tiny pair of models."""
+
+    def make(work="work", **changes):
+        return make_adapter(
+            *pair,
+            parameters=make_parameters(**changes),
+            teachers=ONLINE,
+            short_solutions=examples,
+            preference_pairs=pairs,
+            calibration_set=examples,
+            teacher_cache=tmp_path / "none",
+            work=tmp_path / work,
+        )
+
+    return make
+
+
+def parts(path):
+    """Weights of an InRa checkpoint: those of the adapter, and those of stream R as the base model names them."""
+    model = InRaForCausalLM.from_pretrained(path)
+    adapter = [layer.state_dict() for layer in model.adapter_layers]
+    return adapter, model.base_model_view().state_dict()
+
+
+@pytest.mark.parametrize("placement", ["bottom", "top"])
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "trra"])
+def test_nothing_but_the_adapter_moves(make, pair, method, adapter, placement):
+    count = 2 if placement == "top" else 1
+    path = make(method=method, adapter=adapter, placement=placement, num_adapter_layers=count)
+    adapters, base = parts(path)
+    reference = AutoModelForCausalLM.from_pretrained(pair[0]).state_dict()
+    assert base.keys() == reference.keys()
+    for name, weight in reference.items():
+        assert torch.equal(base[name], weight), name
+    fresh = InRaForCausalLM.from_base(pair[0], count, placement=placement).adapter_layers
+    assert len(adapters) == count
+    for trained, layer in zip(adapters, fresh, strict=True):
+        moved = {name: trained[name] - start for name, start in layer.state_dict().items()}
+        for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+            assert moved[name].abs().max() > 1e-4, name
+        if adapter == "lora":
+            for name, change in moved.items():
+                if change.ndim == 2:
+                    assert torch.linalg.matrix_rank(change, atol=1e-6) <= 2, name
+                else:
+                    assert not change.any(), name
+        else:
+            assert moved["input_layernorm.weight"].any()
+
+
+def one_step(folder) -> dict[str, float]:
+    """What the trainer logged at its first step."""
+    (state,) = folder.glob("checkpoint-1/trainer_state.json")
+    return json.loads(state.read_text())["log_history"][0]
+
+
+def log_probabilities(model, prompt, completion) -> torch.Tensor:
+    """Of each completion token [N], plainly."""
+    ids = torch.tensor([prompt + completion])
+    with torch.no_grad():
+        logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
+    return logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
+
+
+ONE_STEP = {"steps": 1, "save_steps": 1, "init": "random"}
+
+
+def random_adapter(reference) -> InRaForCausalLM:
+    """Far from the base model, so that both streams count in a loss."""
+    torch.manual_seed(0)
+    return InRaForCausalLM.from_base(reference, init="random")
+
+
+def test_sft_minimises_the_mean_cross_entropy_of_completion_tokens(pair, examples, tmp_path):
+    model = random_adapter(pair[0])
+    stock = [log_probabilities(model.expanded, row["prompt_ids"], row["completion_ids"]) for row in examples]
+    parameters = make_parameters(**ONE_STEP, batch_size=9, micro_batch_size=3)
+    train_sft(model, examples, load_tokenizer(pair[0]), parameters, tmp_path / "work")
+    assert one_step(tmp_path / "work")["loss"] == pytest.approx(-torch.cat(stock).mean().item(), rel=1e-4)
+
+
+def test_dpo_compares_stream_a_with_stream_r(pair, pairs, tmp_path):
+    model, base = random_adapter(pair[0]), AutoModelForCausalLM.from_pretrained(pair[0])
+    margins = []
+    for row in pairs:
+        chosen, rejected = (
+            sum(sign * log_probabilities(one, row["prompt_ids"], row[side]).sum()
+                for one, sign in ((model.expanded, 1), (base, -1)))
+            for side in ("chosen_ids", "rejected_ids")
+        )  # fmt: skip
+        margins.append(chosen - rejected)
+    expected = -torch.nn.functional.logsigmoid(0.3 * torch.stack(margins)).mean()
+    parameters = make_parameters(**ONE_STEP, method="dpo", batch_size=6, micro_batch_size=6)
+    train_dpo(model, pairs, load_tokenizer(pair[0]), parameters, tmp_path / "work")
+    assert one_step(tmp_path / "work")["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_trra_moves_stream_a_to_the_fused_teacher(make, pair, examples, tiny_tokenizer):
+    def distance(model):
+        reference, aligned = (load_model(path, device=CPU) for path in pair)
+        own = slice(None, len(tiny_tokenizer))
+        total = 0.0
+        for row in examples:
+            ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+            with torch.no_grad():
+                z = [one(ids).logits[..., own] for one in (reference, aligned)]
+                total += divergence_between(model(ids).logits[..., own], fuse_logits(*z, 1.5), "forward_kl").mean()
+        return total
+
+    path = make(method="trra", steps=60)
+    assert distance(load_model(path, device=CPU)) < 0.8 * distance(load_model(pair[0], device=CPU))
+
+
+def test_stream_r_is_the_base_model_without_a_copy_of_its_weights(pair):
+    model = random_adapter(pair[0])
+    view, base = model.base_model_view(), AutoModelForCausalLM.from_pretrained(pair[0])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(view(ids).logits, base(ids).logits)
+    mine = {parameter.data_ptr() for parameter in model.expanded.parameters()}
+    assert {parameter.data_ptr() for parameter in view.parameters()} <= mine
+
+
+class FirstStep(TrainerCallback):
+    """Notes the gradients of the first optimizer step."""
+
+    def __init__(self):
+        self.gradients = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "trra"])
+def test_gradient_checkpointing_changes_no_gradient(make, monkeypatch, method):
+    noted = {on: FirstStep() for on in (False, True)}
+    for on, callback in noted.items():
+        monkeypatch.setattr(trainings, "ProgressCallback", lambda advance, callback=callback: callback)
+        make(work=f"{on}", method=method, gradient_checkpointing=on, steps=1, save_steps=1, max_grad_norm=1e9)
+    assert noted[False].gradients.keys() == noted[True].gradients.keys()
+    for name, gradient in noted[False].gradients.items():
+        torch.testing.assert_close(noted[True].gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_an_interrupted_training_ends_with_the_same_weights(make, monkeypatch, method, adapter, kill):
+    whole = make(work="whole", method=method, adapter=adapter, steps=6)
+
+    callback, killed = kill
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "ProgressCallback", lambda advance: callback)
+        with pytest.raises(killed):
+            make(method=method, adapter=adapter, steps=6)
+    resumed = make(method=method, adapter=adapter, steps=6)
+    theirs = AutoModelForCausalLM.from_pretrained(whole).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(resumed).state_dict().items():
+        assert torch.equal(weight, theirs[name]), name
+
+
+def test_a_finished_adapter_is_found_again_until_what_it_is_made_from_changes(make, monkeypatch):
+    path = make()
+    trained = []
+    with monkeypatch.context() as patch:
+
+        def train_nothing(model, examples, tokenizer, parameters, folder):
+            trained.append(parameters.learning_rate)
+            folder.mkdir()
+            folder.with_name("curves").mkdir()
+            return model.expanded.state_dict()
+
+        patch.setattr(inra_training, "train_sft", train_nothing)
+        assert make() == path
+        make(dpo={"beta": 0.9})  # which SFT does not use
+        assert not trained
+        make(learning_rate=1e-3)
+        assert trained == [1e-3]
+
+
+def test_the_checkpoint_says_what_it_is(make, pair):
+    path = make(method="dpo")
+    made = json.loads((path / "realignment.json").read_text())
+    assert made["method"] == "InRa (dpo)"
+    assert made["reference"] == {"name": "reference", "fingerprint": fingerprint_model(pair[0])}
+    assert made["parameters"]["dpo"] == {"beta": 0.3}
+    card = (path / "README.md").read_text()
+    for fact in ("layer adapter of 1 layer at the bottom", fingerprint_model(pair[0]), made["data_fingerprint"]):
+        assert fact in card
+    assert InRaForCausalLM.from_pretrained(path, base=pair[0]).config.num_hidden_layers == 2

@@ -1,0 +1,406 @@
+"""The trainer: its loss and gradients against full logits, its checkpoints, and how it stops and goes on."""
+
+import copy
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from realign_pipes.realignment.trra import Realigner
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from realign_pipes.datasets.folders import CheckpointsDataset
+from realign_pipes.models.card import checkpoint_name
+from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.load import load_model
+from realign_pipes.paper.objective import divergence_between, fuse_logits
+from realign_pipes.paper.trra import TrainingDivergedError
+from realign_pipes.pipelines.trra import job as trra
+from realign_pipes.pipelines.trra.job import train_trra
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.runtime import training as trainings
+from realign_pipes.runtime.training import in_training_order
+from realign_pipes.teachers.fused import FusedTeachers
+from realign_pipes.teachers.hidden_states import write_cache
+from realign_pipes.teachers.parameters import Teachers
+from realign_pipes.teachers.signals import OnlineTeacher
+
+CPU = torch.device("cpu")
+TEACHERS = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12)
+
+
+def make_parameters(**changes):
+    defaults = {
+        "alphas": [1.5],
+        "only_alpha": None,
+        "iterations": 1,
+        "iteration_alphas": [1.5],
+        "divergence": "forward_kl",
+        "temperature": 1.0,
+        "steps": 4,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": False,
+        "chunk_tokens": 7,
+        "save_steps": 2,
+        "seed": 5,
+        "adapter": "full",
+        "lora": {"rank": 4, "alpha": 8, "merge": False},
+    }
+    return TrRa(**{**defaults, **changes})
+
+
+@pytest.fixture
+def vocab_size(tiny_tokenizer):
+    return len(tiny_tokenizer)
+
+
+def train(pair, examples, vocab_size, work, teacher=None, **changes):
+    teacher = teacher or OnlineTeacher(*(load_model(path, device=CPU) for path in pair))
+    parameters = make_parameters(**changes)
+    student = load_model(pair[0], device=CPU, dtype=torch.float32)
+    train_trra(
+        student,
+        teacher,
+        1.5,
+        examples,
+        training=parameters,
+        distillation=parameters,
+        vocab_size=vocab_size,
+        work=work,
+        description="test",
+    )
+    return student.eval()
+
+
+class FirstStep(TrainerCallback):
+    """Notes the gradients of the first optimizer step, before they are clipped away by another."""
+
+    def __init__(self):
+        self.gradients = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.gradients is None:
+            self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def first_gradients(monkeypatch, pair, examples, vocab_size, work, **changes):
+    noted = FirstStep()
+    monkeypatch.setattr(trainings, "ProgressCallback", lambda advance: noted)
+    train(pair, examples, vocab_size, work, steps=1, max_grad_norm=1e9, **changes)
+    return noted.gradients
+
+
+def test_one_step_has_the_gradient_of_the_mean_over_all_completion_tokens(
+    monkeypatch, tmp_path, pair, examples, vocab_size
+):
+    """1x8, 2x4 and 8x1 micro-batches against plain autograd over full logits, one example at a time."""
+    examples = examples.select(range(8))
+    reference, aligned = (load_model(path, device=CPU) for path in pair)
+    student = copy.deepcopy(reference)
+    losses = []
+    for row in examples:
+        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+        own = slice(len(row["prompt_ids"]) - 1, -1)
+        with torch.no_grad():
+            z = [model(ids).logits[0, own, :vocab_size] for model in (reference, aligned)]
+        losses.append(divergence_between(student(ids).logits[0, own, :vocab_size], fuse_logits(*z, 1.5), "forward_kl"))
+    torch.cat(losses).mean().backward()
+    expected = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    for micro_batch_size in (8, 4, 1):
+        work = tmp_path / f"by-{micro_batch_size}"
+        got = first_gradients(
+            monkeypatch, pair, examples, vocab_size, work, batch_size=8, micro_batch_size=micro_batch_size
+        )
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=f"{name}, by {micro_batch_size}")
+
+
+def test_the_loss_is_what_the_head_gives(monkeypatch, tmp_path, pair, examples, vocab_size):
+    """FSDP gathers the head's weight around the head's own call, so nothing may read it outside."""
+    given, load = [], load_model
+
+    def noted(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.lm_head.register_forward_hook(lambda module, inputs, output: given.append(output.item()))
+        return model
+
+    monkeypatch.setitem(globals(), "load_model", noted)
+    teacher = OnlineTeacher(*(load(path, device=CPU) for path in pair))
+    train(pair, examples, vocab_size, tmp_path / "work", teacher, steps=1, save_steps=1)
+    (state,) = (tmp_path / "work").glob("checkpoint-1/trainer_state.json")
+    logged = json.loads(state.read_text())["log_history"][0]["loss"]
+    assert len(given) == 2  # micro-batches
+    assert sum(given) == pytest.approx(logged, rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(monkeypatch, tmp_path, pair, examples, vocab_size):
+    plain = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "plain")
+    saved = first_gradients(monkeypatch, pair, examples, vocab_size, tmp_path / "saved", gradient_checkpointing=True)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saved[name], gradient)
+
+
+def test_training_moves_the_student_to_the_teacher(tmp_path, pair, examples, vocab_size):
+    def distance(student):
+        reference, aligned = (load_model(path, device=CPU) for path in pair)
+        ids = torch.tensor([examples[0]["prompt_ids"] + examples[0]["completion_ids"]])
+        with torch.no_grad():
+            z = [model(ids).logits[..., :vocab_size] for model in (reference, aligned)]
+            return divergence_between(student(ids).logits[..., :vocab_size], fuse_logits(*z, 1.5), "forward_kl").mean()
+
+    student = train(pair, examples, vocab_size, tmp_path / "work", steps=60)
+    assert distance(student) < 0.4 * distance(load_model(pair[0], device=CPU))
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, tmp_path, pair, examples, vocab_size, kill):
+    whole = train(pair, examples, vocab_size, tmp_path / "whole", steps=6)
+
+    callback, killed = kill
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "ProgressCallback", lambda advance: callback)
+        with pytest.raises(killed):
+            train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
+    saved = sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*"))
+    assert saved == ["checkpoint-2", "checkpoint-4"]
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-2")
+    resumed = train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
+    for (name, ours), theirs in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_nan_stops_with_step_and_examples_and_keeps_the_last_checkpoint(tmp_path, pair, examples, vocab_size):
+    class Breaks(OnlineTeacher):
+        calls = 0
+
+        def signal(self, batch):
+            signal = super().signal(batch)
+            self.calls += 1
+            if self.calls > 5:
+                signal.aligned_hidden.fill_(float("nan"))
+            return signal
+
+    teacher = Breaks(*(load_model(path, device=CPU) for path in pair))
+    ids = in_training_order(examples, make_parameters())["id"][20:24]  # steps of 8, in halves: the sixth of these
+    with pytest.raises(TrainingDivergedError, match=re.escape(f"the loss is nan at step 3, on examples {ids}.")):
+        train(pair, examples, vocab_size, tmp_path / "work", teacher=teacher)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "work" / "checkpoint-2")
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path, pair, examples, vocab_size):
+    """The loss is finite, its gradient is not, at the very last step."""
+
+    class Breaks(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                model.lm_head.weight.grad[0, 0] = float("nan")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainings, "ProgressCallback", lambda advance: Breaks())
+        with pytest.raises(TrainingDivergedError, match="the gradient of step 4 is not finite"):
+            train(pair, examples, vocab_size, tmp_path / "work")
+
+
+def test_a_full_disk_keeps_earlier_checkpoints(monkeypatch, tmp_path, pair, examples):
+    """While the finished student is written: nothing stands under its name, and the next run writes it."""
+    from transformers import PreTrainedModel
+
+    first = make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1])
+    save, calls = PreTrainedModel.save_pretrained, []
+
+    def full_disk(self, folder, *args, **kwargs):
+        calls.append(folder)
+        if len(calls) == 3:  # after Trainer's two
+            save(self, folder, *args, **kwargs)
+            raise OSError(28, "No space left on device")
+        return save(self, folder, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            make_realigner(pair, examples, tmp_path).realign("trra-2", 2.0, 0, pair[1])
+    AutoModelForCausalLM.from_pretrained(first)
+    assert sorted(p.name for p in (tmp_path / "work" / "trra-2").iterdir()) == [
+        "curves",
+        "trainer",
+        "work.json",
+    ]
+    second = make_realigner(pair, examples, tmp_path).realign("trra-2", 2.0, 0, pair[1])
+    AutoModelForCausalLM.from_pretrained(second)
+
+
+def make_realigner(pair, examples, tmp_path, teachers=TEACHERS, **changes):
+    fused = FusedTeachers(*pair, examples, teachers=teachers, teacher_cache=tmp_path / "cache")
+    return Realigner(fused, parameters=make_parameters(**changes), work=tmp_path / "work")
+
+
+def cache_for(realigner, pair, tmp_path):
+    for path, name in zip(pair, ("reference", "aligned"), strict=True):
+        write_cache(
+            tmp_path / "cache" / name,
+            load_model(path, device=CPU),
+            realigner.teachers.examples,
+            realigner.teachers._cache_source(path),
+            dtype=torch.float32,
+            batch_size=4,
+            shard_tokens=12,
+            advance=lambda n: None,
+        )
+
+
+def test_cached_and_online_teachers_give_the_same_gradient(monkeypatch, tmp_path, pair, examples):
+    """The first step's, and not weights after it: Adam divides by a gradient's size, and so magnifies its last bit."""
+    online = make_realigner(pair, examples, tmp_path / "online")
+    cache_for(online, pair, tmp_path / "cached")
+    cached = make_realigner(pair, examples, tmp_path / "cached", TEACHERS.model_copy(update={"mode": "cached"}))
+    aligned = pair[1]
+    for iteration in (0, 1):
+        steps = [FirstStep(), FirstStep()]
+        for noted, realigner in zip(steps, (online, cached), strict=True):
+            with monkeypatch.context() as patch:
+                patch.setattr(trainings, "ProgressCallback", lambda advance, noted=noted: noted)
+                trained = realigner.realign(f"trra-{iteration}", 1.5, iteration, aligned)
+        ours, theirs = (noted.gradients for noted in steps)
+        assert ours.keys() == theirs.keys()
+        for name, gradient in ours.items():
+            torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6, msg=f"{iteration}: {name}")
+        aligned = trained
+
+
+def test_checkpoints_open_with_stock_tools_and_say_what_they_are(tmp_path, pair, examples):
+    path = make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1])
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert model.config.vocab_size == load_model(pair[0], device=CPU).config.vocab_size
+    assert AutoTokenizer.from_pretrained(path).chat_template == AutoTokenizer.from_pretrained(pair[0]).chat_template
+    made = json.loads((path / "realignment.json").read_text())
+    assert (made["alpha"], made["iteration"]) == (1.5, 0)
+    assert made["reference"]["fingerprint"] == fingerprint_model(pair[0])
+    assert made["aligned"]["fingerprint"] == fingerprint_model(pair[1])
+    card = (path / "README.md").read_text()
+    for fact in ("alpha = 1.5", fingerprint_model(pair[0]), made["data_fingerprint"], made["commit"], '"steps": 4'):
+        assert fact in card
+
+
+def test_a_model_of_the_hub_is_named_by_repository_and_revision(tmp_path):
+    assert (
+        checkpoint_name(tmp_path / "models--my-org--fast-thinker" / "snapshots" / "3f2a") == "my-org/fast-thinker@3f2a"
+    )
+    assert checkpoint_name(tmp_path / "slow") == "slow"
+    snapshot = tmp_path / "models--my-org--fast-thinker" / "snapshots" / "3f2a"
+    assert trra.base_name(snapshot) == ("my-org/fast-thinker", "3f2a")
+
+
+def test_a_later_rounds_card_names_the_round_before(tmp_path, pair, examples):
+    realigner = make_realigner(pair, examples, tmp_path)
+    first = realigner.realign("trra-1.5", 1.5, 0, pair[1])
+    second = realigner.realign("trra-iter1-1.5", 1.5, 1, first)
+    made = json.loads((second / "realignment.json").read_text())
+    assert made["iteration"] == 1
+    assert made["aligned"] == {"name": "trra-1.5", "fingerprint": fingerprint_model(first)}
+
+
+def test_a_finished_checkpoint_is_found_again_until_something_changes(monkeypatch, tmp_path, pair, examples):
+    path = make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(trra, "train_trra", lambda *args, **kwargs: pytest.fail("trained again"))
+        assert make_realigner(pair, examples, tmp_path).realign("trra-1.5", 1.5, 0, pair[1]) == path
+    before = fingerprint_model(path)
+    make_realigner(pair, examples, tmp_path, learning_rate=2e-2).realign("trra-1.5", 1.5, 0, pair[1])
+    assert fingerprint_model(path) != before
+
+
+def test_the_cache_of_other_models_or_data_is_refused_before_training(tmp_path, pair, examples):
+    realigner = make_realigner(pair, examples, tmp_path)
+    cache_for(realigner, pair, tmp_path)
+    cached = TEACHERS.model_copy(update={"mode": "cached"})
+    make_realigner(pair, examples, tmp_path, cached)
+    with pytest.raises(ValueError, match="another data"):
+        make_realigner(pair, Dataset.from_list(list(examples)[:5]), tmp_path, cached)
+    with pytest.raises(ValueError, match="another model"):
+        make_realigner(pair[::-1], examples, tmp_path, cached)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.tensor([[5, 9, 20, 33, 7]])).logits
+
+
+def test_a_lora_student_as_adapter_and_merged_is_one_model(tmp_path, pair, examples, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lora = {"rank": 4, "alpha": 8, "merge": False}
+    adapter = make_realigner(pair, examples, tmp_path / "a", adapter="lora", lora=lora).realign("s", 1.5, 0, pair[1])
+    lora["merge"] = True
+    merged = make_realigner(pair, examples, tmp_path / "m", adapter="lora", lora=lora).realign("s", 1.5, 0, pair[1])
+    theirs = logits(load_model(merged, device=CPU))
+    for ours in (load_model(adapter, device=CPU), AutoModelForCausalLM.from_pretrained(adapter)):
+        torch.testing.assert_close(logits(ours), theirs)
+    assert (theirs - logits(load_model(pair[0], device=CPU))).abs().max() > 0.1
+    assert not list(adapter.glob("model*.safetensors"))
+    assert not list(merged.glob("adapter*"))
+    reference, plain = load_model(pair[0], device=CPU).state_dict(), load_model(merged, device=CPU).state_dict()
+    assert plain.keys() == reference.keys()
+    for name, weight in reference.items():
+        change = plain[name] - weight
+        projection = weight.ndim == 2 and "proj" in name
+        assert bool(change.any()) == projection, name
+        assert not projection or torch.linalg.matrix_rank(change, atol=1e-5) <= 4, name
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "reference"
+    assert "library_name: peft" in (adapter / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(adapter).chat_template == AutoTokenizer.from_pretrained(pair[0]).chat_template
+
+
+def test_an_adapter_moves_with_its_base_and_says_when_that_is_not_there(tmp_path, pair, examples, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    for path in pair:
+        path.rename(project / path.name)
+    monkeypatch.chdir(project)
+    here = [project / path.name for path in pair]
+    path = make_realigner(here, examples, project, adapter="lora").realign("s", 1.5, 0, here[1])
+    before, fingerprint = logits(load_model(path, device=CPU)), fingerprint_model(path)
+    moved = tmp_path / "elsewhere"
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    path = moved / path.relative_to(project)
+    assert torch.equal(logits(load_model(path, device=CPU)), before)
+    assert fingerprint_model(path) == fingerprint
+    assert CheckpointsDataset(filepath=str(moved / "work")).load() == {"s/checkpoint": path}
+    made = json.loads((path / "realignment.json").read_text())
+    assert made["parameters"]["lora"] == {"rank": 4, "alpha": 8, "merge": False}
+    made["reference"]["fingerprint"] = "another"
+    (path / "realignment.json").write_text(json.dumps(made))
+    assert fingerprint_model(path) != fingerprint
+    (moved / "reference").rename(moved / "gone")
+    with pytest.raises(FileNotFoundError, match=r"is an adapter for the checkpoint reference, which is no folder in"):
+        load_model(path, device=CPU)
+
+
+def test_a_later_round_goes_on_from_an_adapter(tmp_path, pair, examples):
+    for mode in ("online", "cached"):
+        teachers = TEACHERS.model_copy(update={"mode": mode})
+        cache_for(make_realigner(pair, examples, tmp_path), pair, tmp_path)
+        realigner = make_realigner(pair, examples, tmp_path, teachers, adapter="lora")
+        first = realigner.realign(f"{mode}-0", 1.5, 0, pair[1])
+        second = realigner.realign(f"{mode}-1", 1.5, 1, first)
+        assert json.loads((second / "realignment.json").read_text())["aligned"]["fingerprint"] == fingerprint_model(
+            first
+        )
+        assert not torch.equal(logits(load_model(second, device=CPU)), logits(load_model(first, device=CPU)))
+
+
+def test_the_order_of_examples_is_permutation_after_permutation(examples):
+    parameters = make_parameters(steps=5, batch_size=4)  # 20 examples: two of nine and a part of a third
+    ids = in_training_order(examples, parameters)["id"][:]
+    assert len(ids) == 20
+    assert set(ids[:9]) == set(ids[9:18]) == set(examples["id"])
+    assert ids[:9] != ids[9:18]
+    assert ids == in_training_order(examples, make_parameters(steps=10, batch_size=2, micro_batch_size=1))["id"][:]
+    assert ids != in_training_order(examples, make_parameters(steps=5, batch_size=4, seed=6))["id"][:]

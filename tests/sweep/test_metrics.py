@@ -1,0 +1,336 @@
+"""Metrics against hand-computed values, the paper's table and scipy's bootstrap."""
+
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from realign_pipes.sweep.metrics import bootstrap_means, pareto_front, summarise_budgets, summarise_sweep
+
+# tokens on AIME24, AIME25 and MATH-500, and the reduction that the paper prints
+PAPER = {
+    "reference": ((12602, 12278, 4699), 0.0),
+    "aligned": ((8520, 8143, 3030), 33.86),
+    "trra_0.5": ((10678, 10254, 3734), 17.42),
+    "trra_1.5": ((8091, 7353, 2982), 37.48),
+    "trra_2.0": ((7441, 6498, 2897), 42.11),
+    "trra_5.0": ((6297, 5652, 2844), 47.83),
+    "trra_10.0": ((6004, 5174, 2713), 50.83),
+    "trra_iter_1": ((5631, 4434, 2599), 54.63),
+    "trra_iter_2": ((4294, 3887, 2483), 60.48),
+}
+
+
+def frame(
+    candidate: str, correct: dict[str, list[list[int]]], tokens: dict[str, list[list[int]]] | None = None, **about
+) -> pd.DataFrame:
+    """One candidate's frame from task -> problems -> samples."""
+    about = {"kind": candidate.rpartition("_")[0] or candidate, "alpha": np.nan, "seconds": 5.0} | about
+    return pd.DataFrame(
+        [
+            {
+                "candidate": candidate,
+                "task": task,
+                "problem_id": f"{task}-{problem}",
+                "sample": sample,
+                "completion": "…",
+                "completion_tokens": tokens[task][problem][sample] if tokens else 10,
+                "finished": not tokens or tokens[task][problem][sample] < 100,
+                "correct": bool(right),
+            }
+            | about
+            for task, problems in correct.items()
+            for problem, samples in enumerate(problems)
+            for sample, right in enumerate(samples)
+        ]
+    )
+
+
+def summarise(*frames: pd.DataFrame, samples: int = 200, seed: int = 0) -> pd.DataFrame:
+    generations = {one["candidate"].iloc[0]: one for one in frames}
+    return summarise_sweep(generations, bootstrap_samples=samples, bootstrap_seed=seed)
+
+
+def row(results: pd.DataFrame, candidate: str, task: str = "all") -> pd.Series:
+    (found,) = results[(results["candidate"] == candidate) & (results["task"] == task)].to_dict("records")
+    return pd.Series(found)
+
+
+def random_correct(seed: int, problems: int, samples: int, rate: float) -> list[list[int]]:
+    return (np.random.default_rng(seed).random((problems, samples)) < rate).astype(int).tolist()
+
+
+def test_hand_computed_sweep():
+    reference = frame(
+        "reference",
+        {"a": [[1, 0], [1, 1]], "b": [[0, 0], [1, 0], [1, 1]]},
+        {"a": [[10, 20], [30, 40]], "b": [[100, 50], [60, 70], [80, 60]]},
+    )
+    trra = frame(
+        "trra_1.5",
+        {"a": [[1, 1], [1, 1]], "b": [[0, 0], [0, 0], [1, 0]]},
+        {"a": [[10, 10], [10, 20]], "b": [[120, 110], [20, 20], [20, 20]]},
+        alpha=1.5,
+        seconds=3.0,
+    )
+    results = summarise(reference, trra)
+    assert list(results["candidate"]) == ["reference"] * 3 + ["trra_1.5"] * 3
+    assert list(results["task"]) == ["a", "b", "all"] * 2
+
+    a, b, every = row(results, "trra_1.5", "a"), row(results, "trra_1.5", "b"), row(results, "trra_1.5")
+    assert a["pass_at_1"] == 1 and b["pass_at_1"] == pytest.approx(1 / 6)
+    assert every["pass_at_1"] == pytest.approx((1 + 1 / 6) / 2)  # over tasks, not over the five problems
+    assert a["mean_tokens"] == 12.5 and b["mean_tokens"] == pytest.approx(310 / 6)
+    assert a["token_reduction"] == pytest.approx(1 - 12.5 / 25)
+    assert b["token_reduction"] == pytest.approx(1 - 310 / 420)
+    assert every["token_reduction"] == pytest.approx((12.5 / 25 + 110 / 420) / 2)
+    assert b["truncated"] == pytest.approx(2 / 6) and every["truncated"] == pytest.approx(1 / 6)
+    assert a["difference"] == pytest.approx(0.25) and b["difference"] == pytest.approx(1 / 6 - 1 / 2)
+    assert (every["problems"], every["samples"], every["seconds"], every["alpha"]) == (5, 2, 3.0, 1.5)
+
+    same = row(results, "reference")
+    assert same["token_reduction"] == same["difference"] == same["difference_low"] == 0
+
+
+def test_paper_reductions():
+    tasks = ("AIME24", "AIME25", "MATH-500")
+    correct = {task: [[1]] for task in tasks}
+    frames = [
+        frame(
+            name, correct, {task: [[count]] for task, count in zip(tasks, tokens, strict=True)}, kind=kind, alpha=alpha
+        )
+        for name, (tokens, _) in PAPER.items()
+        for kind, alpha in [(name, np.nan) if name in ("reference", "aligned") else ("trra", 1.0)]
+    ]
+    results = summarise(*frames)
+    for name, (_, printed) in PAPER.items():
+        # The paper reduces before it rounds the tokens: its 42.11 % is 42.13 % from the tokens it prints.
+        assert 100 * row(results, name)["token_reduction"] == pytest.approx(printed, abs=0.025), name
+
+
+def test_bootstrap_of_two_problems_is_binomial():
+    means = bootstrap_means(np.array([[0.0, 1.0]]), 40_000, 3)
+    shares = [(means == value).mean() for value in (0.0, 0.5, 1.0)]
+    assert means.shape == (1, 40_000)
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
+
+
+def test_interval_and_paired_bound_agree_with_scipy():
+    reference, trra = random_correct(1, 60, 4, 0.8), random_correct(2, 60, 4, 0.6)
+    results = summarise(frame("reference", {"a": reference}), frame("trra_2", {"a": trra}, alpha=2.0), samples=50_000)
+    by_problem = np.mean(trra, axis=1)
+    theirs = stats.bootstrap(
+        (by_problem,), np.mean, n_resamples=50_000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    ours = row(results, "trra_2", "a")
+    assert (ours["pass_at_1_low"], ours["pass_at_1_high"]) == pytest.approx((theirs.low, theirs.high), abs=0.003)
+
+    lower = stats.bootstrap(
+        (by_problem - np.mean(reference, axis=1),),
+        np.mean,
+        n_resamples=50_000,
+        method="percentile",
+        alternative="greater",  # of the bound: from it to infinity
+        rng=np.random.default_rng(6),
+    ).confidence_interval.low
+    assert ours["difference_low"] == pytest.approx(lower, abs=0.003)
+    assert row(results, "trra_2")["difference_low"] == ours["difference_low"]  # a single task is its own average
+
+
+def test_overall_interval_resamples_within_each_task():
+    # The same answers in both tasks: resampled alike instead of independently, the interval would be √2 times as wide.
+    correct = {task: random_correct(3, 60, 2, 0.7) for task in "ab"}
+    every = row(summarise(frame("reference", correct), samples=50_000), "reference")
+    variances = [np.var(np.mean(correct[task], axis=1)) / len(correct[task]) for task in correct]
+    # of the mean of two independent means; 1.96 of its deviations to either side, as it is nearly normal
+    half = 1.96 * np.sqrt(sum(variances)) / 2
+    assert every["pass_at_1_low"] == pytest.approx(every["pass_at_1"] - half, abs=0.005)
+    assert every["pass_at_1_high"] == pytest.approx(every["pass_at_1"] + half, abs=0.005)
+
+
+def test_difference_is_paired():
+    """Equal answers are equal whatever problems are drawn, though each pass@1 by itself is uncertain."""
+    correct = {"a": random_correct(5, 30, 2, 0.5)}
+    same = row(summarise(frame("reference", correct), frame("aligned", correct)), "aligned")
+    assert same["pass_at_1_high"] - same["pass_at_1_low"] > 0.1
+    assert same["difference_low"] == 0
+
+
+def test_result_depends_on_the_seed_and_on_nothing_else():
+    correct = {task: random_correct(number, 30, 2, 0.6) for number, task in enumerate("ab")}
+    reference, aligned = frame("reference", correct), frame("aligned", {task: correct[task][::-1] for task in "ab"})
+    other = frame("trra_1", {task: random_correct(9, 30, 2, 0.5) for task in "ab"}, alpha=1.0)
+    both = summarise(reference, aligned)
+    shuffled = {
+        "y": lambda: aligned.sample(frac=1, random_state=1),
+        "z": other,
+        "x": reference.sample(frac=1, random_state=2),
+    }
+    again = summarise_sweep(shuffled, bootstrap_samples=200, bootstrap_seed=0)
+    pd.testing.assert_frame_equal(both, again[again["kind"] != "trra"])
+    assert not both.equals(summarise(reference, aligned, seed=1))
+
+
+def test_order_is_kind_alpha_name():
+    correct = {"a": [[1]]}
+    frames = [
+        frame("trra_10", correct, alpha=10.0),
+        frame("inra_-1", correct, alpha=-1.0),
+        frame("trra_2", correct, alpha=2.0),
+        frame("trra_iter_1", correct, alpha=2.0),
+        frame("dera_3", correct, alpha=3.0),
+        frame("aligned", correct),
+        frame("reference", correct),
+    ]
+    order = summarise(*frames).query("task == 'all'")["candidate"].tolist()
+    assert order == ["reference", "aligned", "dera_3", "trra_2", "trra_10", "trra_iter_1", "inra_-1"]
+
+
+TWO = {"a": [[1, 0], [1, 1]]}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (frame("aligned", {"a": [[1, 0]]}), r"aligned was not measured .* lacks 2 \(task a, problem a-1, sample 0;"),
+        (frame("aligned", {"a": [[1, 0], [1, 1], [0, 1]]}), r"aligned .* has besides 2 \(task a, problem a-2"),
+        (frame("aligned", {"a": [[1], [1]]}), r"lacks 2 \(task a, problem a-0, sample 1; task a, problem a-1"),
+        (frame("aligned", {"b": [[1, 0], [1, 1]]}), r"lacks 4 .*; …\) and has besides 4 \(task b"),
+        (pd.concat([frame("aligned", TWO)] * 2), r"aligned holds task a, problem a-0, sample 0.* more than once"),
+        (pd.concat([frame("aligned", TWO), frame("dera_1", TWO)]), r"several values of candidate: \['aligned', 'dera"),
+        (frame("aligned", TWO).drop(columns="finished"), r"lack the columns \['finished'\]"),
+        (frame("aligned", TWO).head(0), r"hold no completion"),
+        (frame("aligned", TWO, kind="base"), r"kind 'base'; known kinds are reference, aligned"),
+        (frame("aligned", TWO, kind="reference"), r"needs one candidate of kind reference; this one has \['aligned', "),
+        (frame("aligned", TWO, alpha=1.0), r"aligned of kind aligned has alpha 1.0; reference and aligned have none"),
+        (frame("trra_2", TWO), r"trra_2 of kind trra has alpha nan"),
+        (frame("aligned", {"all": [[1]]}), r"a task cannot be named 'all'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(broken: pd.DataFrame, message: str):
+    generations = {"first": frame("reference", TWO), "second": broken}
+    with pytest.raises(ValueError, match=message):
+        summarise_sweep(generations, bootstrap_samples=10, bootstrap_seed=0)
+
+
+def test_a_sweep_without_reference_is_refused():
+    with pytest.raises(ValueError, match="kind reference; this one has none"):
+        summarise(frame("aligned", TWO))
+
+
+def test_pareto_front():
+    tokens = np.array([10.0, 20.0, 20.0, 30.0, 10.0, 40.0])
+    correct = np.array([0.5, 0.7, 0.6, 0.7, 0.5, 0.9])
+    # 20/0.6 and 30/0.7 are beaten by 20/0.7; the two equal points do not beat each other
+    assert pareto_front(tokens, correct).tolist() == [True, True, False, False, True, True]
+
+
+def budget_frame(kind: str, budget: int, correct: dict, tokens: dict | None = None) -> pd.DataFrame:
+    """A frame of budget_generations; completions as long as the budget were cut off."""
+    made = frame(f"{kind}-{budget}", correct, tokens, kind=kind, budget=budget)
+    return made.assign(finished=made["completion_tokens"] < budget)
+
+
+def summarise_budget_frames(*frames: pd.DataFrame, samples: int = 200, seed: int = 0) -> pd.DataFrame:
+    generations = {f"partition-{number}": one for number, one in enumerate(frames)}
+    return summarise_budgets(generations, bootstrap_samples=samples, bootstrap_seed=seed)
+
+
+def test_hand_computed_budgets():
+    results = summarise_budget_frames(
+        budget_frame(
+            "token_budget",
+            100,
+            {"a": [[1, 1], [1, 1]], "b": [[1, 0], [1, 1], [1, 1]]},
+            {"a": [[10, 20], [30, 40]], "b": [[100, 50], [60, 70], [80, 60]]},
+        ),
+        budget_frame("truncation", 32, {"a": [[0, 0], [0, 0]], "b": [[0, 0], [0, 0], [0, 1]]}),
+        budget_frame(
+            "truncation",
+            100,
+            {"a": [[1, 0], [1, 1]], "b": [[0, 0], [1, 0], [0, 0]]},
+            {"a": [[100, 20], [100, 40]], "b": [[100, 100], [100, 70], [80, 60]]},
+        ),
+    )
+    assert results["candidate"].tolist() == ["truncation-32", "truncation-100", "token_budget-100"]
+    assert results["kind"].tolist() == ["truncation", "truncation", "token_budget"]
+    assert results["budget"].tolist() == [32, 100, 100]
+    # plain means over the two tasks, not over the five problems
+    assert results["pass_at_1"].tolist() == pytest.approx([1 / 12, (3 / 4 + 1 / 6) / 2, (1 + 5 / 6) / 2])
+    assert results["difference"].tolist() == pytest.approx([0, 0, (1 / 4 + 4 / 6) / 2])
+    assert results["truncated"].tolist() == pytest.approx([0, (2 / 4 + 3 / 6) / 2, (0 + 1 / 6) / 2])
+    assert results["mean_tokens"].tolist() == pytest.approx([10, (260 / 4 + 510 / 6) / 2, (100 / 4 + 420 / 6) / 2])
+    truncation = results[results["kind"] == "truncation"]
+    assert (truncation[["difference_low", "difference_high"]] == 0).all(axis=None)
+
+
+def test_budget_intervals_agree_with_a_loop_over_resamples():
+    sizes = {"a": 30, "b": 45}
+    correct = {
+        (kind, budget): {task: random_correct(10 * number + len(task), size, 3, rate) for task, size in sizes.items()}
+        for number, (kind, budget, rate) in enumerate(
+            [("truncation", 24, 0.2), ("token_budget", 24, 0.7), ("truncation", 64, 0.85), ("token_budget", 64, 0.9)]
+        )
+    }
+    frames = [budget_frame(kind, budget, answers) for (kind, budget), answers in correct.items()]
+    results = summarise_budget_frames(*frames, samples=1300, seed=7)
+
+    generators = {task: np.random.default_rng([7, zlib.crc32(task.encode())]) for task in sizes}
+    resampled: dict[tuple[str, int], list[float]] = {candidate: [] for candidate in correct}
+    for _ in range(1300):
+        drawn = {  # problems in the order of their ids
+            task: np.repeat(sorted(range(size), key=str), generators[task].multinomial(size, [1 / size] * size))
+            for task, size in sizes.items()
+        }
+        for candidate, answers in correct.items():
+            by_task = [np.mean([np.mean(answers[task][problem]) for problem in drawn[task]]) for task in sizes]
+            resampled[candidate].append(float(np.mean(by_task)))
+    for one in results.itertuples():
+        means = np.array(resampled[one.kind, one.budget])
+        differences = means - np.array(resampled["truncation", one.budget])
+        assert (one.pass_at_1_low, one.pass_at_1_high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+        expected = pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])))
+        assert (one.difference_low, one.difference_high) == expected
+    assert results["difference_low"].gt(0).tolist() == [False, True, False, False]
+
+
+def test_budgets_and_sweep_draw_the_same_resamples():
+    correct = {task: random_correct(number, 30, 2, 0.6) for number, task in enumerate("ab")}
+    budgets = summarise_budget_frames(budget_frame("truncation", 24, correct), seed=4).iloc[0]
+    sweep = row(summarise(frame("reference", correct), seed=4), "reference")
+    same = ["pass_at_1", "pass_at_1_low", "pass_at_1_high"]
+    assert budgets[same].tolist() == sweep[same].tolist()
+
+
+def test_no_budgets_give_no_rows():
+    results = summarise_budgets({}, bootstrap_samples=10, bootstrap_seed=0)
+    assert results.empty
+    assert results.columns.tolist() == summarise_budget_frames(budget_frame("truncation", 24, TWO)).columns.tolist()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            budget_frame("token_budget", 48, TWO),
+            r"budget 48 of candidate token_budget-48 has no candidate of kind trunc",
+        ),
+        (
+            budget_frame("token_budget", 24, {"a": [[1, 0]]}),
+            r"token_budget-24 was not measured .* of truncation-24: .* l",
+        ),
+        (budget_frame("token_budget", 24, TWO).drop(columns="budget"), r"of partition-1 lack the columns \['budget'\]"),
+        (budget_frame("token_budget", 24, TWO).head(0), r"partition-1 hold no completion"),
+        (budget_frame("reference", 24, TWO), r"kind 'reference'; known kinds are truncation, token_budget"),
+        (budget_frame("truncation", 24, TWO).assign(candidate="b"), r"24 has two candidates of kind truncation: .*, b"),
+        (
+            budget_frame("token_budget", 24, TWO).assign(budget=[24, 24, 48, 48]),
+            r"several values of budget: \[24, 48\]",
+        ),
+    ],
+)
+def test_budgets_that_cannot_be_compared_are_refused(broken: pd.DataFrame, message: str):
+    with pytest.raises(ValueError, match=message):
+        summarise_budget_frames(budget_frame("truncation", 24, TWO), broken)
