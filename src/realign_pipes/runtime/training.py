@@ -165,7 +165,7 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
         "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "save_steps": parameters.save_steps,
         "save_total_limit": 2,
-        "logging_steps": 1,
+        "logging_steps": max(1, parameters.steps // 100),  # a curve of about a hundred points
         "include_num_input_tokens_seen": "all",
         "seed": parameters.seed,
         "data_seed": parameters.seed,
