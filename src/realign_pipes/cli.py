@@ -15,12 +15,14 @@ import click
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import configure_project
+from kedro.framework.project import pipelines as registered_pipelines
 from kedro.io import DatasetError
 from kedro.validation import DataValidationError
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from realign_pipes.errors import UserError
+from realign_pipes.errors import InputError, UserError
+from realign_pipes.runtime.parameters import unknown
 
 KEDROS_RUN: Callable[..., Any] = kedro_run.callback  # type: ignore[assignment]
 
@@ -67,7 +69,7 @@ def _is_of_data(error: BaseException) -> bool:
 
 
 def _is_of_options(error: BaseException) -> bool:
-    """Whether it is a ValueError of Kedro's own: there is no pipeline, node or tag of the given name, and the like."""
+    """Whether it is a ValueError of Kedro's own: there is no node or tag of the given name, and the like."""
     if type(error) is not ValueError or error.__traceback__ is None:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -108,8 +110,11 @@ def _run(*, verbose: bool, pipeline: str | None, pipelines: list[str], **options
     if pipeline and pipelines:
         raise click.UsageError("--pipeline and --pipelines cannot be used together")
     set_up_console(verbose=verbose)
+    names = [pipeline] if pipeline else pipelines
     try:
-        return KEDROS_RUN(pipeline=None, pipelines=[pipeline] if pipeline else pipelines, **options)
+        if strange := [name for name in names if name not in registered_pipelines]:
+            raise InputError("; ".join(unknown("pipeline", name, registered_pipelines) for name in strange))
+        return KEDROS_RUN(pipeline=None, pipelines=names, **options)
     except click.ClickException:
         raise
     except Exception as error:

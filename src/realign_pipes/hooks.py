@@ -11,8 +11,9 @@ from kedro.validation.type_extractor import TypeExtractor
 from pydantic import TypeAdapter, ValidationError
 
 from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.runtime.files import from_here
 from realign_pipes.runtime.launch import Folders
-from realign_pipes.runtime.parameters import unknown_parameter
+from realign_pipes.runtime.parameters import unknown
 
 
 class MissingInputError(MissingFileError):
@@ -36,8 +37,9 @@ class MissingInputs:
         env = f" --env {run_params['env']}" if run_params.get("env") else ""
         lines = []
         for name in missing:
-            where = catalog[name]._describe() if name in catalog else "no entry in conf/*/catalog.yml"
-            stage = next((s for s, module in STAGES.items() if name in module.create_pipeline().outputs()), None)
+            entry = catalog[name]._describe() if name in catalog else {}
+            where = entry.get("filepath") or entry.get("path") or "no entry in conf/*/catalog.yml"
+            stage = next((s for s, module in STAGES.items() if name in module.create_pipeline().all_outputs()), None)
             makes = f"stage {stage} makes it: kedro run --pipeline {stage}{env}" if stage else "no stage makes it"
             if name in ("reference_model", "aligned_model"):
                 makes += "; for a model of your own, check its path in your environment's catalog.yml"
@@ -54,13 +56,13 @@ class DataDocsOfFailure:
 
     @hook_impl
     def on_pipeline_error(self, error: Exception, catalog: DataCatalog) -> None:
-        if not isinstance(error, DataValidationError):
+        if not isinstance(error, DataValidationError) or not error.failures:
             return
         from realign_pipes.reporting.data_docs import build_data_docs
 
         folder = self.folders.work / "reporting" / "data_docs"
         catalog.save("data_docs", build_data_docs(self.folders.validation, folder))
-        error.add_note(f"What was found: {catalog.load('data_docs') / 'index.html'}")
+        error.add_note(f"What was found: {from_here(catalog.load('data_docs') / 'index.html')}")
 
 
 class WrongParameters:
@@ -79,7 +81,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     from realign_pipes.pipeline_registry import register_pipelines
 
     models = TypeExtractor(register_pipelines()).extract_types_from_pipelines()
-    wrong = [unknown_parameter(name, models) for name in parameters if name not in models]
+    wrong = [unknown("parameter", name, models) for name in parameters if name not in models]
     for stage, model in models.items():
         try:
             TypeAdapter(model).validate_python(parameters.get(stage))

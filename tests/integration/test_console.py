@@ -162,7 +162,9 @@ def test_a_name_that_no_stage_reads(project):
 
 
 def test_a_mistyped_pipeline(project):
-    assert "'data_prepp'" in failed("--pipeline", "data_prepp")[0]
+    assert (
+        failed("--pipeline", "data_prepp")[0] == "Error: there is no pipeline 'data_prepp': did you mean 'data_prep'?"
+    )
 
 
 def test_a_mistyped_node(project):
@@ -192,7 +194,10 @@ def test_a_catalog_that_makes_no_dataset(project):
 def test_a_missing_path_in_the_catalog(project):
     shutil.move(project / "models" / "reference", project / "models" / "away")
     lines = failed("--pipeline", "data_prep")
-    assert "models/reference" in "\n".join(lines) and "check its path in your environment's catalog.yml" in lines[-2]
+    assert (
+        f"({project}/models/reference)" in "\n".join(lines)
+        and "check its path in your environment's catalog.yml" in lines[-2]
+    )
     assert "MissingInputError" in log_of(lines)
 
 

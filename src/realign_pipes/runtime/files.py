@@ -93,6 +93,11 @@ def _is_disk_full(error: BaseException, path: Path) -> bool:
     return False
 
 
+def from_here(path: Path) -> Path:
+    """As it is best shown: relative to the working folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _existing(path: Path) -> Path:
     """The nearest folder around `path` that is there."""
     return next(folder for folder in path.absolute().parents if folder.is_dir())

@@ -21,7 +21,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 
-from realign_pipes.runtime.files import explain_full_disk
+from realign_pipes.runtime.files import explain_full_disk, from_here
 from realign_pipes.runtime.launch import Folders
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class RunLog:
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         self._write(event="run finished", seconds=self._since("run"), device=_device())
         if "report_html" in pipeline.all_outputs():
-            logger.info("Report: %s", _shown(Path(catalog["report_html"]._describe()["filepath"])))
+            logger.info("Report: %s", from_here(Path(catalog["report_html"]._describe()["filepath"])))
         self._close()
 
     @hook_impl
@@ -122,7 +122,7 @@ class RunLog:
         assert self.text is not None
         logger.error("the run failed", exc_info=error)
         if self.text.whole:
-            error.add_note(f"Full traceback: {_shown(Path(self.text.baseFilename))}")
+            error.add_note(f"Full traceback: {from_here(Path(self.text.baseFilename))}")
         self._close()
 
     def _close(self) -> None:
@@ -143,11 +143,6 @@ class RunLog:
                 stream.write(json.dumps(line, default=str) + "\n")
         except OSError as error:  # a full disk, which the run's own error is about
             logger.error("%s lacks the line %s: %s", self.file, line, error)
-
-
-def _shown(path: Path) -> Path:
-    """Relative to the working folder, if it is in there."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _device() -> str | None:
