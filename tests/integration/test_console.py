@@ -89,11 +89,22 @@ def ran(*options):
 def failed(*options):
     """The lines of a run that ended with exit code 1, after checking that they are few."""
     result = ran(*options)
-    assert result.exit_code == 1, result.output
+    return few_lines(result.exit_code, result.output)
+
+
+def failed_in_processes(*options):
+    """The same of a run of its own, whose processes write to the same standard error."""
+    command = [sys.executable, "-m", "kedro", "run", "--env", "mine", *options]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return few_lines(result.returncode, result.stdout)
+
+
+def few_lines(exit_code, output):
+    assert exit_code == 1, output
     bar = re.compile(r"[\w .'-]+: (\d+ to do|\d+/\d+ after \d+ s)")  # is a line each, where there is no terminal
-    lines = [line for line in result.output.splitlines() if not bar.fullmatch(line)]
-    assert len(lines) <= 10, result.output
-    assert "Traceback (" not in result.output
+    lines = [line for line in output.splitlines() if not bar.fullmatch(line)]
+    assert len(lines) <= 10, output
+    assert "Traceback (" not in output
     return lines
 
 
@@ -255,10 +266,12 @@ def test_a_training_that_diverges(project):
     for stage in ("data_prep", "teacher_logits"):
         result = ran("--pipeline", stage)
         assert result.exit_code == 0, result.output
-    lines = failed("--pipeline", "trra", "--params", "trra.learning_rate=1e30")
-    text = "\n".join(lines)
-    assert "not finite" in text or "the loss is nan" in text
-    assert "Traceback (most recent call last)" in log_of(lines) and "TrainingDivergedError" in log_of(lines)
+    diverging = "trra.learning_rate=1e30,trra.micro_batch_size=8"
+    for how, processes in ((failed, 1), (failed_in_processes, 2)):
+        lines = how("--pipeline", "trra", "--params", f"{diverging},launcher.num_processes={processes}")
+        text = "\n".join(lines)
+        assert "not finite" in text or "the loss is nan" in text
+        assert "Traceback (most recent call last)" in log_of(lines) and "TrainingDivergedError" in log_of(lines)
 
 
 # -- anything else ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A job is a Pydantic model with `run()`. In several processes it travels as JSON: each of them is
 `python -m <the job's module> <folder>`, reads `job.json` there, runs it, and the main one writes `result.json`, which
-`launch` reads. Data sets travel as the folders that they lie in.
+`launch` reads. An error that the user can mend comes back in `error.json`. Data sets travel as the folders that they lie
+in.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +82,18 @@ class Folders(Parameters):
 
 
 class LaunchError(UserError, RuntimeError):
-    """The processes of a stage failed. What they said stands above on the same standard error."""
+    """The processes of a stage failed."""
+
+
+class ProcessError(BaseModel):
+    """A UserError of one of the processes."""
+
+    message: str
+    traceback: str
+
+
+class ProcessTraceback(Exception):
+    """The cause of a LaunchError: the traceback of the process, as text."""
 
 
 class Job(BaseModel, ABC, Generic[Result]):
@@ -129,11 +142,21 @@ def write_job(job: Job[Any], folder: Path) -> None:
 def run_as_process(job: type[Job[Any]]) -> None:
     """Do this process's part of the job in the folder that the command line names."""
     folder = Path(sys.argv[1])
-    with joined_processes() as state:
-        result = job.model_validate_json((folder / "job.json").read_text()).run()
-        if state.is_main_process:
-            with atomic_path(folder / "result.json") as temporary:
-                temporary.write_text(result.model_dump_json(indent=1))
+    try:
+        with joined_processes() as state:
+            result = job.model_validate_json((folder / "job.json").read_text()).run()
+            if state.is_main_process:
+                with atomic_path(folder / "result.json") as temporary:
+                    temporary.write_text(result.model_dump_json(indent=1))
+    except Exception as error:
+        file = folder / "error.json"
+        if isinstance(error, UserError):
+            with atomic_path(file) as temporary:
+                found = ProcessError(message=str(error), traceback=traceback.format_exc())
+                temporary.write_text(found.model_dump_json(indent=1))
+        elif not file.exists():  # else this one only misses the one that wrote it
+            raise
+        os._exit(1)  # at once: others may wait for this process, and libraries' own last words are many
 
 
 @contextmanager
@@ -205,12 +228,15 @@ def start_processes(launcher: Launcher, settings: dict[str, Any], module: str, f
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *arguments],
+        [sys.executable, "-m", __name__, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         preexec_fn=end_with_parent,
         close_fds=False,  # they hold the run's lock as long as they live
         check=False,
     )
+    if process.returncode and (folder / "error.json").exists():
+        found = ProcessError.model_validate_json((folder / "error.json").read_text())
+        raise LaunchError(found.message) from ProcessTraceback(found.traceback)
     if process.returncode:
         raise LaunchError(
             f"the {launcher.num_processes} processes of the stage {folder.name} ended with exit code "
@@ -223,3 +249,19 @@ def end_with_parent() -> None:
     """Let the kernel kill this process when its parent is no more, so that no rank writes on alone. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def accelerate_launch() -> None:
+    """`accelerate launch` without its report of a process that failed: what there is to say, that process said."""
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except (ChildFailedError, subprocess.CalledProcessError):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    accelerate_launch()
