@@ -99,7 +99,7 @@ def report(error: Exception, *, verbose: bool) -> None:
         return
     lines = [line for line in f"Error: {text}".splitlines() if line.strip()]
     if len(lines) > MAX_LINES:
-        lines[MAX_LINES - 1 :] = [f"… and {len(lines) - MAX_LINES + 1} more lines, which the full traceback has."]
+        lines[MAX_LINES - 1 :] = [f"… and {len(lines) - MAX_LINES + 1} more lines"]
     for line in lines:
         print(line, file=sys.stderr)
     notes = getattr(error, "__notes__", ["Full traceback: the same command with --verbose."])

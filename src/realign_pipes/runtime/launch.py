@@ -2,8 +2,8 @@
 
 A job is a Pydantic model with `run()`. In several processes it travels as JSON: each of them is
 `python -m <the job's module> <folder>`, reads `job.json` there, runs it, and the main one writes `result.json`, which
-`launch` reads. An error that the user can mend comes back in `error.json`. Data sets travel as the folders that they lie
-in.
+`launch` reads. An error that the user can mend is read from `error.json`. Data sets travel as the folders that they
+lie in.
 """
 
 import ctypes

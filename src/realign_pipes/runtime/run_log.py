@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -119,16 +120,16 @@ class RunLog:
 
     def _fail(self, error: Exception) -> None:
         """The traceback goes into the file, and a note with the error that says so."""
-        assert self.text is not None
         logger.error("the run failed", exc_info=error)
-        if self.text.whole:
+        if self.text is not None and self.text.whole:
             error.add_note(f"Full traceback: {from_here(Path(self.text.baseFilename))}")
         self._close()
 
     def _close(self) -> None:
         if self.text is not None:
             logging.getLogger().removeHandler(self.text)
-            self.text.close()
+            with suppress(OSError):  # on a full disk, what is not yet written
+                self.text.close()
             self.text = None
 
     def _since(self, name: str) -> float:
