@@ -11,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
+from realign_pipes.errors import InputError
 from realign_pipes.reporting.pages import render_page
 from realign_pipes.reporting.tables import (
     alpha_text,
@@ -118,7 +119,7 @@ def collect_examples(
     examples = []
     for task, problem_id in chosen or []:
         if problem_id not in problems:
-            raise ValueError(
+            raise InputError(
                 f"generations hold problem {problem_id} of task {task}, which evaluation_set lacks: they come from "
                 "different runs. Run alpha_sweep again."
             )
