@@ -1,12 +1,17 @@
-# make run    set up .venv from the lock and run the whole default pipeline
-# make test   the same set-up plus the test tools, and the tests
-# make lint   format check, lint, import layers and types
-# make docs   the site in site/; a broken link is an error
-# make bench  every benchmark (about half an hour), after make run; docs/benchmarks.md states what they found
+# make run       set up .venv from the lock and run the whole default pipeline
+# make claims    check the claims of the last default run: one line each, exit code 1 if one fails
+# make publish   bring the tables and the figures of the last default run into README and docs
+# make dvc-yaml  write dvc.yaml anew, after a change of the registry, the catalog, the parameters or imports
+# make test      the same set-up plus the test tools, and the tests: those that start processes in part
+# make test-all  all tests (.ci/run leaves out those marked `slow`)
+# make test-gpu  the tests that need CUDA; they are skipped where there is none
+# make lint      format check, lint, import layers and types
+# make docs      the site in site/; a broken link is an error
+# make bench     every benchmark (about half an hour), after make run; docs/benchmarks.md states what they found
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test lint format lock docs bench
+.PHONY: run claims publish dvc-yaml test test-all test-gpu lint format lock docs bench
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.lock pyproject.toml
@@ -22,10 +27,25 @@ BIN := .venv/bin
 run: .venv/installed
 	$(BIN)/kedro run
 
+claims: .venv/installed
+	@$(BIN)/python tools/claims.py
+
+publish: .venv/installed-dev
+	$(BIN)/python tools/publish.py
+
+dvc-yaml: .venv/installed-dev
+	$(BIN)/python tools/dvc_yaml.py
+
 test: .venv/installed-dev
 	$(BIN)/pytest
 
-CHECKED = src tests benchmarks notebooks
+test-all: .venv/installed-dev
+	$(BIN)/pytest -m ""
+
+test-gpu: .venv/installed-dev
+	$(BIN)/pytest -m gpu
+
+CHECKED = src tests tools benchmarks notebooks
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
