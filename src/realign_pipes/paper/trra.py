@@ -2,8 +2,10 @@
 
 Distils softmax(z(alpha)), Eq. 5, into a copy of the reference model by minimising Eq. 6 on completion tokens:
 
-    teacher = OnlineTeacher(reference, aligned)  # of realign_pipes.teachers
-    trainer = TrRaTrainer(model=student, teacher=teacher, alpha=1.5, train_dataset=examples, args=TrainingArguments(...))
+    trainer = TrRaTrainer(
+        model=student, teacher=OnlineTeacher(reference, aligned), alpha=1.5, args=TrainingArguments(...),
+        train_dataset=examples,
+    )
     trainer.train()
 
 TrRa-iter is the same again, with the student as the aligned model of the next teacher.
