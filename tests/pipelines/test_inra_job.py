@@ -68,21 +68,18 @@ def make(pair, examples, pairs, tmp_path):
     pairs.save_to_disk(tmp_path / "pairs")
 
     def make(work="work", **changes):
-        return (
-            TrainAdapter(
-                parameters=make_parameters(**changes),
-                teachers=ONLINE,
-                reference=pair[0],
-                aligned=pair[1],
-                short_solutions=tmp_path / "examples",
-                preference_pairs=tmp_path / "pairs",
-                calibration_set=tmp_path / "examples",
-                teacher_cache=tmp_path / "none",
-                work=tmp_path / work,
-            )
-            .run()
-            .checkpoint
+        adapter = TrainAdapter(
+            parameters=make_parameters(**changes),
+            teachers=ONLINE,
+            reference=pair[0],
+            aligned=pair[1],
+            short_solutions=tmp_path / "examples",
+            preference_pairs=tmp_path / "pairs",
+            calibration_set=tmp_path / "examples",
+            teacher_cache=tmp_path / "none",
+            work=tmp_path / work,
         )
+        return adapter.run().checkpoint
 
     return make
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.trra import collate
+from realign_pipes.teachers import hidden_states
 from realign_pipes.teachers.fused import CachedTeacher
 from realign_pipes.teachers.hidden_states import CacheMismatchError, open_cache, write_cache
 from realign_pipes.teachers.signals import OnlineTeacher, check_examples, check_linear_head, fingerprint_examples
@@ -98,9 +99,7 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(tmp_path, pair, examp
 
 def test_a_failing_write_leaves_earlier_shards_readable(tmp_path, pair, examples, monkeypatch):
     """A full disk while a shard is written."""
-    from realign_pipes.realignment import teachers
-
-    real, calls = teachers.save_file, []
+    real, calls = hidden_states.save_file, []
 
     def full_disk(tensors, path):
         calls.append(path)
@@ -109,7 +108,7 @@ def test_a_failing_write_leaves_earlier_shards_readable(tmp_path, pair, examples
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(teachers, "save_file", full_disk)
+    monkeypatch.setattr(hidden_states, "save_file", full_disk)
     model = load_model(pair[0], device=CPU)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "cache", model, examples)
