@@ -10,7 +10,6 @@ from realign_pipes.datasets.folders import (
     CheckpointsDataset,
     FolderDataset,
     TeacherCacheDataset,
-    WorkFolderDataset,
 )
 
 
@@ -30,12 +29,6 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     dataset.save(make_folder(tmp_path / "b", both="2"))
     assert {path.name: path.read_text() for path in dataset.load().iterdir()} == {"both.txt": "2"}
     assert (tmp_path / "b" / "both.txt").read_text() == "2", "what the node made stays, for a run that goes on"
-
-
-def test_a_work_folder_always_exists(tmp_path):
-    dataset = WorkFolderDataset(filepath=str(tmp_path / "work"))
-    assert dataset.exists()
-    assert dataset.load().is_dir()
 
 
 def test_a_checkpoint_goes_in_and_out(tmp_path, make_checkpoint):

@@ -7,6 +7,7 @@ loss starts, and the model would learn from ids that it never sees when it gener
 
 from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.load import render_chat
 from realign_pipes.tasks.completion import THINK, ThinkingTags, tags_named_in
 
@@ -55,5 +56,5 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     for token_id in tokenizer(closing, add_special_tokens=False)["input_ids"]:
         if token_id in tokens and tokens[token_id].special:
             return token_id
-    raise ValueError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, "
+    raise InputError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, "
                      "without a special token, so that a model could not learn where to stop.")  # fmt: skip

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from realign_pipes.data.problems import Problem, draw_problems, normalise
 from realign_pipes.data.prompts import continue_prompt, encode_completion, end_of_turn_id, render_prompt
 from realign_pipes.data.schemas import SAMPLE_COLUMNS
+from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Engine
 from realign_pipes.generation.graded import Question, check_length, completion_text, sample_and_grade
 from realign_pipes.generation.parameters import Sampling
@@ -174,7 +175,7 @@ def _dataset(rows: list[dict[str, Any]], task: Task, tags: ThinkingTags) -> Data
     problems = len({row["problem_id"] for row in rows})
     if not right:
         first = rows[0]
-        raise ValueError(
+        raise InputError(
             f"{KEY}: none of {len(rows)} completions of {problems} problems is right, and {unfinished} of them are cut "
             f"off by the token limit.\n"
             f"  the first completion: {_shortened(first['completion'])!r}\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Alpha, Completion, Engine, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.runtime.files import explain_full_disk
@@ -56,7 +57,7 @@ def check_length(
     """
     longest = max(len(question.prompt_ids) for question in questions)
     if max_positions is not None and longest + max_new_tokens > max_positions:
-        raise ValueError(
+        raise InputError(
             f"{parameter} is {max_new_tokens} and the longest prompt has {longest} tokens. Together they are "
             f"{longest + max_new_tokens} tokens, but max_position_embeddings of {model} is {max_positions}. Set "
             f"{parameter} to {max(max_positions - longest, 0)} or less, or choose shorter problems."

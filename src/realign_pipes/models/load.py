@@ -11,8 +11,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_default_handler, disable_progress_bar, enable_propagation
 
+from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.models.trust import (
     CheckpointError,
     base_of_adapter,
@@ -23,6 +24,8 @@ from realign_pipes.models.trust import (
 )
 
 disable_progress_bar()  # a bar for each file of each model would bury the bars that matter
+disable_default_handler()  # its warnings go where all others go: in a run, to the log file
+enable_propagation()
 
 QUESTION = "QUESTION-OF-THE-USER"
 
@@ -34,7 +37,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     Raises FileNotFoundError if there is no tokenizer.json, CheckpointError if it is damaged.
     """
     if not (path / "tokenizer.json").exists():
-        raise FileNotFoundError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
+        raise MissingFileError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
     with reading(path / "tokenizer.json"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
         tokenizer("?")
@@ -54,7 +57,7 @@ def load_chat_tokenizer(path: Path, chat_template: Path | None = None) -> PreTra
         with reading(chat_template):
             tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
     if tokenizer.chat_template is None:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer of {path} has no chat template, and prompts have to go through one. Write it to a file (in "
             "Jinja, as Transformers' chat templates are) and name the file in your environment's parameters.yml: "
             "`models: {chat_template: conf/<environment>/chat_template.jinja}`."
@@ -149,7 +152,7 @@ def check_same_tokenizer(
     theirs = {token_id: token for token, token_id in aligned.get_vocab().items()}
     for token_id in sorted(ours.keys() | theirs.keys()):
         if ours.get(token_id) != theirs.get(token_id):
-            raise ValueError(
+            raise InputError(
                 f"the tokenizers of {names[0]} and {names[1]} differ, so their logits cannot be mixed: id {token_id} "
                 f"is {ours.get(token_id)!r} in the first and {theirs.get(token_id)!r} in the second "
                 f"({len(ours)} and {len(theirs)} tokens)."
@@ -157,7 +160,7 @@ def check_same_tokenizer(
     first, second = (json.loads(t.backend_tokenizer.to_str()) for t in (reference, aligned))
     for part in ("normalizer", "pre_tokenizer", "model"):
         if first[part] != second[part]:
-            raise ValueError(f"the tokenizers of {names[0]} and {names[1]} have one vocabulary but split text "
+            raise InputError(f"the tokenizers of {names[0]} and {names[1]} have one vocabulary but split text "
                              f"differently: their {part} differs.")  # fmt: skip
 
 
@@ -175,10 +178,10 @@ def _check_stops(path: Path, rows: int) -> None:
     """Raise ValueError unless the generation config names tokens that end a completion."""
     file, stops = path / "generation_config.json", read_stops(path)
     if not stops:
-        raise ValueError(f"{file} names no eos_token_id, so that completions would never end.")
+        raise InputError(f"{file} names no eos_token_id, so that completions would never end.")
     for stop in stops:
         if type(stop) is not int or not 0 <= stop < rows:
-            raise ValueError(f"{file}: the eos_token_id {stop!r} is not one of the head's {rows} tokens.")
+            raise InputError(f"{file}: the eos_token_id {stop!r} is not one of the head's {rows} tokens.")
 
 
 def max_positions(path: Path) -> int | None:
@@ -200,6 +203,6 @@ def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
     for path in (reference, aligned):
         rows = read_config(path).get_text_config().vocab_size
         if rows < len(tokenizer):
-            raise ValueError(f"{path}: the head has {rows} rows, but the tokenizer {len(tokenizer)} tokens.")
+            raise InputError(f"{path}: the head has {rows} rows, but the tokenizer {len(tokenizer)} tokens.")
         _check_stops(path, rows)
     return tokenizer

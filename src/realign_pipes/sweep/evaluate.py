@@ -17,6 +17,7 @@ from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.models.load import read_stops
 from realign_pipes.runtime.work import do_once
 from realign_pipes.sweep.kinds import KINDS, Candidate
+from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS, conform
 from realign_pipes.tasks.completion import ThinkingTags
 from realign_pipes.tasks.parameters import Task
 
@@ -71,8 +72,7 @@ class Evaluator:
         One engine serves candidates that stand one after the other and differ in no more than an alpha that it takes
         as an argument, a schedule or a budget.
 
-        Columns: candidate, kind, alpha, task, problem_id, sample, completion, completion_tokens, finished, correct, and
-        seconds (the time that the candidate took without loading, in the slowest process).
+        Columns are those of `schemas.GENERATIONS`, or of BUDGET_GENERATIONS for candidates inside a budget.
         """
         return {candidate.name: self._evaluate(candidate, sampling) for candidate in candidates}
 
@@ -130,7 +130,7 @@ class Evaluator:
                 "candidate": candidate.name,
                 "kind": candidate.kind,
                 "alpha": candidate.alpha,
-                **({} if candidate.budget is None else {"budget": candidate.budget}),
+                "budget": candidate.budget,
                 "task": self.task_names[one.id],
                 "problem_id": one.id,
                 "sample": one.sample,
@@ -143,4 +143,5 @@ class Evaluator:
             for one in read_graded(file)
         ]
         frame = pd.DataFrame(rows).sort_values(ORDER, ignore_index=True)
-        return frame.assign(seconds=max(seconds_taken(file) for file in files))
+        frame = frame.assign(seconds=max(seconds_taken(file) for file in files))
+        return conform(frame, GENERATIONS if candidate.budget is None else BUDGET_GENERATIONS)
