@@ -209,6 +209,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
             f"every completion closes the thinking exactly once: {ONE_ROW}",
             ["row-3, 2"],
         ),
+        ({"think_close": "[/T]"}, f"every completion closes the thinking exactly once: {ONE_ROW}", ["row-3, 0"]),
         ({"min_tokens": 9}, f"no completion is shorter than min_tokens: {ONE_ROW}", ["row-3, 8, 9"]),
         ({"max_tokens": 7}, f"no completion is longer than max_tokens: {ONE_ROW}", ["row-3, 7, 8"]),
     ],
@@ -242,6 +243,11 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
             {"completion": "hm\n</think>\n4"},
             f"no completion thinks before it closes the thinking: {ONE_ROW}",
             ["row-3, hm\n"],
+        ),
+        (
+            {"completion": "hm[/T]4", "think_close": "[/T]"},
+            f"no completion thinks before it closes the thinking: {ONE_ROW}",
+            ["row-3, hm"],
         ),
     ],
     "generations": [
