@@ -84,7 +84,7 @@ def test_failed_suite_stops_the_run_and_saves_nothing(make_checkpoint, script, t
         SequentialRunner().run(create_pipeline(), catalog)
     message = str(failure.value)
     assert "'calibration_samples' on save" in message
-    assert "at least 10% of the completions are right: not so in 23 of 24 rows (95.8 %)" in message
+    assert "at least 10% of the completions are right: does not hold in 23 of 24 rows (95.8 %)" in message
     assert "calibration-00000-" in message
     assert not catalog.exists("calibration_samples") and not catalog.exists("evaluation_set")
 

@@ -9,11 +9,15 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+import yaml
 from playwright.sync_api import expect, sync_playwright
 
 from realign_pipes.pipeline_registry import STAGES
+
+CATALOG = yaml.safe_load((Path(__file__).parents[2] / "conf" / "base" / "catalog.yml").read_text())
 
 pytestmark = pytest.mark.browser
 
@@ -107,6 +111,16 @@ def test_the_page_opens_with_a_box_and_a_layer_for_each_stage(page):
     shown = page.locator(".pipeline-node").all_text_contents()
     assert set(STAGES) < set(shown)
     assert len(shown) < 30, "more is not readable at one glance"
+
+
+def test_whatever_is_drawn_between_the_stages_is_data(page, site):
+    """Every node that is not a stage or a node of one is an entry of the catalog; parameters are there, but hidden."""
+    drawn = json.loads((site / "api" / "main").read_text())["nodes"]
+    data = {one["name"] for one in drawn if one["type"] == "data"}
+    assert data == set(CATALOG)
+    parameters = {one["name"] for one in drawn if one["type"] == "parameters"}
+    assert "params:folders" in parameters
+    assert parameters.isdisjoint(page.locator(".pipeline-node").all_text_contents())
 
 
 def test_the_sweep_figures_show_their_plots(page, smoke_project):

@@ -1,12 +1,15 @@
 """The figures hold the table's values; how they look was judged by eye."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
 from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
+from realign_pipes.reporting.tables import budget_cells, sweep_cells
+from realign_pipes.sweep.kinds import KINDS, Kind
 from realign_pipes.sweep.metrics import summarise_sweep
 
 
@@ -46,7 +49,7 @@ def test_pareto_front_rises_with_tokens(sweep_results: pd.DataFrame):
 
 def test_alpha_figure_has_two_axes_for_each_method(sweep_results: pd.DataFrame):
     figure = alpha_figure(sweep_results)
-    assert [note.text for note in figure.layout.annotations][:3] == ["DeRa", "TrRa, TrRa-iter (triangles)", "InRa"]
+    assert [note.text for note in figure.layout.annotations][:3] == ["DeRa", "TrRa, TrRa-iter (not joined)", "InRa"]
     lines = {(trace.yaxis, trace.marker.symbol): trace for trace in figure.data if trace.mode == "lines+markers"}
     inra = overall(sweep_results, "inra")
     correct, tokens = lines["y5", "cross"], lines["y6", "cross-open"]
@@ -81,28 +84,42 @@ def test_a_sweep_of_the_two_models_alone_draws(make_sweep: Callable):
     assert [trace.x[0] for trace in alpha_figure(results).data if trace.x[0] is not None] == [0, 0, 1, 1]
 
 
-def test_labels_of_points_that_coincide_stand_apart(make_sweep: Callable):
-    generations = make_sweep(problems=10)
-    for name in ("inra_0.75", "inra_1.0", "inra_1.25"):  # three copies of one result
-        generations[name] = generations["inra_0.5"].assign(candidate=name, alpha=float(name[5:]))
-    shown = traces(pareto_figure(summarise_sweep(generations, bootstrap_samples=20, bootstrap_seed=0)))
-    inra = shown["InRa"]
-    assert len({(inra.x[point], inra.y[point]) for point in range(3, 7)}) == 1
-    places = [inra.textposition[point] for point in range(3, 7) if inra.text[point]]
-    assert places and len(set(places)) == len(places)
-    assert inra.text[0] == "−0.25" and inra.textposition[0] == "top right"  # alone, where its kind's labels stand
+def test_only_the_first_and_last_alpha_of_a_kind_are_written_beside_their_points(sweep_results: pd.DataFrame):
+    shown = traces(pareto_figure(sweep_results))
+    assert shown["InRa"].text == ("−0.25", "", "", "", "", "", "1.25")
+    assert shown["DeRa"].text == ("0.25", "", "", "", "3") and shown["TrRa"].text == ("0.5", "", "", "", "3")
     assert set(shown["Reference"].text) == set(shown["Aligned"].text) == {""}
+    one = sweep_results[sweep_results["candidate"].isin(["reference", "dera_1.5"])]
+    assert traces(pareto_figure(one))["DeRa"].text == ("1.5",)
 
 
-def test_a_label_keeps_off_markers_and_intervals_of_other_kinds(sweep_results: pd.DataFrame):
-    # Below TrRa's point to the right, where its label would stand, is the end of DeRa's interval.
-    trra, dera = (overall(sweep_results, kind).iloc[0].copy() for kind in ("trra", "dera"))
-    trra[["mean_tokens", "pass_at_1", "pass_at_1_low", "pass_at_1_high"]] = [50, 0.9, 0.9, 0.9]
-    dera[["mean_tokens", "pass_at_1", "pass_at_1_low", "pass_at_1_high"]] = [51, 0.7, 0.5, 0.89]
-    rows = pd.concat([overall(sweep_results, "reference"), pd.DataFrame([dera, trra])])
-    assert traces(pareto_figure(rows))["TrRa"].textposition[0] == "top left"
-    rows.loc[rows["kind"] == "dera", "pass_at_1_high"] = 0.75
-    assert traces(pareto_figure(rows))["TrRa"].textposition[0] == "bottom right"
+def test_a_row_in_the_table_of_kinds_is_all_that_a_new_kind_needs(
+    make_sweep: Callable, budget_results: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    merged = Kind("merged", "Merged weights", "#56B4E9", "hexagon", load=None, about="A mean of weights.")
+    capped = replace(merged, name="capped", label="Capped", marker="pentagon", of_budgets=True)
+    beside = replace(merged, name="beside", label="Beside", marker="x", panel="merged", joined=False)
+    for kind in (merged, capped, beside):
+        monkeypatch.setitem(KINDS, kind.name, kind)
+    generations = make_sweep(problems=5)
+    for name, kind, alpha in (("merged-0.5", "merged", 0.5), ("merged-2", "merged", 2.0), ("beside-1", "beside", 1.0)):
+        generations[name] = generations["trra_1.5"].assign(candidate=name, kind=kind, alpha=alpha)
+    results = summarise_sweep(generations, bootstrap_samples=20, bootstrap_seed=0)
+    assert {"merged-0.5", "merged-2", "beside-1"} < {row[0] for row in sweep_cells(results).rows}
+    drawn = traces(pareto_figure(results))["Merged weights"]
+    assert list(drawn.x) == overall(results, "merged")["mean_tokens"].tolist() and len(drawn.x) == 2
+    assert (drawn.marker.symbol, drawn.marker.color, drawn.mode) == ("hexagon", "#56B4E9", "lines+markers+text")
+    assert traces(pareto_figure(results))["Beside"].mode == "markers+text"
+    panels = alpha_figure(results)
+    assert panels.layout.annotations[3].text == "Merged weights, Beside (not joined)"
+    last = [trace for trace in panels.data if trace.xaxis == "x4" and not trace.marker.symbol.endswith("-open")]
+    assert {(trace.marker.symbol, tuple(trace.x)) for trace in last} == {
+        ("hexagon", (0.5, 2.0)), ("x", (1.0,)), ("star", (0.0,)), ("diamond", (1.0,)),
+    }  # fmt: skip
+
+    budgets = pd.concat([budget_results, budget_results.iloc[[1]].assign(candidate="capped-24", kind="capped")])
+    assert ["24", "Capped"] in [row[:2] for row in budget_cells(budgets).rows]
+    assert [trace.name for trace in budget_figure(budgets).data if trace.showlegend][-1] == "Capped"
 
 
 def test_budget_figure_holds_the_tables_values(budget_results: pd.DataFrame):

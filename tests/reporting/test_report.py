@@ -16,6 +16,7 @@ from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.reporting.report import collect_examples, render_report
 from realign_pipes.reporting.tables import budget_cells
 from realign_pipes.reporting.training_curves import PANELS, training_figure
+from realign_pipes.sweep.kinds import KINDS
 
 ATTACK = "</pre><script>alert('model')</script><img src=https://example.com/x.png onerror=alert(1)>"
 PROBLEMS = {f"chain_sum-{number:04d}": (f"Question {number} & <b>?", f"<i>{number}</i>") for number in range(40)}
@@ -174,6 +175,12 @@ def test_curves_of_trainings_stand_in_it_where_there_are_any(
 
 def test_report_is_the_same_again(page: str, render: Callable[..., str], budget_results: pd.DataFrame):
     assert render(budget_results.assign(candidate=ATTACK)) == page
+
+
+def test_report_explains_the_kinds_that_it_shows(page: str, render: Callable[..., str], no_budgets: pd.DataFrame):
+    explained = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert all(html.unescape(explained[kind.label]) == kind.about for kind in KINDS.values())
+    assert "<dt>TokenBudget</dt>" not in render(no_budgets)
 
 
 def test_report_says_what_was_checked(page: str):

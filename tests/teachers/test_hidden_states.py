@@ -72,7 +72,7 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(tmp_path, pair, examp
     class Killed(Exception):
         pass
 
-    def stop_after_two_batches(_, calls=[]):  # noqa: B006
+    def stop_after_two_batches(_, calls=[]):  # noqa: B006  counts over calls
         calls.append(1)
         if len(calls) > 4:
             raise Killed

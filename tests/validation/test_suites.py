@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from kedro.io import DataCatalog
 from kedro.validation import DataValidationError, ValidationConfigurationError
 
+from realign_pipes.data import schemas
+from realign_pipes.validation import suites
 from realign_pipes.validation.suites import SUITES
 from realign_pipes.validation.validator import GreatExpectations
 
@@ -174,8 +176,8 @@ def test_good_data_pass_unchanged_and_in_silence(suite: str, tmp_path, capfd, ca
     assert all(one["success"] for one in found["results"])
 
 
-ONE_ROW = "not so in 1 of 20 rows (5 %)"
-TWO_ROWS = "not so in 2 of 20 rows (10 %)"
+ONE_ROW = "does not hold in 1 of 20 rows (5 %)"
+TWO_ROWS = "does not hold in 2 of 20 rows (10 %)"
 # what is changed in row 3; what is said; the rows that are named
 WITH_PROMPTS = [
     ({"id": "row-4"}, f"ids are unique: {TWO_ROWS}", ["row-4", "row-4"]),
@@ -218,7 +220,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"chosen": "= 4", "rejected": "= 4"}, f"chosen and rejected differ: {ONE_ROW}", ["row-3, True"]),
         (
             {"rejected_tokens": 8, "rejected_ids": [1] * 8},
-            "a rejected completion that is right is longer than the chosen one: not so in 1 of 10 rows (10 %)",
+            "a rejected completion that is right is longer than the chosen one: does not hold in 1 of 10 rows (10 %)",
             ["row-3, 8, 8"],
         ),
     ],
@@ -247,12 +249,12 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"kind": "trar", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, p-3, 0, trar"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference and aligned have no alpha: not so in 1 of 10 rows (10 %)",
+            "candidates of kind reference and aligned have no alpha: does not hold in 1 of 10 rows (10 %)",
             ["reference, p-3, 0, 0.5"],
         ),
         (
             {"kind": "trra"},
-            "candidates of all other kinds have an alpha: not so in 1 of 11 rows (9.09 %)",
+            "candidates of all other kinds have an alpha: does not hold in 1 of 11 rows (9.09 %)",
             ["reference, p-3, 0, None"],
         ),
         (
@@ -265,25 +267,25 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
             f"every candidate is saved under its own name: {ONE_ROW}",
             ["trra-2, p-3, 0, reference"],
         ),
-        ({"completion_tokens": 0}, f"completions have a token or more: {ONE_ROW}", ["reference, p-3, 0, 0"]),
+        ({"completion_tokens": 0}, f"every completion has tokens: {ONE_ROW}", ["reference, p-3, 0, 0"]),
         (
             {"completion_tokens": math.inf},
-            f"completions have a token or more: {ONE_ROW}",
+            f"every completion has tokens: {ONE_ROW}",
             ["reference, p-3, 0, Infinity"],
         ),
-        ({"seconds": -1.0}, f"seconds is a time that has passed: {ONE_ROW}", ["reference, p-3, 0, -1.0"]),
+        ({"seconds": -1.0}, f"seconds is not negative: {ONE_ROW}", ["reference, p-3, 0, -1.0"]),
     ],
     "sweep_results": [  # row 3 is the reference on all tasks
         ({"kind": "refrence", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, all, refrence"]),
         ({"pass_at_1": math.nan}, f"pass_at_1 is never missing: {ONE_ROW}", ["reference, all, None"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference and aligned have no alpha: not so in 1 of 8 rows (12.5 %)",
+            "candidates of kind reference and aligned have no alpha: does not hold in 1 of 8 rows (12.5 %)",
             ["reference, all, 0.5"],
         ),
         (
             {"kind": "dera"},
-            "candidates of all other kinds have an alpha: not so in 1 of 13 rows (7.69 %)",
+            "candidates of all other kinds have an alpha: does not hold in 1 of 13 rows (7.69 %)",
             ["reference, all, None"],
         ),
         (
@@ -302,7 +304,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"mean_tokens": math.inf}, f"mean_tokens is 1 or more: {ONE_ROW}", ["reference, all, Infinity"]),
         (
             {"token_reduction": -0.1},
-            "the reference's token_reduction is 0: not so in 1 of 4 rows (25 %)",
+            "the reference's token_reduction is 0: does not hold in 1 of 4 rows (25 %)",
             ["reference, all, -0.1"],
         ),
     ],
@@ -329,11 +331,11 @@ def test_every_expectation_of_every_suite_is_seen_failing() -> None:
     """Except those of a table as a whole and of single gaps, which have tests of their own or stand for one another."""
     seen = {(suite, check.split(":")[0]) for suite, _, check, _ in ALL_CASES}
     elsewhere = {
-        "the columns are there",
+        "all columns are there",
         "there are rows",
         "at least 90% of the completions are right",
         "no completion has more than one </think>",
-        "token_reduction is 1 at most",
+        "token_reduction is at most 1",
         "pass_at_1 is a share between 0 and 1",
         "finished is true or false",
         "at most half of the completions are cut off (alpha_sweep.sampling.max_new_tokens)",
@@ -360,8 +362,8 @@ def test_corruptions_that_break_two_expectations(tmp_path) -> None:
     }
     raised, _ = failure("sweep_results", corrupted("sweep_results", 3, token_reduction=1.1), tmp_path)
     assert {one.check for one in raised.failures} == {
-        f"token_reduction is 1 at most: {ONE_ROW}",
-        "the reference's token_reduction is 0: not so in 1 of 4 rows (25 %)",
+        f"token_reduction is at most 1: {ONE_ROW}",
+        "the reference's token_reduction is 0: does not hold in 1 of 4 rows (25 %)",
     }
     raised, found = failure("generations", corrupted("generations", 4, finished="yes"), tmp_path)
     assert [one.check for one in raised.failures] == [f"finished is true or false: {ONE_ROW}"]
@@ -375,7 +377,7 @@ def test_share_of_right_samples(tmp_path) -> None:
     validate("samples", samples(2), tmp_path)
     raised, _ = failure("samples", samples(3), tmp_path)
     assert [one.check for one in raised.failures] == [
-        "at least 90% of the completions are right: not so in 3 of 20 rows (15 %)"
+        "at least 90% of the completions are right: does not hold in 3 of 20 rows (15 %)"
     ]
     assert raised.failures[0].failure_examples == ["row-0, False", "row-1, False", "row-2, False"]
 
@@ -393,9 +395,9 @@ def test_the_last_digit_of_a_bound_does_not_matter(tmp_path) -> None:
 def test_a_warning_is_said_and_written_and_stops_nothing(tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         found = validate("generations", corrupted("generations", 4, finished=False), tmp_path)
-    said = "at most half of the completions are cut off (alpha_sweep.sampling.max_new_tokens): not so in 11 of 20 rows"
+    said = "at most half of the completions are cut off (alpha_sweep.sampling.max_new_tokens)"
     (record,) = caplog.records
-    assert record.levelname == "WARNING" and said in record.getMessage()
+    assert record.levelname == "WARNING" and f"{said}: does not hold in 11 of 20 rows" in record.getMessage()
     assert "the suite generations warns" in record.getMessage() and "reference, p-1, 0" in record.getMessage()
     assert (found["success"], found["failed"], found["warnings"]) == (True, 0, 1)
     (warned,) = [one for one in found["results"] if not one["success"]]
@@ -403,7 +405,7 @@ def test_a_warning_is_said_and_written_and_stops_nothing(tmp_path, caplog) -> No
 
     caplog.clear()
     found = validate("sweep_results", corrupted("sweep_results", 9, truncated=0.51), tmp_path)
-    assert "not so in 1 of 20 rows (5 %)" in caplog.text and "dera-2, odd, 0.51" in caplog.text
+    assert "does not hold in 1 of 20 rows (5 %)" in caplog.text and "dera-2, odd, 0.51" in caplog.text
     assert found["warnings"] == 1
 
 
@@ -439,8 +441,44 @@ def test_missing_columns_are_all_that_is_said(suite: str, tmp_path) -> None:
     lost = ["candidate", "kind"] if suite in ("generations", "sweep_results") else ["id", "prompt"]
     rows = [{name: value for name, value in row.items() if name not in lost} for row in good_rows(suite)]
     raised, found = failure(suite, as_data(suite, rows), tmp_path)
-    assert [one.check for one in raised.failures] == [f"the columns are there: missing {lost}"]
+    assert [one.check for one in raised.failures] == [f"all columns are there: missing {lost}"]
     assert (found["expectations"], found["failed"], len(found["results"])) == (1, 1, 1)
+
+
+DECLARED = {
+    "samples": (schemas, "SAMPLE_COLUMNS"),
+    "calibration": (schemas, "CALIBRATION_COLUMNS"),
+    "evaluation": (schemas, "EVALUATION_COLUMNS"),
+    "preference_pairs": (schemas, "PAIR_COLUMNS"),
+    "short_solutions": (schemas, "SOLUTION_COLUMNS"),
+    "generations": (suites, "GENERATIONS"),
+    "sweep_results": (suites, "SWEEP_RESULTS"),
+}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_column_that_is_declared_is_expected_without_another_edit(suite: str, tmp_path, monkeypatch) -> None:
+    where, name = DECLARED[suite]
+    declared = getattr(where, name)
+    more = Features({**declared, "new": Value("string")}) if isinstance(declared, Features) else {**declared, "new": ""}
+    monkeypatch.setattr(where, name, more)
+    raised, _ = failure(suite, as_data(suite, good_rows(suite)), tmp_path)
+    assert [one.check for one in raised.failures] == ["all columns are there: missing ['new']"]
+    rows = [row | {"new": "a"} for row in good_rows(suite)]
+    validate(suite, as_data(suite, rows), tmp_path)
+    rows[3]["new"] = None
+    raised, _ = failure(suite, as_data(suite, rows), tmp_path)
+    assert [one.check for one in raised.failures] == [f"new is never missing: {ONE_ROW}"]
+
+
+def test_a_list_of_ids_that_is_declared_is_counted(tmp_path, monkeypatch) -> None:
+    columns = Features({**schemas.PAIR_COLUMNS, "new_ids": List(Value("int32")), "new_tokens": Value("int32")})
+    monkeypatch.setattr(schemas, "PAIR_COLUMNS", columns)
+    rows = [row | {"new_ids": [1, 2], "new_tokens": 2} for row in good_rows("preference_pairs")]
+    validate("preference_pairs", as_data("preference_pairs", rows), tmp_path)
+    rows[3]["new_ids"] = [1]
+    raised, _ = failure("preference_pairs", as_data("preference_pairs", rows), tmp_path)
+    assert [one.check for one in raised.failures] == [f"new_tokens counts new_ids: {ONE_ROW}"]
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -459,7 +497,7 @@ def test_a_column_missing_in_one_partition(tmp_path) -> None:
     data["trra-1.5"] = data["trra-1.5"].drop(columns="seconds")
     raised, _ = failure("generations", data, tmp_path)
     (failed,) = raised.failures
-    assert failed.check == "seconds is never missing: not so in 10 of 20 rows (50 %)"
+    assert failed.check == "seconds is never missing: does not hold in 10 of 20 rows (50 %)"
     assert failed.failure_examples[0] == "trra-1.5, p-0, 0, None"
 
 
@@ -490,9 +528,9 @@ def test_failure_names_the_set_the_expectations_and_rows(tmp_path) -> None:
         catalog.save("evaluation_set", Dataset.from_list(rows))
     message = str(raised.value)
     assert "Validation failed for dataset 'evaluation_set' on save" in message
-    assert "no problem is among those of the calibration: not so in 7 of 20 rows (35 %)" in message
+    assert "no problem is among those of the calibration: does not hold in 7 of 20 rows (35 %)" in message
     assert "row-0" in message and "row-4" in message and "row-5" not in message  # five examples
-    assert "no prompt is empty: not so in 1 of 20 rows (5 %)" in message and "row-9" in message
+    assert "no prompt is empty: does not hold in 1 of 20 rows (5 %)" in message and "row-9" in message
     assert not any(catalog.load("evaluation_set")["in_calibration"])  # what was saved before is still there
 
 
@@ -508,7 +546,7 @@ def test_partitions_are_checked_before_any_is_saved(tmp_path) -> None:
         overwrite=True,
     )
     catalog.save("generations", as_data("generations", good_rows("generations")))
-    with pytest.raises(DataValidationError, match="completions have a token or more"):
+    with pytest.raises(DataValidationError, match="every completion has tokens"):
         catalog.save("generations", corrupted("generations", 13, completion_tokens=0))
     saved = catalog.load("generations")
     assert sorted(saved) == ["reference", "trra-1.5"] and saved["trra-1.5"]()["completion_tokens"].min() == 1

@@ -6,6 +6,8 @@ from typing import Literal
 
 from datasets import Dataset
 
+from realign_pipes.data.schemas import CALIBRATION_COLUMNS
+from realign_pipes.errors import InputError
 from realign_pipes.tasks.completion import THINK_CLOSE
 
 logger = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ def usable_rows(samples: Dataset) -> list[int]:
         if correct and finished and completion.count(THINK_CLOSE) == 1
     ]
     if not usable:
-        raise ValueError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
+        raise InputError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
                          f"but none of these is finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
     return usable
 
@@ -30,8 +32,8 @@ def select_calibration(
 ) -> Dataset:
     """The rows of `samples` that are right, finished, think once, and are of a length in bounds.
 
-    Adds the columns `min_tokens` and `max_tokens`, the bounds asked for, so that the set says by itself what its
-    lengths have to be. ValueError, with the lengths that there are, if nothing is left.
+    With CALIBRATION_COLUMNS: the bounds are in the set, so that it says by itself what its lengths have to be.
+    ValueError, with the lengths that there are, if nothing is left.
     """
     problems, lengths_of = samples["problem_id"], samples["completion_tokens"]
     usable = [(index, problems[index], lengths_of[index]) for index in usable_rows(samples)]
@@ -39,7 +41,7 @@ def select_calibration(
     lengths = [tokens for _, _, tokens in usable]
     seen = f"{min(lengths)} to {max(lengths)} tokens long, {statistics.median(lengths):.0f} in the median"
     if not fitting:
-        raise ValueError(f"data_prep.calibration: none of the {len(usable)} right completions has min_tokens "
+        raise InputError(f"data_prep.calibration: none of the {len(usable)} right completions has min_tokens "
                          f"{min_tokens} to max_tokens {max_tokens}. They are {seen}. "
                          "Change the bounds.")  # fmt: skip
     if keep == "longest":
@@ -50,5 +52,6 @@ def select_calibration(
         fitting = list(longest.values())
     logger.info("calibration set: %d completions kept of %d usable ones, which are %s", len(fitting), len(usable), seen)
     chosen = samples.select([index for index, _, _ in fitting])
-    chosen = chosen.add_column("min_tokens", [min_tokens] * len(chosen))
-    return chosen.add_column("max_tokens", [max_tokens] * len(chosen))
+    for name, bound in (("min_tokens", min_tokens), ("max_tokens", max_tokens)):
+        chosen = chosen.add_column(name, [bound] * len(chosen), feature=CALIBRATION_COLUMNS[name])
+    return chosen

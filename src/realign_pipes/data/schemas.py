@@ -23,6 +23,14 @@ SAMPLE_COLUMNS = Features(
     }
 )
 
+CALIBRATION_COLUMNS = Features(
+    {
+        **SAMPLE_COLUMNS,
+        "min_tokens": Value("int32"),  # the bounds that were asked for, the same in every row
+        "max_tokens": Value("int32"),
+    }
+)
+
 SOLUTION_COLUMNS = Features(
     {
         "id": Value("string"),  # of the completion that the solution is from

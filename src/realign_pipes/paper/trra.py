@@ -20,11 +20,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
+from realign_pipes.errors import UserError
 from realign_pipes.paper import Divergence
 from realign_pipes.paper.objective import fused_linear_divergence
 
 
-class TrainingDivergedError(ArithmeticError):
+class TrainingDivergedError(UserError, ArithmeticError):
     """The loss or the gradient became NaN or infinite."""
 
 

@@ -1,6 +1,7 @@
-"""The interactive figures: what correctness costs in tokens, both against alpha, and thinking inside a budget."""
+"""The interactive figures: what correctness costs in tokens, both against alpha, and thinking inside a budget.
 
-from collections.abc import Sequence
+Labels, colours and markers are those of `sweep.kinds.KINDS`.
+"""
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,6 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from realign_pipes.reporting.tables import (
-    BUDGET_LABELS,
-    KIND_LABELS,
     alpha_text,
     difference_text,
     interval_text,
@@ -18,55 +17,34 @@ from realign_pipes.reporting.tables import (
     reduction_text,
     tokens_text,
 )
+from realign_pipes.sweep.kinds import KINDS, Kind, budget_kinds, sweep_kinds
 from realign_pipes.sweep.metrics import pareto_front
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
-COLOURS = {
-    "reference": "#222222",
-    "aligned": "#D55E00",
-    "dera": "#0072B2",
-    "trra": "#009E73",
-    "trra_iter": "#CC79A7",
-    "inra": "#B8860B",
-}
-MARKERS = {
-    "reference": "star",
-    "aligned": "diamond",
-    "dera": "square",
-    "trra": "circle",
-    "trra_iter": "triangle-up",
-    "inra": "cross",
-}
-SIZES = {"reference": 16, "aligned": 13}
-LABELS = {"dera": "top left", "trra": "bottom right", "trra_iter": "bottom left", "inra": "top right"}
-"""Where alphas stand beside their markers, if there is room."""
-PLACES = (*LABELS.values(), "middle left", "middle right")
 PASS_COLOUR, TOKENS_COLOUR = "#1F4E9E", "#C4570A"
+GREY = "#9aa5b1"
 LAYOUT = {
     "template": "plotly_white",
     "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": "#1d2733"},
     "hoverlabel": {"align": "left"},
 }
-PANELS = {"dera": ["dera"], "trra": ["trra", "trra_iter"], "inra": ["inra"]}
-"""Panels of the alpha figure and the kinds that each shows."""
-BUDGET_LOOKS = {"truncation": (COLOURS["reference"], "circle"), "token_budget": (COLOURS["inra"], "cross")}
-"""Colour and marker: truncation cuts off the reference, and the schedule is InRa's."""
-TITLES = {**KIND_LABELS, "trra_iter": "TrRa-iter (triangles)"}
+ABOVE = {"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0}
+"""A legend above the titles of panels."""
 
 
 def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -> go.Figure:
     """pass@1 with its 95 % interval against mean tokens, one colour and marker a kind, with the Pareto front.
 
-    `recommended` is ringed. Lines join the candidates of one kind in the order of their alphas.
+    `recommended` is ringed. Lines join the candidates of one kind in the order of their alphas, the first and last of
+    which stand beside their markers; the pointer tells the others.
     """
-    rows = _with_labels(overall_rows(sweep_results))
+    rows = overall_rows(sweep_results)
     figure = go.Figure(layout=LAYOUT)
     front = rows[pareto_front(rows["mean_tokens"].to_numpy(), rows["pass_at_1"].to_numpy())].sort_values("mean_tokens")
     figure.add_scatter(
         x=front["mean_tokens"],
         y=100 * front["pass_at_1"],
         mode="lines",
-        line={"shape": "hv", "color": "#9aa5b1", "width": 2, "dash": "dash"},
+        line={"shape": "hv", "color": GREY, "width": 2, "dash": "dash"},
         name="Pareto front",
         hoverinfo="skip",
     )
@@ -80,29 +58,14 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
             name="Recommended",
             hoverinfo="skip",
         )
-    for kind, label in KIND_LABELS.items():
-        one = rows[rows["kind"] == kind]
-        if one.empty:
-            continue
-        joined = kind in ("dera", "trra", "inra")
-        figure.add_scatter(
-            x=one["mean_tokens"],
-            y=100 * one["pass_at_1"],
-            error_y=_interval(one, thickness=1),
-            mode=("lines+" if joined else "") + ("markers" if kind in SIZES else "markers+text"),
-            text=one["label"],
-            textposition=one["place"],
-            textfont={"size": 11, "color": COLOURS[kind]},
-            line={"color": COLOURS[kind], "width": 1},
-            marker={"symbol": MARKERS[kind], "size": SIZES.get(kind, 10), "color": COLOURS[kind]},
-            name=label,
-            customdata=_hover(one),
-            hovertemplate="%{customdata}<extra></extra>",
-        )
+    for name in sweep_kinds():
+        one = rows[rows["kind"] == name]
+        if len(one):
+            _add_kind(figure, KINDS[name], one)
     figure.update_layout(
         height=560,
         margin={"l": 70, "r": 30, "t": 60, "b": 60},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={**ABOVE, "y": 1.02},
         xaxis={"title": "mean tokens per completion"},
         yaxis={"title": "pass@1, %"},
     )
@@ -112,67 +75,29 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
 def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
     """The paper's Fig. 4 for each method: pass@1 (left axis) and mean tokens (right axis) against alpha.
 
-    One panel a method, all with the same two scales. The reference stands at alpha 0 and, where alpha fuses it with
-    the aligned model, the aligned model at alpha 1; DeRa is those models there, so its lines run through them.
-    TrRa-iter's rounds stand in TrRa's panel as triangles, not joined: they are of one alpha.
+    One panel a method, all with the same two scales. The reference stands at alpha 0 and, where that is what alpha 1
+    means, the aligned model at alpha 1. Without candidates that have an alpha there is one panel of these two.
     """
     rows = overall_rows(sweep_results)
-    panels = [panel for panel, kinds in PANELS.items() if rows["kind"].isin(kinds).any()] or ["dera"]
+    panels: dict[str, list[Kind]] = {}
+    for name in sweep_kinds():
+        if KINDS[name].has_alpha and (rows["kind"] == name).any():
+            panels.setdefault(KINDS[name].panel or name, []).append(KINDS[name])
+    drawn = list(panels.values()) or [[]]
+    titles = [
+        ", ".join(kind.label if kind.joined else f"{kind.label} (not joined)" for kind in kinds) for kinds in drawn
+    ]
     figure = make_subplots(
-        cols=len(panels),
-        specs=[[{"secondary_y": True}] * len(panels)],
-        subplot_titles=[", ".join(TITLES[kind] for kind in _present(rows, PANELS[panel])) for panel in panels],
+        cols=len(drawn),
+        specs=[[{"secondary_y": True}] * len(drawn)],
+        subplot_titles=titles,
         horizontal_spacing=0.05,
     )
-    ends = {0.0: rows[rows["kind"] == "reference"], 1.0: rows[rows["kind"] == "aligned"]}
-    for column, panel in enumerate(panels, start=1):
-        marked = {alpha: end for alpha, end in ends.items() if len(end) and (alpha == 0 or panel != "inra")}
-        for kind in _present(rows, PANELS[panel]):
-            line = rows[rows["kind"] == kind]
-            if kind == "dera":
-                absent = [end.assign(alpha=alpha) for alpha, end in marked.items() if alpha not in set(line["alpha"])]
-                line = pd.concat([line, *absent]).sort_values("alpha", kind="stable")
-            _add_pair(figure, line, column, MARKERS[kind], 8, only_markers=kind == "trra_iter")
-        for alpha, end in marked.items():
-            kind = end["kind"].iloc[0]
-            _add_pair(figure, end.assign(alpha=alpha), column, MARKERS[kind], SIZES[kind], only_markers=True)
-        for alpha, name in ((0, "reference"), (1, "adapter" if panel == "inra" else "aligned")):
-            figure.add_vline(
-                x=alpha,
-                line={"color": "#9aa5b1", "width": 1, "dash": "dash"},
-                annotation={"text": name, "font": {"size": 11, "color": "#5b6773"}, "textangle": -90},
-                annotation_position="bottom left" if alpha == 0 else "bottom right",
-                col=column,
-                row=1,
-            )
-    _legend(figure)
-    low, high = 100 * rows["pass_at_1_low"].min(), 100 * rows["pass_at_1_high"].max()
-    room = 0.06 * max(high - low, 1)
-    figure.update_layout(
-        **LAYOUT,
-        height=480,
-        margin={"l": 70, "r": 70, "t": 90, "b": 60},
-        legend={"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0},
-    )
-    figure.update_xaxes(title_text="alpha")
-    for column in range(1, len(panels) + 1):
-        first, last = column == 1, column == len(panels)
-        figure.update_yaxes(
-            range=[low - room, high + room], color=PASS_COLOUR, showticklabels=first, secondary_y=False, col=column
-        )
-        figure.update_yaxes(
-            range=[0, 1.3 * rows["mean_tokens"].max()],  # below pass@1, which is at the top of its own scale
-            color=TOKENS_COLOUR,
-            tickmode="auto",
-            showgrid=False,
-            showticklabels=last,
-            secondary_y=True,
-            col=column,
-        )
-        if first:
-            figure.update_yaxes(title_text="pass@1, %", secondary_y=False, col=column)
-        if last:
-            figure.update_yaxes(title_text="mean tokens per completion", secondary_y=True, col=column)
+    for column, kinds in enumerate(drawn, start=1):
+        _draw_panel(figure, rows, kinds, column)
+    _explain_axes(figure)
+    _scale_axes(figure, rows, columns=len(drawn))
+    figure.update_layout(**LAYOUT, height=480, margin={"l": 70, "r": 70, "t": 90, "b": 60}, legend=ABOVE)
     return figure
 
 
@@ -186,89 +111,78 @@ def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
         hidden = {"visible": False}
         return go.Figure(layout={**LAYOUT, "height": 160, "annotations": [note], "xaxis": hidden, "yaxis": hidden})
     figure = make_subplots(cols=2, subplot_titles=["pass@1", "Truncated completions"], horizontal_spacing=0.09)
-    for kind, label in BUDGET_LABELS.items():
-        one = budget_results[budget_results["kind"] == kind]
-        colour, symbol = BUDGET_LOOKS[kind]
-        hover = [
-            f"<b>{label}</b>, budget {row.budget}<br>pass@1 % {interval_text(row)}<br>"
-            f"difference {difference_text(row)}<br>tokens {tokens_text(row.mean_tokens)}<br>"
-            f"truncated {percent(row.truncated)} %"
-            for row in one.itertuples()
-        ]
+    for name in budget_kinds():
+        kind, one = KINDS[name], budget_results[budget_results["kind"] == name]
         for column, share in enumerate(("pass_at_1", "truncated"), start=1):
             figure.add_scatter(
                 x=one["budget"],
                 y=100 * one[share],
-                error_y=_interval(one, thickness=1) if column == 1 else None,
+                error_y=_interval(one) if column == 1 else None,
                 mode="lines+markers",
-                line={"color": colour, "width": 2},
-                marker={"symbol": symbol, "size": 9, "color": colour},
-                name=label,
-                legendgroup=kind,
+                line={"color": kind.colour, "width": 2},
+                marker={"symbol": kind.marker, "size": 9, "color": kind.colour},
+                name=kind.label,
+                legendgroup=name,
                 showlegend=column == 1,
-                customdata=hover,
+                customdata=_budget_hover(one),
                 hovertemplate="%{customdata}<extra></extra>",
                 row=1,
                 col=column,
             )
-    figure.update_layout(
-        **LAYOUT,
-        height=420,
-        margin={"l": 70, "r": 30, "t": 90, "b": 60},
-        legend={"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0},
-    )
+    figure.update_layout(**LAYOUT, height=420, margin={"l": 70, "r": 30, "t": 90, "b": 60}, legend=ABOVE)
     figure.update_xaxes(title_text="token budget", tickvals=sorted(set(budget_results["budget"])), matches="x")
     figure.update_yaxes(title_text="pass@1, %", range=[-3, 103], col=1)
     figure.update_yaxes(title_text="truncated, %", range=[-3, 103], col=2)
     return figure
 
 
-def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a `label`, the alpha, and its `place`, where it covers no marker, interval or other label.
-
-    In a crowd of points, where there is no such place, a point has no label; the pointer still tells.
-    """
-    # In pixels, as Plotly sets text of 11 points beside a marker of 10, in a figure about as wide as the report.
-    x = 1060 * rows["mean_tokens"] / max(np.ptp(rows["mean_tokens"]), 1e-9)
-    scale = 400 / max(rows["pass_at_1_high"].max() - rows["pass_at_1_low"].min(), 1e-9)
-    y, low, high = (scale * rows[column] for column in ("pass_at_1", "pass_at_1_low", "pass_at_1_high"))
-    # boxes: left, right, bottom, top
-    taken = [*zip(x - 7, x + 7, y - 7, y + 7, strict=True), *zip(x - 3, x + 3, low, high, strict=True)]
-    labels, places = [], []
-    for kind, alpha, across, up in zip(rows["kind"], rows["alpha"], x, y, strict=True):
-        width = 6 * len(alpha_text(alpha))
-        sides = {"left": (across - 7 - width, across - 7), "right": (across + 7, across + 7 + width)}
-        heights = {"top": (up + 7, up + 18), "middle": (up - 6, up + 6), "bottom": (up - 18, up - 7)}
-        place, label = PLACES[0], ""
-        for tried in [LABELS[kind], *PLACES] if kind in LABELS else []:
-            height, side = tried.split()
-            box = (*sides[side], *heights[height])
-            if not any(_overlap(box, other) for other in taken):
-                place, label = tried, alpha_text(alpha)
-                taken.append(box)
-                break
-        labels.append(label)
-        places.append(place)
-    return rows.assign(label=labels, place=places)
+def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame) -> None:
+    """The candidates of one kind in the Pareto figure."""
+    texts, places = [""] * len(rows), ["top right"] * len(rows)
+    if kind.has_alpha:  # the last alpha first: with one candidate, they are the same
+        texts[-1], places[-1] = alpha_text(rows["alpha"].iloc[-1]), "bottom left"
+        texts[0], places[0] = alpha_text(rows["alpha"].iloc[0]), "top right"
+    figure.add_scatter(
+        x=rows["mean_tokens"],
+        y=100 * rows["pass_at_1"],
+        error_y=_interval(rows),
+        mode=("lines+" if kind.has_alpha and kind.joined else "") + "markers+text",
+        text=texts,
+        textposition=places,
+        textfont={"size": 12, "color": kind.colour},
+        line={"color": kind.colour, "width": 1},
+        marker={"symbol": kind.marker, "size": _size(kind), "color": kind.colour},
+        name=kind.label,
+        customdata=_hover(rows),
+        hovertemplate="%{customdata}<extra></extra>",
+    )
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two boxes (left, right, bottom, top) share more than an edge."""
-    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], column: int) -> None:
+    """One panel of the alpha figure: its kinds, and the two models where alpha is theirs."""
+    one = kinds[0].alpha_one if kinds else "aligned"
+    models = {0.0: rows[rows["kind"] == "reference"], 1.0: rows[rows["kind"] == one]}
+    models = {alpha: model.assign(alpha=alpha) for alpha, model in models.items() if len(model)}
+    for kind in kinds:
+        line = rows[rows["kind"] == kind.name]
+        if kind.is_models_at_ends:
+            absent = [model for alpha, model in models.items() if alpha not in set(line["alpha"])]
+            line = pd.concat([line, *absent]).sort_values("alpha", kind="stable")
+        _add_pair(figure, line, column, kind, joined=kind.joined)
+    for model in models.values():
+        _add_pair(figure, model, column, KINDS[model["kind"].iloc[0]], joined=False)
+    for alpha, name, side in ((0, "reference", "left"), (1, one, "right")):
+        figure.add_vline(
+            x=alpha,
+            line={"color": GREY, "width": 1, "dash": "dash"},
+            annotation={"text": name, "font": {"size": 11, "color": "#5b6773"}, "textangle": -90},
+            annotation_position=f"bottom {side}",
+            col=column,
+            row=1,
+        )
 
 
-def _present(rows: pd.DataFrame, kinds: Sequence[str]) -> list[str]:
-    return [kind for kind in kinds if (rows["kind"] == kind).any()]
-
-
-def _add_pair(
-    figure: go.Figure,
-    rows: pd.DataFrame,
-    column: int,
-    symbol: str,
-    size: int,
-    only_markers: bool = False,
-) -> None:
+def _add_pair(figure: go.Figure, rows: pd.DataFrame, column: int, kind: Kind, *, joined: bool) -> None:
     """pass@1 on the left axis and tokens on the right one, against alpha."""
     for values, colour, right in (
         (100 * rows["pass_at_1"], PASS_COLOUR, False),
@@ -277,10 +191,10 @@ def _add_pair(
         figure.add_scatter(
             x=rows["alpha"],
             y=values,
-            error_y=None if right else _interval(rows, thickness=1),
-            mode="markers" if only_markers else "lines+markers",
+            error_y=None if right else _interval(rows),
+            mode="lines+markers" if joined else "markers",
             line={"color": colour, "width": 2},
-            marker={"symbol": symbol + "-open" if right else symbol, "size": size, "color": colour},
+            marker={"symbol": kind.marker + "-open" if right else kind.marker, "size": _size(kind), "color": colour},
             customdata=_hover(rows),
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=False,
@@ -290,8 +204,8 @@ def _add_pair(
         )
 
 
-def _legend(figure: go.Figure) -> None:
-    """Two entries for the two axes: what the colours mean is the same in every panel."""
+def _explain_axes(figure: go.Figure) -> None:
+    """Two entries of the legend for the two axes: what the colours mean is the same in every panel."""
     for name, colour, symbol in (
         ("pass@1 with 95 % interval (left axis)", PASS_COLOUR, "circle"),
         ("mean tokens (right axis)", TOKENS_COLOUR, "circle-open"),
@@ -306,14 +220,46 @@ def _legend(figure: go.Figure) -> None:
         )
 
 
-def _interval(rows: pd.DataFrame, thickness: float) -> dict[str, object]:
+def _scale_axes(figure: go.Figure, rows: pd.DataFrame, columns: int) -> None:
+    """The same two scales in all panels of the alpha figure, with figures at the outer axes alone."""
+    low, high = 100 * rows["pass_at_1_low"].min(), 100 * rows["pass_at_1_high"].max()
+    room = 0.06 * max(high - low, 1)
+    figure.update_xaxes(title_text="alpha")
+    for column in range(1, columns + 1):
+        first, last = column == 1, column == columns
+        figure.update_yaxes(
+            range=[low - room, high + room],
+            color=PASS_COLOUR,
+            title_text="pass@1, %" if first else None,
+            showticklabels=first,
+            secondary_y=False,
+            col=column,
+        )
+        figure.update_yaxes(
+            range=[0, 1.3 * rows["mean_tokens"].max()],  # below pass@1, which is at the top of its own scale
+            color=TOKENS_COLOUR,
+            title_text="mean tokens per completion" if last else None,
+            tickmode="auto",
+            showgrid=False,
+            showticklabels=last,
+            secondary_y=True,
+            col=column,
+        )
+
+
+def _size(kind: Kind) -> int:
+    """Markers of the two models are larger than those of what lies between and beyond them."""
+    return 9 if kind.has_alpha else 15
+
+
+def _interval(rows: pd.DataFrame) -> dict[str, object]:
     """The 95 % interval of pass@1 as Plotly's error bars, in percent."""
     return {
         "type": "data",
         "symmetric": False,
         "array": 100 * (rows["pass_at_1_high"] - rows["pass_at_1"]),
         "arrayminus": 100 * (rows["pass_at_1"] - rows["pass_at_1_low"]),
-        "thickness": thickness,
+        "thickness": 1,
         "width": 3,
     }
 
@@ -329,3 +275,13 @@ def _hover(rows: pd.DataFrame) -> np.ndarray:
             for row in rows.itertuples()
         ]
     )
+
+
+def _budget_hover(rows: pd.DataFrame) -> list[str]:
+    """The same inside a budget."""
+    return [
+        f"<b>{KINDS[row.kind].label}</b>, budget {row.budget}<br>pass@1 % {interval_text(row)}<br>"
+        f"difference {difference_text(row)}<br>tokens {tokens_text(row.mean_tokens)}<br>"
+        f"truncated {percent(row.truncated)} %"
+        for row in rows.itertuples()
+    ]

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
+from realign_pipes.errors import InputError
+from realign_pipes.reporting.pages import render_page
 from realign_pipes.reporting.tables import (
     alpha_text,
     budget_cells,
@@ -24,9 +24,8 @@ from realign_pipes.reporting.tables import (
     tokens_text,
     validation_cells,
 )
+from realign_pipes.sweep.kinds import KINDS
 from realign_pipes.sweep.metrics import Generations, load_frame
-
-TEMPLATE = "report.html.jinja"
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,11 @@ def render_report(
 
     `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out where
     `budget_results` has no rows, and that on training where no curve was drawn.
-    `validations` are those of `reporting.data_docs.read_validations`; the pages on them lie beside the report.
+    `validations` are those of `reporting.data_docs.read_validations`; the page on them lies beside the report.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     overall = overall_rows(sweep_results)
-    return environment.get_template(TEMPLATE).render(
+    return render_page(
+        "report.html.jinja",
         recommendation=recommendation,
         candidates=len(overall),
         problems=int(overall["problems"].iloc[0]),
@@ -84,10 +77,11 @@ def render_report(
         tasks=task_cells(sweep_results),
         several_tasks=len(task_names(sweep_results)) > 1,
         # Plotly writes <, > and / of its data as \u003c …, so that no name can end the script that holds it.
-        plotly_js=Markup(get_plotlyjs()),
+        plotly_js=Markup(get_plotlyjs()),  # noqa: S704  Plotly's own script
         figures={name: _figure_html(figure, name) for name, figure in figures.items()},
         trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
+        kinds=[kind for name, kind in KINDS.items() if name in {*overall["kind"], *budget_results["kind"]}],
         examples=examples,
         validations=validation_cells(validations),
         parameters=yaml.safe_dump(_plain(dict(sorted(parameters.items()))), sort_keys=False, allow_unicode=True),
@@ -125,7 +119,7 @@ def collect_examples(
     examples = []
     for task, problem_id in chosen or []:
         if problem_id not in problems:
-            raise ValueError(
+            raise InputError(
                 f"generations hold problem {problem_id} of task {task}, which evaluation_set lacks: they come from "
                 "different runs. Run alpha_sweep again."
             )
@@ -138,7 +132,8 @@ def collect_examples(
 def _figure_html(figure: go.Figure, name: str) -> Markup:
     """The figure's `div` and script. The id is fixed, as a random one would make every report differ."""
     config = {"displaylogo": False, "responsive": True, "toImageButtonOptions": {"filename": name}}
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))
+    page = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config)
+    return Markup(page)  # noqa: S704  Plotly escapes the data, and `name` is one of ours
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

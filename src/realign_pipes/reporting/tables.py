@@ -13,17 +13,9 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from realign_pipes.sweep.kinds import KINDS
 from realign_pipes.sweep.metrics import ALL_TASKS
 
-KIND_LABELS = {
-    "reference": "Reference",
-    "aligned": "Aligned",
-    "dera": "DeRa",
-    "trra": "TrRa",
-    "trra_iter": "TrRa-iter",
-    "inra": "InRa",
-}
-BUDGET_LABELS = {"truncation": "Plain truncation", "token_budget": "TokenBudget"}
 METRICS = ["pass_at_1", "pass_at_1_low", "pass_at_1_high", "mean_tokens", "token_reduction", "truncated"]
 NONE = "–"
 
@@ -137,7 +129,7 @@ def budget_cells(budget_results: pd.DataFrame) -> Cells:
     rows = [
         [
             str(row.budget),
-            BUDGET_LABELS[row.kind],
+            KINDS[row.kind].label,
             interval_text(row),
             f"{percent(row.truncated)} %",
             tokens_text(row.mean_tokens),

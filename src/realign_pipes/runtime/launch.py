@@ -2,7 +2,7 @@
 
 A job is a Pydantic model with `run()`. To several processes it is handed over as JSON: each of them is
 `python -m <the job's module> <folder>`, reads `job.json` there and runs it; the main one writes `result.json`, which
-`launch` reads. A job names its data sets by their folders.
+`launch` reads. An error that the user can mend is read from `error.json`. A job names its data sets by their folders.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, field_validator
 
+from realign_pipes.errors import InputError, UserError
 from realign_pipes.runtime.files import atomic_path
 from realign_pipes.runtime.parameters import Parameters, Training
 
@@ -77,8 +79,19 @@ class Folders(Parameters):
         return folders
 
 
-class LaunchError(RuntimeError):
-    """The processes of a stage failed. Their own messages are on the same standard error, above this one."""
+class LaunchError(UserError, RuntimeError):
+    """The processes of a stage failed."""
+
+
+class ProcessError(BaseModel):
+    """A UserError of one of the processes."""
+
+    message: str
+    traceback: str
+
+
+class ProcessTraceback(Exception):
+    """The cause of a LaunchError: the traceback of the process, as text."""
 
 
 class Job(BaseModel, ABC, Generic[Result]):
@@ -126,8 +139,19 @@ def write_job(job: Job[Any], folder: Path) -> None:
 
 def run_as_process(job: type[Job[Any]]) -> None:
     """The program of each process that `launch` starts: do the job in the folder that the command line names."""
-    with joined_processes():
-        run_written_job(job, Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    try:
+        with joined_processes():
+            run_written_job(job, folder)
+    except Exception as error:
+        file = folder / "error.json"
+        if isinstance(error, UserError):
+            with atomic_path(file) as temporary:
+                found = ProcessError(message=str(error), traceback=traceback.format_exc())
+                temporary.write_text(found.model_dump_json(indent=1))
+        elif not file.exists():  # else this one only misses the one that wrote it
+            raise
+        os._exit(1)  # at once: others may wait for this process, and libraries' own last words are many
 
 
 def run_written_job(job: type[Job[Any]], folder: Path) -> None:
@@ -159,7 +183,7 @@ def joined_processes() -> Iterator[None]:
         raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees "
                            f"{state.num_processes} on {state.device}.")  # fmt: skip
     if uses_fsdp() and state.distributed_type != DistributedType.FSDP:
-        raise ValueError(f"FSDP was asked for, but accelerate does not use it on {state.device}: it needs GPUs. "
+        raise InputError(f"FSDP was asked for, but accelerate does not use it on {state.device}: it needs GPUs. "
                          "Choose conf/accelerate/ddp.yaml.")  # fmt: skip
     yield
     state.wait_for_everyone()
@@ -169,7 +193,7 @@ def joined_processes() -> Iterator[None]:
 def check_launcher(launcher: Launcher, training: Training | None) -> dict[str, Any]:
     """The content of accelerate's configuration, {} without one. ValueError for what cannot work."""
     if training is not None and training.batch_size % (training.micro_batch_size * launcher.num_processes):
-        raise ValueError(
+        raise InputError(
             f"batch_size {training.batch_size} is not a multiple of micro_batch_size {training.micro_batch_size} times "
             f"launcher.num_processes {launcher.num_processes}. Change one of the three."
         )
@@ -178,17 +202,17 @@ def check_launcher(launcher: Launcher, training: Training | None) -> dict[str, A
     settings: dict[str, Any] = yaml.safe_load(launcher.config_file.read_text()) or {}
     kind = settings.get("distributed_type")
     if kind not in ("MULTI_GPU", "FSDP"):
-        raise ValueError(f"{launcher.config_file}: distributed_type {kind} is not supported. Choose MULTI_GPU (data "
+        raise InputError(f"{launcher.config_file}: distributed_type {kind} is not supported. Choose MULTI_GPU (data "
                          "parallel; on CPUs too) or FSDP.")  # fmt: skip
     if kind == "FSDP":
         fsdp = settings.get("fsdp_config", {})
         for name, wanted in {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": False}.items():
             if fsdp.get(name) != wanted:
-                raise ValueError(f"{launcher.config_file}: fsdp_config.{name} is {fsdp.get(name)} and must be "
+                raise InputError(f"{launcher.config_file}: fsdp_config.{name} is {fsdp.get(name)} and must be "
                                  f"{wanted}, as in conf/accelerate/fsdp2.yaml.")  # fmt: skip
     machines = settings.get("num_machines", 1)
     if launcher.num_processes % machines:
-        raise ValueError(f"launcher.num_processes {launcher.num_processes} is not a multiple of the {machines} "
+        raise InputError(f"launcher.num_processes {launcher.num_processes} is not a multiple of the {machines} "
                          f"machines in {launcher.config_file}.")  # fmt: skip
     return settings
 
@@ -212,12 +236,15 @@ def start_processes(launcher: Launcher, settings: dict[str, Any], module: str, f
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *arguments],
+        [sys.executable, "-m", __name__, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         preexec_fn=end_with_parent,
         close_fds=False,  # they hold the run's lock as long as they live
         check=False,
     )
+    if process.returncode and (folder / "error.json").exists():
+        found = ProcessError.model_validate_json((folder / "error.json").read_text())
+        raise LaunchError(found.message) from ProcessTraceback(found.traceback)
     if process.returncode:
         raise LaunchError(
             f"the {launcher.num_processes} processes of the stage {folder.name} ended with exit code "
@@ -230,3 +257,19 @@ def end_with_parent() -> None:
     """Let the kernel kill this process when its parent ends, so that no rank writes on alone. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def accelerate_launch() -> None:
+    """`accelerate launch` without its report of a process that failed: what there is to say, that process said."""
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except (ChildFailedError, subprocess.CalledProcessError):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    accelerate_launch()

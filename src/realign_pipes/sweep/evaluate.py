@@ -19,6 +19,7 @@ from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.runtime.work import do_once
 from realign_pipes.sweep.kinds import KINDS, Candidate
+from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS, conform
 from realign_pipes.tasks.parameters import Task
 
 ORDER = ["task", "problem_id", "sample"]
@@ -55,8 +56,7 @@ class Evaluator:
     def evaluate(self, candidates: Sequence[Candidate], sampling: Sampling) -> dict[str, Path]:
         """Parquet files of graded completions, by candidate. Several candidates are alphas of one loaded model.
 
-        Columns: candidate, kind, alpha, task, problem_id, sample, completion, completion_tokens, finished, correct, and
-        seconds (the time that the candidate took without loading, in the slowest process).
+        Columns are those of `schemas.GENERATIONS`, or of BUDGET_GENERATIONS for candidates inside a budget.
         """
 
         @functools.cache
@@ -109,7 +109,7 @@ class Evaluator:
                 "candidate": candidate.name,
                 "kind": candidate.kind,
                 "alpha": candidate.alpha,
-                **({} if candidate.budget is None else {"budget": candidate.budget}),
+                "budget": candidate.budget,
                 "task": self.task_names[one.id],
                 "problem_id": one.id,
                 "sample": one.sample,
@@ -122,4 +122,5 @@ class Evaluator:
             for one in read_graded(file)
         ]
         frame = pd.DataFrame(rows).sort_values(ORDER, ignore_index=True)
-        return frame.assign(seconds=max(seconds_taken(file) for file in files))
+        frame = frame.assign(seconds=max(seconds_taken(file) for file in files))
+        return conform(frame, GENERATIONS if candidate.budget is None else BUDGET_GENERATIONS)

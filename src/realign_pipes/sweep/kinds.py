@@ -46,11 +46,21 @@ class Kind:
     """A symbol of Plotly."""
     load: Callable[[Candidate, int, torch.device], PreTrainedModel]
     """(candidate, number of the tokenizer's tokens, device) -> a model with `generate`."""
+    about: str
+    """What it is, in a sentence for the report."""
     has_alpha: bool = True
     takes_alpha: bool = False
     """Alpha is an argument of `generate`, so that one loaded model serves every alpha."""
     of_budgets: bool = False
     """A row of the table of token budgets and not of the sweep's."""
+    panel: str | None = None
+    """The kind in whose panel of the alpha figure it is drawn; None for a panel of its own."""
+    joined: bool = True
+    """Lines join its candidates in the order of their alphas."""
+    is_models_at_ends: bool = False
+    """Alpha 0 and 1 are the reference and the aligned model themselves, so that its line runs through them."""
+    alpha_one: str = "aligned"
+    """What alpha 1 is: the aligned model, or the kind's own adapter."""
 
 
 def _load_plain(candidate: Candidate, vocab_size: int, device: torch.device) -> PreTrainedModel:
@@ -73,19 +83,42 @@ def _load_inra(candidate: Candidate, vocab_size: int, device: torch.device) -> P
     return InRaForCausalLM.from_pretrained(candidate.checkpoints[0]).to(device)
 
 
+# fmt: off
 _KINDS = (
-    Kind("reference", "Reference", "#222222", "star", _load_plain, has_alpha=False),
-    Kind("aligned", "Aligned", "#D55E00", "diamond", _load_plain, has_alpha=False),
-    Kind("dera", "DeRa", "#0072B2", "square", _load_dera),
-    Kind("trra", "TrRa", "#009E73", "circle", _load_plain),
-    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _load_plain),
-    Kind("inra", "InRa", "#B8860B", "cross", _load_inra, takes_alpha=True),
-    Kind("truncation", "Plain truncation", "#222222", "circle", _load_plain, has_alpha=False, of_budgets=True),
-    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _load_inra, takes_alpha=True, of_budgets=True),
+    Kind("reference", "Reference", "#222222", "star", _load_plain, has_alpha=False,
+         about="The model to start from: alpha 0."),
+    Kind("aligned", "Aligned", "#D55E00", "diamond", _load_plain, has_alpha=False,
+         about="The model whose behaviour to move towards: alpha 1."),
+    Kind("dera", "DeRa", "#0072B2", "square", _load_dera, is_models_at_ends=True,
+         about="Decodes with both models at once and mixes their logits."),
+    Kind("trra", "TrRa", "#009E73", "circle", _load_plain,
+         about="One model, distilled from the mixture of both at one alpha."),
+    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _load_plain, panel="trra", joined=False,
+         about="TrRa repeated, with its own result as the aligned model."),
+    Kind("inra", "InRa", "#B8860B", "cross", _load_inra, takes_alpha=True, alpha_one="adapter",
+         about="One model with a trained adapter layer; alpha is set as it generates."),
+    Kind("truncation", "Plain truncation", "#222222", "circle", _load_plain, has_alpha=False, of_budgets=True,
+         about="The reference, cut off at the budget."),
+    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _load_inra, takes_alpha=True, of_budgets=True,
+         about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "
+               "that it still answers."),
 )
+# fmt: on
 
 KINDS = {kind.name: kind for kind in _KINDS}
 """In the order of tables and legends."""
-SWEEP_KINDS = tuple(kind.name for kind in _KINDS if not kind.of_budgets)
-BUDGET_KINDS = tuple(kind.name for kind in _KINDS if kind.of_budgets)
-WITHOUT_ALPHA = tuple(kind.name for kind in _KINDS if not kind.has_alpha and not kind.of_budgets)
+
+
+def sweep_kinds() -> list[str]:
+    """Names of the kinds in the sweep's table."""
+    return [name for name, kind in KINDS.items() if not kind.of_budgets]
+
+
+def budget_kinds() -> list[str]:
+    """Names of the kinds in the table of token budgets."""
+    return [name for name, kind in KINDS.items() if kind.of_budgets]
+
+
+def without_alpha() -> list[str]:
+    """Names of the kinds in the sweep's table that have no alpha."""
+    return [name for name in sweep_kinds() if not KINDS[name].has_alpha]

@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from realign_pipes.sweep.kinds import BUDGET_KINDS, SWEEP_KINDS, WITHOUT_ALPHA
+from realign_pipes.errors import InputError
+from realign_pipes.sweep.kinds import budget_kinds, sweep_kinds, without_alpha
+from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
-BUDGET_COLUMNS = [
-    "candidate", "kind", "budget", "pass_at_1", "pass_at_1_low", "pass_at_1_high",
-    "difference", "difference_low", "difference_high", "mean_tokens", "truncated",
-]  # fmt: skip
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
@@ -37,38 +35,33 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
 
     Args:
-        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`,
-            `alpha`, `task`, `problem_id`, `sample`, `completion_tokens`, `finished`, `correct`, `seconds`.
+        generations: candidate -> frame with the columns GENERATIONS (or a function that loads it); the texts of the
+            completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
         bootstrap_seed: of the resamples, which depend on it, on the task's name and on its number of problems alone.
 
     Returns:
-        One row per candidate and task, and one per candidate with task `all`: each figure's plain mean over the tasks,
-        as in the paper's tables. Ordered by kind, alpha and name; tasks by name, `all` last. Columns:
-        `candidate`, `kind`, `alpha` (NaN without one), `task`, `problems` (a count, for `all` their sum), `samples`
-        (per problem), `pass_at_1` (mean over problems of the mean over samples) with `pass_at_1_low` and
-        `pass_at_1_high` (95 % percentile bootstrap over problems), `difference` (of pass@1 from the reference's) with
-        `difference_low` (its one-sided lower bound at 95 % confidence, paired bootstrap), `mean_tokens`,
-        `token_reduction` (relative to the reference), `truncated` (share of completions cut by the token limit),
-        `seconds` (wall time of the candidate; for `all` only).
+        A frame with the columns SWEEP_RESULTS, ordered by kind, alpha and name; tasks by name, `all` last. The figures
+        for all tasks are plain means over the tasks, as in the paper's tables.
 
     Raises:
         ValueError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], SWEEP_KINDS)
+    kinds, bare = sweep_kinds(), without_alpha()
+    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], kinds)
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     for name, row in about.items():
-        if (row["kind"] in WITHOUT_ALPHA) != bool(np.isnan(row["alpha"])):
-            raise ValueError(
-                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(WITHOUT_ALPHA)} have "
+        if (row["kind"] in bare) != bool(np.isnan(row["alpha"])):
+            raise InputError(
+                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(bare)} have "
                 "none (NaN), all others have one."
             )
     names = sorted(
-        frames, key=lambda name: (SWEEP_KINDS.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
+        frames, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
     )
     references = [name for name in names if about[name]["kind"] == "reference"]
     if len(references) != 1:
-        raise ValueError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
     reference = names.index(references[0])
     _check_same_problems(frames, references[0])
 
@@ -107,44 +100,41 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
         )
     results = pd.concat(rows, ignore_index=True)
     order = {name: rank for rank, name in enumerate(names)}
-    return results.sort_values("candidate", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+    results = results.sort_values("candidate", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+    return conform(results, SWEEP_RESULTS)
 
 
 def summarise_budgets(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
     """Measure thinking inside a budget against plain truncation; rates and differences are shares in [0, 1].
 
     Args:
-        generations: candidate -> frame with one row a completion (or a function that loads it): `candidate`, `kind`
-            (`truncation` or `token_budget`), `budget` (tokens of a whole completion), `task`, `problem_id`, `sample`,
-            `completion_tokens`, `finished`, `correct`.
+        generations: candidate -> frame with the columns BUDGET_GENERATIONS (or a function that loads it); `alpha`,
+            `seconds` and the texts of the completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
         bootstrap_seed: of the resamples, which are those of `summarise_sweep` for the same problems.
 
     Returns:
-        One row per candidate, each figure the plain mean over the tasks; ordered by budget, truncation first. Columns:
-        `candidate`, `kind`, `budget`, `pass_at_1` with `pass_at_1_low` and `pass_at_1_high` (95 % percentile bootstrap
-        over problems), `difference` (of pass@1 from that of truncation at the same budget) with `difference_low` and
-        `difference_high` (95 % paired bootstrap), `mean_tokens`, `truncated` (share of completions that the budget cut
-        off). No generations give no rows.
+        A frame with the columns BUDGET_RESULTS, ordered by budget, truncation first. No generations give no rows.
 
     Raises:
         ValueError: a budget without its truncation, two candidates of one kind and budget, or candidates that were not
             measured on the same problems and samples.
     """
     if not generations:
-        return pd.DataFrame(columns=BUDGET_COLUMNS)
-    frames = _checked_frames(generations, ["candidate", "kind", "budget"], BUDGET_KINDS)
+        return conform(pd.DataFrame(columns=list(BUDGET_RESULTS)), BUDGET_RESULTS)
+    kinds = budget_kinds()
+    frames = _checked_frames(generations, ["candidate", "kind", "budget"], kinds)
     about = {name: (int(frame["budget"].iloc[0]), frame["kind"].iloc[0]) for name, frame in frames.items()}
-    names = sorted(frames, key=lambda name: (about[name][0], BUDGET_KINDS.index(about[name][1])))
+    names = sorted(frames, key=lambda name: (about[name][0], kinds.index(about[name][1])))
     places = {about[name]: place for place, name in enumerate(names)}
     for place, name in enumerate(names):
         budget, kind = about[name]
         if places[budget, kind] != place:
-            raise ValueError(
+            raise InputError(
                 f"budget {budget} has two candidates of kind {kind}: {name}, {names[places[budget, kind]]}."
             )
         if (budget, "truncation") not in places:
-            raise ValueError(
+            raise InputError(
                 f"budget {budget} of candidate {name} has no candidate of kind truncation to compare with; run "
                 "alpha_sweep again."
             )
@@ -155,7 +145,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
     truncation = [places[about[name][0], "truncation"] for name in names]  # beside each candidate
     low, high = _interval(means)
     difference_low, difference_high = _interval(means - means[truncation])
-    return pd.DataFrame(
+    results = pd.DataFrame(
         {
             "candidate": names,
             "kind": [about[name][1] for name in names],
@@ -170,6 +160,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
             "truncated": measured["truncated"],
         }
     )
+    return conform(results, BUDGET_RESULTS)
 
 
 def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:
@@ -240,22 +231,22 @@ def _checked_frames(generations: Generations, about: Sequence[str], kinds: Seque
         frame = load_frame(loaded)
         columns = [*about, *KEY, *MEASURED]
         if missing := [column for column in columns if column not in frame.columns]:
-            raise ValueError(f"generations of {partition} lack the columns {missing}; run alpha_sweep again.")
+            raise InputError(f"generations of {partition} lack the columns {missing}; run alpha_sweep again.")
         frame = frame[columns]
         if frame.empty:
-            raise ValueError(f"generations of {partition} hold no completion; run alpha_sweep again.")
+            raise InputError(f"generations of {partition} hold no completion; run alpha_sweep again.")
         for column in about:
             if (values := frame[column].drop_duplicates().tolist())[1:]:
-                raise ValueError(f"generations of {partition} have several values of {column}: {values}.")
+                raise InputError(f"generations of {partition} have several values of {column}: {values}.")
         name, kind = frame.iloc[0][["candidate", "kind"]]
         if kind not in kinds:
-            raise ValueError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(kinds)}.")
+            raise InputError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(kinds)}.")
         if name in frames:
-            raise ValueError(f"generations hold candidate {name} twice (again in {partition}).")
+            raise InputError(f"generations hold candidate {name} twice (again in {partition}).")
         if ALL_TASKS in set(frame["task"]):
-            raise ValueError(f"a task cannot be named {ALL_TASKS!r}: rows of that name average over the tasks.")
+            raise InputError(f"a task cannot be named {ALL_TASKS!r}: rows of that name average over the tasks.")
         if (repeated := frame[KEY].duplicated()).any():
-            raise ValueError(f"candidate {name} holds {_named(frame.loc[repeated, KEY])} more than once.")
+            raise InputError(f"candidate {name} holds {_named(frame.loc[repeated, KEY])} more than once.")
         frames[str(name)] = frame
     return frames
 
@@ -272,7 +263,7 @@ def _check_same_problems(frames: Mapping[str, pd.DataFrame], reference: str) -> 
                 for what, keys in (("lacks", missing), ("has besides", extra))
                 if len(keys)
             ]
-            raise ValueError(
+            raise InputError(
                 f"candidate {name} was not measured on the problems and samples of {reference}: of its completions it "
                 f"{' and '.join(differences)}. Run alpha_sweep again for both with the same settings."
             )

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_file
 from realign_pipes.models.load import default_device, load_model
 from realign_pipes.paper.trra import Example, collate, completion_hidden_states
@@ -170,7 +171,7 @@ def _is_whole(folder: Path, entry: dict[str, Any]) -> bool:
     return file.is_file() and fingerprint_file(file) == entry["sha256"]
 
 
-class CacheMismatchError(ValueError):
+class CacheMismatchError(InputError):
     """A cache is damaged, unfinished, or was made from something else."""
 
 

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from realign_pipes.errors import InputError
 from realign_pipes.paper.trra import TeacherSignal, completion_hidden_states
 
 
@@ -20,7 +21,7 @@ def check_examples(examples: Dataset, tokenizer: PreTrainedTokenizerFast) -> Non
     """
     for row in examples.select(range(min(100, len(examples)))):
         if tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] != row["prompt_ids"]:
-            raise ValueError(
+            raise InputError(
                 f"the calibration set was made with another tokenizer than the reference's: the prompt of {row['id']} "
                 "has other token ids. Make it again: kedro run --pipeline data_prep"
             )
@@ -45,7 +46,7 @@ def check_linear_head(model: PreTrainedModel, name: str) -> None:
     hidden = model.get_decoder()(input_ids=token, use_cache=False).last_hidden_state
     linear = (hidden @ model.get_output_embeddings().weight.T).float()
     if not torch.allclose(logits, linear, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
-        raise ValueError(
+        raise InputError(
             f"the {name} ({type(model).__name__}) does more than a matrix product after its final hidden states (a "
             "bias, soft-capping or a scale), which TrRa's loss over hidden states does not support."
         )

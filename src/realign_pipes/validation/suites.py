@@ -1,4 +1,4 @@
-"""What must hold of the project's data sets: their Great Expectations suites, and the validator that runs them.
+"""What must hold of the project's data sets: their Great Expectations suites.
 
 The catalog runs a suite where it saves a data set:
 
@@ -9,50 +9,36 @@ The catalog runs a suite where it saves a data set:
         on: save
         options: {suite: calibration, filepath: "${globals:data}/08_reporting/validation/calibration.json"}
 
-One function below is one suite; further `options` are its arguments. Every expectation carries in `notes` what it
-asks for, in words. A failure stops the run with these words, how many rows fail, and some of them; an expectation of
-severity warning logs the same and lets the run go on. Passed or failed, what was found is in the file `filepath`,
-from which the stage reporting builds Data Docs. A set states by itself the bounds that it was made with (the columns
-min_tokens and max_tokens), so that the catalog has no second copy of the stage's parameters.
+Each public function below is a suite; further `options` are its arguments. Columns come from `data.schemas` and
+`sweep.schemas`. Every expectation says in `notes` what it asks for. A failure stops the run with these words, the
+number of rows that fail, and some of them; an expectation of severity warning logs the same and the run continues. What
+was found is written to `filepath` either way, and the stage reporting makes Data Docs of it. The calibration set holds
+the bounds that it was made with (columns min_tokens and max_tokens), so that the catalog needs no copy of them.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
+from realign_pipes.sweep.schemas import GENERATIONS, SWEEP_RESULTS
+
 if TYPE_CHECKING:
+    from datasets import Features
     from great_expectations.expectations import Expectation
 
-logger = logging.getLogger(__name__)
-
-EXAMPLES = 5
 FINITE = 1e15
 """More than any count of tokens or seconds: what is above it is infinite."""
-
-
-# -- suites -----------------------------------------------------------------------------------------------------------
-PROBLEM_COLUMNS = ("id", "task", "question", "answer", "metadata", "prompt", "prompt_ids", "prompt_tokens")
-COMPLETION_COLUMNS = ("problem_id", "sample", "completion", "completion_ids", "completion_tokens", "correct",
-                      "finished", "source")  # fmt: skip
-PAIR_COLUMNS = ("id", "problem_id", "prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids",
-                "prompt_tokens", "chosen_tokens", "rejected_tokens", "rejected_correct")  # fmt: skip
-SHORT_COLUMNS = ("id", "problem_id", "prompt", "completion", "prompt_ids", "completion_ids", "prompt_tokens",
-                 "completion_tokens", "thinking_tokens")  # fmt: skip
-GENERATION_COLUMNS = ("candidate", "kind", "task", "problem_id", "sample", "completion", "completion_tokens",
-                      "finished", "correct", "seconds")  # fmt: skip
-SWEEP_COLUMNS = ("candidate", "kind", "task", "problems", "samples", "pass_at_1", "pass_at_1_low", "pass_at_1_high",
-                 "difference", "difference_low", "mean_tokens", "token_reduction", "truncated")  # fmt: skip
 
 
 def samples(min_correct: float) -> list[Expectation]:
     """calibration_samples. `min_correct`: the share of completions that has to be right, above 0 and at most 1."""
     import great_expectations.expectations as gxe
 
+    from realign_pipes.data.schemas import SAMPLE_COLUMNS
+
     return [
-        *_problems(*COMPLETION_COLUMNS),
-        *_counts("completion"),
+        *_examples(SAMPLE_COLUMNS),
         gxe.ExpectColumnValuesToBeInSet(
             column="correct",
             value_set=[True],
@@ -66,9 +52,10 @@ def calibration() -> list[Expectation]:
     """calibration_set: right, finished completions that think once and are of the length asked for."""
     import great_expectations.expectations as gxe
 
+    from realign_pipes.data.schemas import CALIBRATION_COLUMNS
+
     return [
-        *_problems(*COMPLETION_COLUMNS, "min_tokens", "max_tokens"),
-        *_counts("completion"),
+        *_examples(CALIBRATION_COLUMNS),
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True], notes="every completion is right"),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True], notes="no completion was cut off"),
         gxe.ExpectColumnValuesToBeInSet(
@@ -83,8 +70,10 @@ def evaluation() -> list[Expectation]:
     """evaluation_set: problems, none of which the calibration has seen."""
     import great_expectations.expectations as gxe
 
+    from realign_pipes.data.schemas import EVALUATION_COLUMNS
+
     return [
-        *_problems("in_calibration"),
+        *_examples(EVALUATION_COLUMNS),
         gxe.ExpectColumnValuesToBeInSet(
             column="in_calibration", value_set=[False], notes="no problem is among those of the calibration"
         ),
@@ -96,11 +85,10 @@ def preference_pairs() -> list[Expectation]:
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 
+    from realign_pipes.data.schemas import PAIR_COLUMNS
+
     return [
-        *_columns(PAIR_COLUMNS),
-        *_prompts(),
-        *_counts("chosen"),
-        *_counts("rejected"),
+        *_examples(PAIR_COLUMNS),
         gxe.ExpectColumnValuesToBeInSet(
             column="chosen_is_rejected", value_set=[False], notes="chosen and rejected differ"
         ),
@@ -118,10 +106,10 @@ def short_solutions() -> list[Expectation]:
     """short_solutions: completions without thinking; what was cut of the thinking is in the prompt."""
     import great_expectations.expectations as gxe
 
+    from realign_pipes.data.schemas import SOLUTION_COLUMNS
+
     return [
-        *_columns(SHORT_COLUMNS),
-        *_prompts(),
-        *_counts("completion"),
+        *_examples(SOLUTION_COLUMNS),
         gxe.ExpectColumnValuesToMatchRegex(column="completion", regex=r"\S", notes="no completion is empty"),
         gxe.ExpectColumnValuesToBeBetween(
             column="thinking_tokens", min_value=0, notes="thinking_tokens is not negative"
@@ -142,7 +130,7 @@ def generations() -> list[Expectation]:
     from great_expectations.expectations.metadata_types import FailureSeverity
 
     return [
-        *_columns(GENERATION_COLUMNS, optional=["alpha"]),
+        *_columns(GENERATIONS, gaps=["alpha"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task", "problem_id", "sample"],
@@ -152,10 +140,10 @@ def generations() -> list[Expectation]:
             column_A="candidate", column_B="partition", notes="every candidate is saved under its own name"
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="completion_tokens", min_value=1, max_value=FINITE, notes="completions have a token or more"
+            column="completion_tokens", min_value=1, max_value=FINITE, notes="every completion has tokens"
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="seconds", min_value=0, max_value=FINITE, notes="seconds is a time that has passed"
+            column="seconds", min_value=0, max_value=FINITE, notes="seconds is not negative"
         ),
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True, False], notes="correct is true or false"),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True, False], notes="finished is true or false"),
@@ -178,7 +166,7 @@ def sweep_results() -> list[Expectation]:
     reference = Column("kind") == "reference"
     shares = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "truncated")
     return [
-        *_columns(SWEEP_COLUMNS, optional=["alpha", "seconds"]),
+        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task"], notes="no candidate has two rows for a task"
@@ -203,7 +191,7 @@ def sweep_results() -> list[Expectation]:
             column="mean_tokens", min_value=1, max_value=FINITE, notes="mean_tokens is 1 or more"
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="token_reduction", min_value=-FINITE, max_value=1, notes="token_reduction is 1 at most"
+            column="token_reduction", min_value=-FINITE, max_value=1, notes="token_reduction is at most 1"
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="token_reduction",
@@ -220,44 +208,37 @@ def sweep_results() -> list[Expectation]:
     ]
 
 
-def _problems(*others: str) -> list[Expectation]:
-    """What holds of problems, in every set whose rows carry one; `others` are the columns that it has besides."""
-    return [*_columns((*PROBLEM_COLUMNS, *others)), *_prompts()]
-
-
-def _columns(names: Sequence[str], optional: Sequence[str] = ()) -> list[Expectation]:
-    """The columns are there, with rows, and without gaps; the `optional` ones may have gaps."""
+def _columns(names: Iterable[str], gaps: Collection[str] = ()) -> list[Expectation]:
+    """The columns are there, with rows, and nothing is missing in any but those that may have `gaps`."""
     import great_expectations.expectations as gxe
 
     return [
-        gxe.ExpectTableColumnsToMatchSet(
-            column_set=[*names, *optional], exact_match=False, notes="the columns are there"
-        ),
+        gxe.ExpectTableColumnsToMatchSet(column_set=list(names), exact_match=False, notes="all columns are there"),
         gxe.ExpectTableRowCountToBeBetween(min_value=1, notes="there are rows"),
-        *(gxe.ExpectColumnValuesToNotBeNull(column=name, notes=f"{name} is never missing") for name in names),
+        *(
+            gxe.ExpectColumnValuesToNotBeNull(column=name, notes=f"{name} is never missing")
+            for name in names
+            if name not in gaps
+        ),
     ]
 
 
-def _prompts() -> list[Expectation]:
-    """Rows are told apart by their ids, and each has a prompt."""
+def _examples(columns: Features) -> list[Expectation]:
+    """What holds of every data set: ids tell its rows apart, each has a prompt, and `x_tokens` counts `x_ids`."""
     import great_expectations.expectations as gxe
+    from datasets import List
 
     return [
+        *_columns(columns),
         gxe.ExpectColumnValuesToBeUnique(column="id", notes="ids are unique"),
         gxe.ExpectColumnValuesToMatchRegex(column="prompt", regex=r"\S", notes="no prompt is empty"),
         gxe.ExpectColumnValuesToBeBetween(column="prompt_tokens", min_value=1, notes="every prompt has tokens"),
-        *_counts("prompt"),
-    ]
-
-
-def _counts(text: str) -> list[Expectation]:
-    """The column of counts is as long as the lists of ids are."""
-    import great_expectations.expectations as gxe
-
-    return [
-        gxe.ExpectColumnPairValuesToBeEqual(
-            column_A=f"{text}_tokens", column_B=f"{text}_ids", notes=f"{text}_tokens counts {text}_ids"
-        )
+        *(
+            gxe.ExpectColumnPairValuesToBeEqual(column_A=tokens, column_B=ids, notes=f"{tokens} counts {ids}")
+            for ids, feature in columns.items()
+            if isinstance(feature, List)
+            for tokens in [ids.replace("_ids", "_tokens")]
+        ),
     ]
 
 
@@ -275,18 +256,19 @@ def _candidates() -> list[Expectation]:
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 
-    from realign_pipes.sweep.kinds import SWEEP_KINDS, WITHOUT_ALPHA
+    from realign_pipes.sweep.kinds import sweep_kinds, without_alpha
 
+    bare = without_alpha()
     return [
-        gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=list(SWEEP_KINDS), notes="every kind is known"),
+        gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=sweep_kinds(), notes="every kind is known"),
         gxe.ExpectColumnValuesToBeNull(
             column="alpha",
-            row_condition=Column("kind").is_in(list(WITHOUT_ALPHA)),
-            notes=f"candidates of kind {' and '.join(WITHOUT_ALPHA)} have no alpha",
+            row_condition=Column("kind").is_in(bare),
+            notes=f"candidates of kind {' and '.join(bare)} have no alpha",
         ),
         gxe.ExpectColumnValuesToNotBeNull(
             column="alpha",
-            row_condition=Column("kind").is_not_in(list(WITHOUT_ALPHA)),
+            row_condition=Column("kind").is_not_in(bare),
             notes="candidates of all other kinds have an alpha",
         ),
     ]

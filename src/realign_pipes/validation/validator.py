@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.validation import CheckFailure, DataValidationError
 
+from realign_pipes.errors import InputError
 from realign_pipes.runtime.files import atomic_path
 from realign_pipes.validation.suites import SUITES
 
@@ -36,7 +37,7 @@ class GreatExpectations:
 
     def __init__(self, suite: str, filepath: str, **options: Any) -> None:
         if suite not in SUITES:
-            raise ValueError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
+            raise InputError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
         inspect.signature(SUITES[suite]).bind(**options)  # an option that it lacks or does not know is said now
         self.suite = suite
         self.filepath = Path(filepath)
@@ -153,19 +154,25 @@ def _outcome(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_failure(outcome: Mapping[str, Any]) -> CheckFailure:
-    """One failed expectation of a results file, in words."""
-    notes, result = outcome["notes"], outcome["result"]
-    if "unexpected_count" in result:
-        count = result["unexpected_count"]
-        rows = result["element_count"]
-        said = f"{notes}: not so in {count} of {rows} rows ({100 * count / rows:.3g} %)"
-        examples = [
-            ", ".join(str(row[name]) for name in dict.fromkeys([*_key(row), *row]))  # its key first
-            for row in result["partial_unexpected_index_list"]
-        ]
-    else:  # of the table as a whole
-        count = 1
+    """One failed expectation of a results file, for Kedro's error."""
+    said = f"{outcome['notes']}: {describe_result(outcome)}"
+    count = outcome["result"].get("unexpected_count", 1)  # an expectation of the whole table fails once
+    return CheckFailure(message=said, check=said, failure_count=count, failure_examples=describe_examples(outcome))
+
+
+def describe_result(outcome: Mapping[str, Any]) -> str:
+    """What was found for one expectation of a results file: in how many rows it fails, or what the table has."""
+    result = outcome["result"]
+    if "unexpected_count" not in result:
         missing = result.get("details", {}).get("mismatched", {}).get("missing")
-        said = f"{notes}: missing {missing}" if missing else f"{notes}: {result['observed_value']}"
-        examples = []
-    return CheckFailure(message=said, check=said, failure_count=count, failure_examples=examples)
+        return f"missing {missing}" if missing else f"{result['observed_value']}"
+    count, rows = result["unexpected_count"], result["element_count"]
+    return f"does not hold in {count} of {rows} rows ({100 * count / rows:.3g} %)" if count else f"holds in {rows} rows"
+
+
+def describe_examples(outcome: Mapping[str, Any]) -> list[str]:
+    """Some rows in which an expectation of a results file fails: what names them, and the values looked at."""
+    return [
+        ", ".join(str(row[name]) for name in dict.fromkeys([*_key(row), *row]))  # its key first
+        for row in outcome["result"].get("partial_unexpected_index_list", [])
+    ]

@@ -1,0 +1,70 @@
+"""The columns of the sweep's frames, with their pandas dtypes: the only lists of them. Shares are in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+GENERATIONS = {
+    "candidate": "str",
+    "kind": "str",  # a name in `sweep.kinds.KINDS`
+    "alpha": "float64",  # NaN for a kind without one
+    "task": "str",
+    "problem_id": "str",
+    "sample": "int64",
+    "completion": "str",
+    "completion_tokens": "int64",
+    "finished": "bool",  # False where the token limit cut it off
+    "correct": "bool",
+    "seconds": "float64",  # of all of the candidate's completions, without loading; in the slowest process
+}
+"""One row a completion."""
+
+BUDGET_GENERATIONS = {
+    **GENERATIONS,  # without alpha, which follows the budget
+    "budget": "int64",  # tokens of a whole completion
+}
+"""One row a completion inside a token budget."""
+
+SWEEP_RESULTS = {
+    "candidate": "str",
+    "kind": "str",
+    "alpha": "float64",  # NaN for a kind without one
+    "task": "str",  # `all` for the mean over tasks
+    "problems": "int64",  # for `all` the sum over tasks
+    "samples": "int64",  # per problem
+    "pass_at_1": "float64",  # mean over problems of the mean over samples
+    "pass_at_1_low": "float64",  # 95 % percentile bootstrap over problems
+    "pass_at_1_high": "float64",
+    "difference": "float64",  # pass@1 less the reference's
+    "difference_low": "float64",  # its one-sided lower bound at 95 % confidence, paired bootstrap
+    "mean_tokens": "float64",
+    "token_reduction": "float64",  # relative to the reference
+    "truncated": "float64",  # share of completions cut off by the token limit
+    "seconds": "float64",  # wall time of the candidate; NaN but for `all`
+}
+"""One row a candidate and task, and one a candidate for all tasks: each figure's plain mean over them."""
+
+BUDGET_RESULTS = {
+    "candidate": "str",
+    "kind": "str",
+    "budget": "int64",
+    "pass_at_1": "float64",
+    "pass_at_1_low": "float64",
+    "pass_at_1_high": "float64",
+    "difference": "float64",  # pass@1 less that of plain truncation at the same budget
+    "difference_low": "float64",  # 95 % paired bootstrap
+    "difference_high": "float64",
+    "mean_tokens": "float64",
+    "truncated": "float64",  # share of completions cut off by the budget
+}
+"""One row a candidate inside a token budget, each figure the plain mean over tasks."""
+
+
+def conform(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """`frame` with exactly the `columns`, in their order and dtypes. KeyError for one that it lacks."""
+    return frame.astype(dict(columns))[list(columns)]
