@@ -1,11 +1,17 @@
-# make run    set up .venv from the lock and run the whole default pipeline
-# make test   the same set-up plus the test tools, and the tests
-# make lint   format check, lint and types
-# make bench  every benchmark (about half an hour), after make run; docs/benchmarks.md states what they found
+# make run       set up .venv from the lock and run the whole default pipeline
+# make claims    check the claims of the last default run: one line each, exit code 1 if one fails
+# make publish   bring the tables and the figures of the last default run into README and docs
+# make dvc-yaml  write dvc.yaml anew, after a change of the registry, the catalog, the parameters or imports
+# make test      the same set-up plus the test tools, and the tests: those that start processes in part
+# make test-all  all tests (.ci/run leaves out those marked `slow`)
+# make test-gpu  the tests that need CUDA; they are skipped where there is none
+# make lint      format check, lint, import layers and types
+# make docs      the site in site/; a broken link is an error
+# make bench     every benchmark (about half an hour), after make run; docs/benchmarks.md states what they found
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test lint format lock bench
+.PHONY: run claims publish dvc-yaml test test-all test-gpu lint format lock docs bench
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.lock pyproject.toml
@@ -21,17 +27,37 @@ BIN := .venv/bin
 run: .venv/installed
 	$(BIN)/kedro run
 
+claims: .venv/installed
+	@$(BIN)/python tools/claims.py
+
+publish: .venv/installed-dev
+	$(BIN)/python tools/publish.py
+
+dvc-yaml: .venv/installed-dev
+	$(BIN)/python tools/dvc_yaml.py
+
 test: .venv/installed-dev
 	$(BIN)/pytest
 
+test-all: .venv/installed-dev
+	$(BIN)/pytest -m ""
+
+test-gpu: .venv/installed-dev
+	$(BIN)/pytest -m gpu
+
+CHECKED = src tests tools benchmarks notebooks
 lint: .venv/installed-dev
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: .venv/installed-dev
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+docs: .venv/installed-dev
+	$(BIN)/zensical build --clean --strict
 
 # Liger is a baseline of one benchmark and no dependency: without its own, one of which is a GPU compiler.
 BENCHMARKS = trra_step teacher_cache sweep decoding evaluation start_up
@@ -40,11 +66,13 @@ bench: .venv/installed-dev
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 	$(BIN)/python benchmarks/page.py
 
+# requirements.lock has the core and [pipeline], requirements-dev.lock [dev] and [docs] too.
 # The lock pins torch without the label of the build that happens to be installed here, and names no package index.
 PIP_COMPILE = $(BIN)/pip-compile --quiet --strip-extras --no-header --annotation-style=line \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 lock: .venv/installed-dev
-	$(PIP_COMPILE) --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra pipeline --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements.lock
-	$(PIP_COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) --extra pipeline --extra dev --extra docs --constraint requirements.lock \
+		--output-file requirements-dev.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements-dev.lock

@@ -63,11 +63,11 @@ def measure(results: Results, size: str, batches: list[int], lengths: list[str],
         mixed = [alpha if abs(alpha - 1) > 1e-6 else 1.01 for alpha in mixed]
         variants = {
             "base": lambda: base.generate(**common),  # noqa: B023  # run in this very turn
-            "expanded": lambda: expanded.generate(**common),  # noqa: B023
-            "InRa, mixed alphas": lambda: inra.generate(**common, alpha=mixed),  # noqa: B023
-            "InRa, alpha 0": lambda: inra.generate(**common, alpha=0.0),  # noqa: B023
-            "InRa, alpha 1": lambda: inra.generate(**common, alpha=1.0),  # noqa: B023
-            "DeRa": lambda: dera.generate(**common),  # noqa: B023
+            "expanded": lambda: expanded.generate(**common),  # noqa: B023  # the same
+            "InRa, mixed alphas": lambda: inra.generate(**common, alpha=mixed),  # noqa: B023  # the same
+            "InRa, alpha 0": lambda: inra.generate(**common, alpha=0.0),  # noqa: B023  # the same
+            "InRa, alpha 1": lambda: inra.generate(**common, alpha=1.0),  # noqa: B023  # the same
+            "DeRa": lambda: dera.generate(**common),  # noqa: B023  # the same
         }
         case = f"{size}, batch {batch}, {length} tokens"
         times = results.time(case, variants, repetitions)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +142,21 @@ def make_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Pa
         return path
 
     return make
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """How often each file is read to be hashed while the test runs, by path (a Counter)."""
+    import hashlib
+
+    real, count = hashlib.file_digest, Counter()
+
+    def counted(stream, digest):
+        count[Path(stream.name)] += 1
+        return real(stream, digest)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    return count
 
 
 class KilledError(Exception):

@@ -1,24 +1,22 @@
 """What happens around every run."""
 
-import logging
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.validation import DataValidationError
+from kedro.validation.type_extractor import TypeExtractor
+from pydantic import TypeAdapter, ValidationError
 
+from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.runtime.files import from_here
 from realign_pipes.runtime.launch import Folders
-from realign_pipes.runtime.parameters import unknown_parameter
-
-logger = logging.getLogger(__name__)
+from realign_pipes.runtime.parameters import unknown
 
 
-class MissingInputError(FileNotFoundError):
+class MissingInputError(MissingFileError):
     """A run needs something that no earlier run has made."""
 
 
@@ -39,8 +37,9 @@ class MissingInputs:
         env = f" --env {run_params['env']}" if run_params.get("env") else ""
         lines = []
         for name in missing:
-            where = catalog[name]._describe() if name in catalog else "no entry in conf/*/catalog.yml"
-            stage = next((s for s, module in STAGES.items() if name in module.create_pipeline().outputs()), None)
+            entry = catalog[name]._describe() if name in catalog else {}
+            where = entry.get("filepath") or entry.get("path") or "no entry in conf/*/catalog.yml"
+            stage = next((s for s, module in STAGES.items() if name in module.create_pipeline().all_outputs()), None)
             makes = f"stage {stage} makes it: kedro run --pipeline {stage}{env}" if stage else "no stage makes it"
             if name in ("reference_model", "aligned_model"):
                 makes += "; for a model of your own, check its path in your environment's catalog.yml"
@@ -57,72 +56,50 @@ class DataDocsOfFailure:
 
     @hook_impl
     def on_pipeline_error(self, error: Exception, catalog: DataCatalog) -> None:
-        if not isinstance(error, DataValidationError):
+        if not isinstance(error, DataValidationError) or not error.failures:
             return
         from realign_pipes.reporting.data_docs import build_data_docs
 
         folder = self.folders.work / "reporting" / "data_docs"
         catalog.save("data_docs", build_data_docs(self.folders.validation, folder))
-        logger.error("What was found is in %s", catalog.load("data_docs") / "index.html")
+        error.add_note(f"What was found: {from_here(catalog.load('data_docs') / 'index.html')}")
 
 
-class UnknownParameters:
-    """Refuses parameters below a name that no stage reads; Kedro would ignore them in silence."""
+class WrongParameters:
+    """Stops a run whose parameters do not fit, with a line for each of them; Kedro would show Pydantic's own text."""
 
-    @hook_impl
+    @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
-        check_stages(context.params)
+        check_parameters(context.config_loader["parameters"])
 
 
-def check_stages(names: Iterable[str]) -> None:
-    """Raise ValueError unless the `names` at the top of the parameters are those of stages."""
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """InputError, naming each place as the YAML has it, unless the stages can take the `parameters`.
+
+    Those below a name that no stage reads are among them: Kedro would ignore them in silence.
+    """
     from realign_pipes.pipeline_registry import register_pipelines
 
-    inputs = register_pipelines()["__default__"].inputs()
-    known = {name.removeprefix("params:") for name in inputs if name.startswith("params:")}
-    if unknown := [name for name in names if name not in known]:
-        said = "; ".join(unknown_parameter(name, known) for name in unknown)
-        raise ValueError(f"in the YAML of conf/ or in --params: {said}")
+    models = TypeExtractor(register_pipelines()).extract_types_from_pipelines()
+    wrong = [unknown("parameter", name, models) for name in parameters if name not in models]
+    for stage, model in models.items():
+        try:
+            TypeAdapter(model).validate_python(parameters.get(stage))
+        except ValidationError as error:
+            for one in error.errors():
+                where, what = one["loc"], one["msg"].removeprefix("Value error, ")
+                if one["type"] == "missing":
+                    where, what = where[:-1], f"the parameter {where[-1]!r} is missing"
+                wrong.append(f"{_place(stage, where, parameters)}: {what}")
+    if wrong:
+        raise InputError("wrong parameters, in the YAML of conf/ or in --params:\n" + "\n".join(wrong))
 
 
-class LocalOverrides:
-    """Warns where conf/local changes what DVC tracks: DVC reads conf/base alone, and would call the result its own."""
-
-    @hook_impl
-    def after_context_created(self, context: KedroContext) -> None:
-        from realign_pipes.settings import CONFIG_LOADER_ARGS
-
-        if context.env not in (None, "local"):
-            return
-        # Reading all of conf twice more takes a tenth of the start-up, and conf/local is empty as a rule.
-        folder = Path(context.config_loader.conf_source) / "local"
-        if not any(path.suffix in (".yml", ".yaml", ".json") for path in folder.rglob("*")):
-            return
-        # The context's own loader holds the parameters of --params too.
-        base, local = (
-            OmegaConfigLoader(
-                context.config_loader.conf_source, **{**CONFIG_LOADER_ARGS, "default_run_env": environment}
-            )
-            for environment in ("base", "local")
-        )
-        for what in ("parameters", "catalog", "globals"):
-            before, after = _flat(base[what]), _flat(local[what])
-            if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
-                logger.warning(
-                    "conf/local changes these %s: %s. DVC reads conf/base alone and cannot see it: what `dvc repro` "
-                    "makes now is not what dvc.lock will say. For an experiment use `dvc exp run -S`, for data of "
-                    "its own an environment with `--env`.",
-                    what,
-                    ", ".join(changed),
-                )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with names such as `trra.steps`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _place(stage: str, location: tuple[int | str, ...], parameters: dict[str, Any]) -> str:
+    """A Pydantic location as the YAML has it: without the kind that it names where a mapping may be of several."""
+    names, values = [stage], cast(Any, parameters.get(stage))
+    for part in location:
+        if isinstance(part, int) or (isinstance(values, dict) and part in values):
+            names.append(str(part))
+            values = values[part]
+    return ".".join(names)

@@ -3,7 +3,8 @@
 import os
 from typing import Any
 
-from realign_pipes.hooks import DataDocsOfFailure, LocalOverrides, MissingInputs, UnknownParameters
+from realign_pipes.config import ConfigLoader
+from realign_pipes.hooks import DataDocsOfFailure, MissingInputs, WrongParameters
 from realign_pipes.runtime.lock import OneRunAtATime
 from realign_pipes.runtime.run_log import RunLog
 
@@ -11,8 +12,12 @@ from realign_pipes.runtime.run_log import RunLog
 # anything else runs on the machine; not to spin at all, half as fast when nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-HOOKS = (UnknownParameters(), LocalOverrides(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
+# A bar for the writing of every data set would bury the bars that matter.
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+HOOKS = (WrongParameters(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
+
+CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",

@@ -147,7 +147,8 @@ def test_a_shard_of_another_shape_or_type(cache, examples):
     ):
         content = save(tensors)
         (folder / "shard-00000.safetensors").write_bytes(content)
-        change_index(folder, lambda index: index["shards"][0].update(sha256=hashlib.sha256(content).hexdigest()))  # noqa: B023
+        checksum = hashlib.sha256(content).hexdigest()
+        change_index(folder, lambda index: index["shards"][0].update(sha256=checksum))  # noqa: B023  called at once
         assert "shard-00000.safetensors holds" in refused(folder, examples)
 
 

@@ -127,7 +127,7 @@ def test_half_precision_inputs_are_computed_in_float32():
         ({"alpha": float("nan")}, "alpha must be a finite number, not nan"),
         ({"alpha": float("inf")}, "alpha must be a finite number, not inf"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"divergence": "kl"}, "'kl' is not known"),
+        ({"divergence": "kl"}, "there is no divergence 'kl'"),
         ({"vocab_size": 51}, "vocab_size 51 must be between 1 and the smallest head's 50"),
         ({"num_tokens": 0}, "no tokens"),
     ],

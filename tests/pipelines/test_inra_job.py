@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from realign_pipes.realignment.inra.training import make_adapter, train_dpo, train_sft
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import load_model, load_tokenizer
+from realign_pipes.models.load import load_model
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.objective import divergence_between, fuse_logits
-from realign_pipes.pipelines.inra import job as inra_training
+from realign_pipes.pipelines.inra import job
+from realign_pipes.pipelines.inra.job import TrainAdapter, train_by_trl
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.runtime import training as trainings
 from realign_pipes.teachers.parameters import Teachers
@@ -63,19 +63,23 @@ def pairs(tiny_tokenizer) -> Dataset:
 
 @pytest.fixture
 def make(pair, examples, pairs, tmp_path):
-    """`make(**parameters)` trains an adapter for the tiny pair of models."""
+    """`make(**parameters)` trains an adapter for the tiny pair of models; its checkpoint."""
+    examples.save_to_disk(tmp_path / "examples")
+    pairs.save_to_disk(tmp_path / "pairs")
 
     def make(work="work", **changes):
-        return make_adapter(
-            *pair,
+        adapter = TrainAdapter(
             parameters=make_parameters(**changes),
             teachers=ONLINE,
-            short_solutions=examples,
-            preference_pairs=pairs,
-            calibration_set=examples,
+            reference=pair[0],
+            aligned=pair[1],
+            short_solutions=tmp_path / "examples",
+            preference_pairs=tmp_path / "pairs",
+            calibration_set=tmp_path / "examples",
             teacher_cache=tmp_path / "none",
             work=tmp_path / work,
         )
+        return adapter.run().checkpoint
 
     return make
 
@@ -116,7 +120,7 @@ def test_nothing_but_the_adapter_moves(make, pair, method, adapter, placement):
 
 def one_step(folder) -> dict[str, float]:
     """What the trainer logged at its first step."""
-    (state,) = folder.glob("checkpoint-1/trainer_state.json")
+    (state,) = folder.glob("trainer/checkpoint-1/trainer_state.json")
     return json.loads(state.read_text())["log_history"][0]
 
 
@@ -141,7 +145,7 @@ def test_sft_minimises_the_mean_cross_entropy_of_completion_tokens(pair, example
     model = random_adapter(pair[0])
     stock = [log_probabilities(model.expanded, row["prompt_ids"], row["completion_ids"]) for row in examples]
     parameters = make_parameters(**ONE_STEP, batch_size=9, micro_batch_size=3)
-    train_sft(model, examples, load_tokenizer(pair[0]), parameters, tmp_path / "work")
+    train_by_trl(model, examples, pair[0], parameters, tmp_path / "work")
     assert one_step(tmp_path / "work")["loss"] == pytest.approx(-torch.cat(stock).mean().item(), rel=1e-4)
 
 
@@ -157,7 +161,7 @@ def test_dpo_compares_stream_a_with_stream_r(pair, pairs, tmp_path):
         margins.append(chosen - rejected)
     expected = -torch.nn.functional.logsigmoid(0.3 * torch.stack(margins)).mean()
     parameters = make_parameters(**ONE_STEP, method="dpo", batch_size=6, micro_batch_size=6)
-    train_dpo(model, pairs, load_tokenizer(pair[0]), parameters, tmp_path / "work")
+    train_by_trl(model, pairs, pair[0], parameters, tmp_path / "work")
     assert one_step(tmp_path / "work")["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -229,13 +233,12 @@ def test_a_finished_adapter_is_found_again_until_what_it_is_made_from_changes(ma
     trained = []
     with monkeypatch.context() as patch:
 
-        def train_nothing(model, examples, tokenizer, parameters, folder):
+        def train_nothing(model, examples, reference, parameters, folder):
             trained.append(parameters.learning_rate)
-            folder.mkdir()
-            folder.with_name("curves").mkdir()
+            (folder / "curves").mkdir()
             return model.expanded.state_dict()
 
-        patch.setattr(inra_training, "train_sft", train_nothing)
+        patch.setattr(job, "train_by_trl", train_nothing)
         assert make() == path
         make(dpo={"beta": 0.9})  # which SFT does not use
         assert not trained

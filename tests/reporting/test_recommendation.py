@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from realign_pipes.reporting.recommendation import recommend
+from realign_pipes.reporting.recommendation import headline, recommend
 
 
 def table(*rows: tuple[str, str, float, float, float, float]) -> pd.DataFrame:
@@ -67,3 +67,29 @@ def test_no_saving_keeps_the_reference():
 def test_equal_savings_go_to_the_more_correct():
     twin = ("dera_1.5", "dera", 0.979, -0.01, 64.3, 0.28)
     assert recommend(table(REFERENCE, TRRA, twin), margin=0.02)["candidate"] == "dera_1.5"
+
+
+def test_the_headline_has_the_best_of_either_method_whichever_is_recommended():
+    again = ("trra_iter1_1.5", "trra_iter", 0.978, -0.019, 60.0, 0.3)
+    inra = ("inra_1.0", "inra", 0.979, -0.01, 30.0, 0.6)
+    worse = ("inra_0.5", "inra", 0.9, -0.1, 20.0, 0.8)
+    results = table(REFERENCE, ALIGNED, TRRA, FAR, again, inra, worse)
+    assert headline(results, recommend(results, margin=0.02)) == {
+        "candidate": "inra_1.0",
+        "pass_at_1": 0.979,
+        "mean_tokens": 30.0,
+        "reference_pass_at_1": 0.98,
+        "reference_mean_tokens": 89.3,
+        "trra_token_reduction": 0.3,
+        "inra_token_reduction": 0.6,
+    }
+
+
+def test_the_headline_of_a_sweep_that_saves_nothing():
+    results = table(REFERENCE, FAR, LONGER)
+    figures = headline(results, recommend(results, margin=0.02))
+    assert (figures["candidate"], figures["trra_token_reduction"], figures["inra_token_reduction"]) == (
+        "reference",
+        0,
+        0,
+    )

@@ -46,6 +46,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
 ):
     outputs = {
         "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
+        "headline_metrics": JSONDataset(filepath=str(tmp_path / "headline.json")),
         "sweep_metrics": JSONDataset(filepath=str(tmp_path / "sweep_metrics.json")),
         "sweep_table_markdown": TextDataset(filepath=str(tmp_path / "sweep_table.md")),
         "sweep_table_csv": CSVDataset(filepath=str(tmp_path / "sweep_table.csv"), save_args={"index": False}),
@@ -72,6 +73,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     markdown = outputs["sweep_table_markdown"].load()
     assert markdown.startswith("| candidate |") and markdown.endswith(f"\n\n{sentence}\n")
     assert list(outputs["sweep_metrics"].load()) == list(generations)
+    assert outputs["headline_metrics"].load()["candidate"] in sentence
     overall = sweep_results[sweep_results["task"] == "all"].reset_index(drop=True)
     pd.testing.assert_series_equal(outputs["sweep_table_csv"].load()["pass_at_1"], overall["pass_at_1"])
     for name in ("pareto_figure", "alpha_figure", "budget_figure", "training_figure"):

@@ -13,14 +13,14 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from pluggy import PluginManager
 
-from realign_pipes.datasets.folders import FolderDataset, WorkFolderDataset
+from realign_pipes.datasets.folders import FolderDataset
 from realign_pipes.hooks import MissingInputError, MissingInputs
 from realign_pipes.runtime.lock import AnotherRunError, OneRunAtATime, take_lock
 
 HOLDER = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from realign_pipes.run_lock import take_lock
+from realign_pipes.runtime.lock import take_lock
 take_lock(Path(sys.argv[1]), "kedro run --pipelines trra")
 rank = subprocess.Popen(["sleep", "100"], close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print(rank.pid, flush=True)
@@ -32,7 +32,7 @@ def test_the_lock_is_free_again_when_its_holder_and_all_that_it_started_are_gone
     lock = tmp_path / "run.lock"
     holder = subprocess.run([sys.executable, "-c", HOLDER, lock], capture_output=True, text=True, check=False)
     assert holder.returncode == -signal.SIGKILL, holder.stderr
-    rank = os.pidfd_open(int(holder.stdout))
+    rank = os.pidfd_open(int(holder.stdout.split()[-1]))  # after what Kedro says of its logging
     try:
         with pytest.raises(AnotherRunError, match=r"process \d+ on .*, started 20.*kedro run --pipelines trra"):
             take_lock(lock, "kedro run")
@@ -53,12 +53,15 @@ def test_other_folders_have_locks_of_their_own(tmp_path):
 
 
 @pytest.fixture
-def hooks():
+def hooks(tmp_path):
+    """Of a run whose places are below tmp_path."""
     from kedro.framework.hooks.manager import _create_hook_manager
 
     manager: PluginManager = _create_hook_manager()
     manager.register(OneRunAtATime())
     manager.register(MissingInputs())
+    folders = {name: str(tmp_path / name) for name in ("work", "logs", "validation")}
+    manager.hook.after_context_created(context=SimpleNamespace(config_loader={"parameters": {"folders": folders}}))
     return manager.hook
 
 
@@ -67,13 +70,7 @@ def run_of(tmp_path):
     return {
         "run_params": {"pipeline_names": ["trra"], "env": "mine"},
         "pipeline": Pipeline([Node(lambda model: model, "model", "out", name="node")]),
-        "catalog": DataCatalog(
-            {
-                "model": FolderDataset(filepath=str(tmp_path / "model")),
-                "work_dir": WorkFolderDataset(filepath=str(tmp_path / "work")),
-                "validation_results": WorkFolderDataset(filepath=str(tmp_path / "found")),
-            }
-        ),
+        "catalog": DataCatalog({"model": FolderDataset(filepath=str(tmp_path / "model"))}),
     }
 
 

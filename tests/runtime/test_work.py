@@ -1,4 +1,4 @@
-"""Work folders and atomic writes: nothing is lost, nothing is half-written under its final name."""
+"""Work that is done once, and atomic writes: nothing is lost, nothing is half-written under its final name."""
 
 import os
 import resource
@@ -14,9 +14,8 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 
-from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.runtime.files import DiskFullError, atomic_path, explain_full_disk, recover
-from realign_pipes.runtime.work import open_work
+from realign_pipes.runtime.work import DESCRIPTION, do_once, open_work
 
 
 def test_work_of_the_same_description_is_found_again(tmp_path):
@@ -32,6 +31,116 @@ def test_a_folder_that_is_no_work_is_not_emptied(tmp_path):
     with pytest.raises(FileExistsError, match="mine is needed as a work folder, but holds something else"):
         open_work(tmp_path / "mine", {"steps": 3})
     assert (tmp_path / "mine" / "thesis").exists()
+
+
+RECIPE = {"steps": 3}
+
+
+class Counting:
+    """Work of three steps, each noted in the file `state`; the result is their sum, in a file or in a folder's two."""
+
+    def __init__(self, kind="file", stop_at=None, fail=None):
+        self.kind, self.stop_at, self.fail = kind, stop_at, fail
+        self.began_at = None
+
+    def __call__(self, folder):
+        state = folder / "state"
+        done = int(state.read_text()) if state.exists() else 0
+        self.began_at = done
+        for step in range(done, 3):
+            if step == self.stop_at:
+                raise KeyboardInterrupt
+            with atomic_path(state) as temporary:
+                temporary.write_text(str(step + 1))
+        (folder / "notes").mkdir(exist_ok=True)
+        (folder / "notes" / "more").write_text("state too")
+        return partial(self.write, state)
+
+    def write(self, state, path):
+        total = str(sum(range(1, 1 + int(state.read_text()))))
+        if self.kind == "folder":
+            path.mkdir()
+            (path / "first").write_text(total)
+            if self.fail:
+                raise self.fail
+            (path / "second").write_text(total)
+        else:
+            path.write_text(total)
+            if self.fail:
+                raise self.fail
+
+
+def result_of(path):
+    return [file.read_text() for file in ([path / "first", path / "second"] if path.is_dir() else [path])]
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_finished_work_is_found_again_and_its_state_is_removed(tmp_path, kind):
+    made = do_once(tmp_path / "work", "sum", RECIPE, Counting(kind))
+    assert made == tmp_path / "work" / "sum"
+    assert set(result_of(made)) == {"6"}
+    assert names(tmp_path / "work") == ["sum", DESCRIPTION]
+    before = made.stat().st_ino
+    (tmp_path / "work" / "state").write_text("3")  # as if it was killed before it removed its state
+    assert do_once(tmp_path / "work", "sum", dict(RECIPE), lambda folder: pytest.fail("done again")) == made
+    assert made.stat().st_ino == before
+    assert names(tmp_path / "work") == ["sum", DESCRIPTION]
+
+
+def test_interrupted_work_resumes(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        do_once(tmp_path / "work", "sum", RECIPE, Counting(stop_at=2))
+    assert names(tmp_path / "work") == ["state", DESCRIPTION]
+    again = Counting()
+    assert result_of(do_once(tmp_path / "work", "sum", RECIPE, again)) == ["6"]
+    assert again.began_at == 2
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_work_of_another_description_starts_afresh(tmp_path, finished):
+    if finished:
+        do_once(tmp_path / "work", "sum", RECIPE, Counting())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            do_once(tmp_path / "work", "sum", RECIPE, Counting(stop_at=2))
+    again = Counting(stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        do_once(tmp_path / "work", "sum", {"steps": 4}, again)
+    assert again.began_at == 0
+    assert names(tmp_path / "work") == ["state", DESCRIPTION], "the result of the other is gone"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize(
+    ("fail", "error"), [(OSError(28, "No space left on device"), DiskFullError), (RuntimeError("odd"), RuntimeError)]
+)
+def test_a_result_that_cannot_be_written_leaves_its_state_for_the_next_run(tmp_path, kind, fail, error):
+    with pytest.raises(error):
+        do_once(tmp_path / "work", "sum", RECIPE, Counting(kind, fail=fail))
+    assert names(tmp_path / "work") == ["notes", "state", DESCRIPTION]
+    again = Counting(kind)
+    assert set(result_of(do_once(tmp_path / "work", "sum", RECIPE, again))) == {"6"}
+    assert again.began_at == 3
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_work_killed_at_any_moment_is_done_once_in_the_end(tmp_path, kind):
+    event, came_to = 0, set()
+    while killed_at(event, partial(do_once, tmp_path / str(event), "sum", RECIPE, Counting(kind))):
+        folder = tmp_path / str(event)
+        found = folder / "sum"
+        assert not found.exists() or set(result_of(found)) == {"6"}, "half a result"
+        recover(folder)
+        again = Counting(kind)
+        assert set(result_of(do_once(folder, "sum", RECIPE, again))) == {"6"}
+        assert names(folder) == ["sum", DESCRIPTION]
+        came_to.add(again.began_at)
+        event += 1
+    assert came_to == {0, 1, 2, 3, None}  # steps that were done before the kill; None: it was finished
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -180,8 +289,3 @@ def test_other_errors_are_left_as_they_are(tmp_path):
     with pytest.raises(PermissionError), explain_full_disk(tmp_path / "target"):
         raise PermissionError(13, "not yours")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fingerprint_is_of_the_content():
-    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 from datasets import Dataset
 
+from realign_pipes.datasets.folders import FolderDataset
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.trra import collate
+from realign_pipes.teachers import hidden_states
 from realign_pipes.teachers.fused import CachedTeacher
 from realign_pipes.teachers.hidden_states import CacheMismatchError, open_cache, write_cache
+from realign_pipes.teachers.parameters import Teachers
 from realign_pipes.teachers.signals import OnlineTeacher, check_examples, check_linear_head, fingerprint_examples
 
 CPU = torch.device("cpu")
@@ -68,7 +72,7 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(tmp_path, pair, examp
     class Killed(Exception):
         pass
 
-    def stop_after_two_batches(_, calls=[]):  # noqa: B006
+    def stop_after_two_batches(_, calls=[]):  # noqa: B006  counts over calls
         calls.append(1)
         if len(calls) > 4:
             raise Killed
@@ -98,9 +102,7 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(tmp_path, pair, examp
 
 def test_a_failing_write_leaves_earlier_shards_readable(tmp_path, pair, examples, monkeypatch):
     """A full disk while a shard is written."""
-    from realign_pipes.realignment import teachers
-
-    real, calls = teachers.save_file, []
+    real, calls = hidden_states.save_file, []
 
     def full_disk(tensors, path):
         calls.append(path)
@@ -109,7 +111,7 @@ def test_a_failing_write_leaves_earlier_shards_readable(tmp_path, pair, examples
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(teachers, "save_file", full_disk)
+    monkeypatch.setattr(hidden_states, "save_file", full_disk)
     model = load_model(pair[0], device=CPU)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "cache", model, examples)
@@ -169,6 +171,21 @@ def test_examples_of_another_tokenizer_are_refused(tiny_tokenizer):
     rows[2]["prompt_ids"] = rows[1]["prompt_ids"]
     with pytest.raises(ValueError, match=r"made with another tokenizer .* the prompt of 3 \+ 2"):
         check_examples(Dataset.from_list(rows), tiny_tokenizer)
+
+
+def test_a_cache_is_read_once_to_be_checked_however_often_it_is_opened(tmp_path, pair, examples, hashed):
+    """Written, opened, found finished, and opened again where the catalog has put it."""
+    teachers = Teachers(mode="cached", dtype="auto", batch_size=2, shard_tokens=12)
+    for _ in range(2):
+        made = hidden_states.cache_model(
+            tmp_path / "work", pair[0], examples, SOURCE, teachers=teachers, description="caching"
+        )
+    FolderDataset(filepath=str(tmp_path / "cache")).save(tmp_path / "work")
+    opened = open_cache(tmp_path / "cache", SOURCE, examples)
+    assert torch.equal(opened.hidden_states(range(9)), made.hidden_states(range(9)))
+    files = {path.name for path in (tmp_path / "cache").glob("*.safetensors")}
+    assert len(files) > 3
+    assert Counter(path.name for path in hashed.elements()) == dict.fromkeys(files, 1)
 
 
 def test_no_cache_at_all_is_refused(tmp_path, examples):

@@ -7,6 +7,7 @@ from typing import Literal
 from datasets import Dataset
 
 from realign_pipes.data.schemas import CALIBRATION_COLUMNS
+from realign_pipes.errors import InputError
 from realign_pipes.tasks.completion import THINK_CLOSE
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def usable_rows(samples: Dataset) -> list[int]:
         if correct and finished and completion.count(THINK_CLOSE) == 1
     ]
     if not usable:
-        raise ValueError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
+        raise InputError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
                          f"but none of these is finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
     return usable
 
@@ -40,7 +41,7 @@ def select_calibration(
     lengths = [tokens for _, _, tokens in usable]
     seen = f"{min(lengths)} to {max(lengths)} tokens long, {statistics.median(lengths):.0f} in the median"
     if not fitting:
-        raise ValueError(f"data_prep.calibration: none of the {len(usable)} right completions has min_tokens "
+        raise InputError(f"data_prep.calibration: none of the {len(usable)} right completions has min_tokens "
                          f"{min_tokens} to max_tokens {max_tokens}. They are {seen}. "
                          "Change the bounds.")  # fmt: skip
     if keep == "longest":

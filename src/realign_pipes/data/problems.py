@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from realign_pipes.errors import InputError
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.parameters import DatasetTask, Problems
 
@@ -46,12 +47,12 @@ def draw_problems(key: str, name: str, task: Problems, seed: int, excluded: Coll
             try:
                 candidates = reasoning_gym_task.make_problems(task, factor * task.problems, seed=first)
             except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+                raise InputError(f"{key}: {error}") from error
             chosen = _distinct(candidates, excluded)
             if len(chosen) >= task.problems:
                 break
     if len(chosen) < (wanted or 1):
-        raise ValueError(f"{key}: {wanted or 1} distinct problems are wanted, and only {len(chosen)} are left of "
+        raise InputError(f"{key}: {wanted or 1} distinct problems are wanted, and only {len(chosen)} are left of "
                          f"{len(candidates)} without duplicates and problems of the calibration. Ask for fewer, or "
                          "give the task more of them.")  # fmt: skip
     return [Problem(f"{name}-{index:05d}", name, **problem) for index, problem in enumerate(chosen[:wanted])]

@@ -7,6 +7,7 @@ which the loss starts, and the model would learn on ids that it never has before
 
 from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.load import render_chat
 from realign_pipes.tasks.completion import THINK_OPEN
 
@@ -50,5 +51,5 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     for token_id in tokenizer(closing, add_special_tokens=False)["input_ids"]:
         if token_id in tokens and tokens[token_id].special:
             return token_id
-    raise ValueError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, in "
+    raise InputError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, in "
                      "which there is no special token, so that a model could not learn where to stop.")  # fmt: skip

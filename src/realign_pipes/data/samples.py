@@ -12,6 +12,7 @@ from datasets import Dataset
 from realign_pipes.data.problems import Problem, draw_problems, normalise
 from realign_pipes.data.prompts import continue_prompt, encode_completion, end_of_turn_id, render_prompt
 from realign_pipes.data.schemas import SAMPLE_COLUMNS
+from realign_pipes.errors import InputError
 from realign_pipes.generation.graded import Question, completion_text, sample_and_grade
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
@@ -149,7 +150,7 @@ def _collect(records: Iterable[dict[str, Any]], task: Task) -> Dataset:
     if not right:
         first = rows[0]
         form = "\\boxed{…}" if isinstance(task, DatasetTask) else "<answer>…</answer>"
-        raise ValueError(
+        raise InputError(
             f"data_prep.calibration: none of the first {len(rows)} completions is right, and {unfinished} of them are "
             f"cut off by the token limit. Looked for was the answer {first['answer']!r} as {form} after the thinking; "
             f"the first completion ends in {first['completion'][-200:]!r}. Check the form that the task's verifier "

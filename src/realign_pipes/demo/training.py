@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from realign_pipes.demo.tokenizer import build_tokenizer
 from realign_pipes.demo.traces import SLIPS, slow_trace
+from realign_pipes.errors import InputError
 from realign_pipes.generation.graded import GradedCompletion, Question, sample_and_grade
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
@@ -123,7 +124,7 @@ def shortest_correct(
         if one.correct and one.finished and (one.id not in best or len(one.token_ids) < len(best[one.id].token_ids)):
             best[one.id] = one
     if not best:
-        raise ValueError("demo_models: the reference solved none of the problems for the aligned model. Give "
+        raise InputError("demo_models: the reference solved none of the problems for the aligned model. Give "
                          "demo_models.reference more steps.")  # fmt: skip
     return [(question.prompt_ids, best[question.id].token_ids) for question in questions if question.id in best]
 

@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Alpha, Completion, Prompt
 from realign_pipes.generation.parameters import Sampling
 
@@ -57,7 +58,7 @@ def stop_token_ids(model: PreTrainedModel) -> list[int]:
     """The ids that end a completion, from the checkpoint's generation config."""
     eos = model.generation_config.eos_token_id
     if eos is None:
-        raise ValueError(f"{model.config._name_or_path}: generation_config.json names no eos_token_id.")
+        raise InputError(f"{model.config._name_or_path}: generation_config.json names no eos_token_id.")
     return list(eos) if isinstance(eos, list) else [eos]
 
 

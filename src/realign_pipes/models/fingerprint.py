@@ -1,4 +1,4 @@
-"""Fingerprints: what tells one checkpoint, tokenizer or piece of plain data from another."""
+"""Fingerprints: what tells one checkpoint, tokenizer, file or piece of plain data from another."""
 
 import hashlib
 import json
@@ -15,10 +15,28 @@ def fingerprint(description: Any) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
+_digests: dict[tuple[int, int, int, int], str] = {}
+"""Of the files that this process has read: device, inode, size and time of last change -> SHA-256."""
+
+
+def fingerprint_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, which are read once in a process as long as nobody changes the file.
+
+    A hard link or a new name is the same file: the catalog's copies of finished work are not read again.
+    """
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as stream:
+            _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return _digests[key]
+
+
 def fingerprint_model(path: Path) -> str:
     """SHA-256 (hex) over the configuration and the bytes of all weights of a checkpoint directory.
 
-    For an adapter of the stage trra over its own, and the fingerprint of the reference beside which it was trained.
+    For an adapter of the stage trra, over the adapter's own configuration and weights, and the fingerprint of the
+    reference that it was trained on. Raises what `check_checkpoint` raises.
     """
     check_checkpoint(path)
     if is_adapter(path):
@@ -29,10 +47,7 @@ def fingerprint_model(path: Path) -> str:
         config = read_config(path).to_dict()
     config.pop("_name_or_path", None)
     config.pop("transformers_version", None)
-    weights = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            weights[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    weights = {file.name: fingerprint_file(file) for file in sorted(path.glob("*.safetensors"))}
     return fingerprint({"config": json.loads(json.dumps(config, default=str)), "weights": weights})
 
 

@@ -11,8 +11,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_default_handler, disable_progress_bar, enable_propagation
 
+from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.models.trust import (
     CheckpointError,
     base_of_adapter,
@@ -23,6 +24,8 @@ from realign_pipes.models.trust import (
 )
 
 disable_progress_bar()  # a bar for each file of each model would bury the bars that matter
+disable_default_handler()  # its warnings go where all others go: in a run, to the log file
+enable_propagation()
 
 QUESTION = "QUESTION-OF-THE-USER"
 
@@ -34,12 +37,12 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     AutoTokenizer would replace parts of it by those of the architecture's own class (Transformers 5 does so for Qwen2).
     """
     if not (path / "tokenizer.json").exists():
-        raise FileNotFoundError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
+        raise MissingFileError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
     with reading(path / "tokenizer.json"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
         tokenizer("?")
     if tokenizer.chat_template is None:
-        raise ValueError(f"{path}: the tokenizer has no chat template, through which prompts must go.")
+        raise InputError(f"{path}: the tokenizer has no chat template, through which prompts must go.")
     if QUESTION not in render_chat(tokenizer, [{"role": "user", "content": QUESTION}], add_generation_prompt=True):
         raise CheckpointError(f"the chat template of {path} leaves out what the user says.")
     if tokenizer.pad_token_id is None:
@@ -123,7 +126,7 @@ def check_same_tokenizer(
     theirs = {token_id: token for token, token_id in aligned.get_vocab().items()}
     for token_id in sorted(ours.keys() | theirs.keys()):
         if ours.get(token_id) != theirs.get(token_id):
-            raise ValueError(
+            raise InputError(
                 f"the tokenizers of {names[0]} and {names[1]} differ, so their logits cannot be mixed: id {token_id} "
                 f"is {ours.get(token_id)!r} in the first and {theirs.get(token_id)!r} in the second "
                 f"({len(ours)} and {len(theirs)} tokens)."
@@ -131,7 +134,7 @@ def check_same_tokenizer(
     first, second = (json.loads(t.backend_tokenizer.to_str()) for t in (reference, aligned))
     for part in ("normalizer", "pre_tokenizer", "model"):
         if first[part] != second[part]:
-            raise ValueError(f"the tokenizers of {names[0]} and {names[1]} have one vocabulary but split text "
+            raise InputError(f"the tokenizers of {names[0]} and {names[1]} have one vocabulary but split text "
                              f"differently: their {part} differs.")  # fmt: skip
 
 
@@ -142,10 +145,10 @@ def _check_stops(generation: Path, rows: int) -> None:
         with reading(generation):
             stops = GenerationConfig.from_pretrained(generation.parent).eos_token_id
     if stops is None or stops == []:
-        raise ValueError(f"{generation} names no eos_token_id, so that completions would never end.")
+        raise InputError(f"{generation} names no eos_token_id, so that completions would never end.")
     for stop in stops if isinstance(stops, list) else [stops]:
         if type(stop) is not int or not 0 <= stop < rows:
-            raise ValueError(f"{generation}: the eos_token_id {stop!r} is none of the head's {rows} tokens.")
+            raise InputError(f"{generation}: the eos_token_id {stop!r} is none of the head's {rows} tokens.")
 
 
 def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
@@ -162,6 +165,6 @@ def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
     for path in (reference, aligned):
         rows = read_config(path).get_text_config().vocab_size
         if rows < len(tokenizer):
-            raise ValueError(f"{path}: the head has {rows} rows, but the tokenizer {len(tokenizer)} tokens.")
+            raise InputError(f"{path}: the head has {rows} rows, but the tokenizer {len(tokenizer)} tokens.")
         _check_stops(path / "generation_config.json", rows)
     return tokenizer

@@ -13,13 +13,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
+from realign_pipes.errors import InputError, MissingFileError
+
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SIZES = ("hidden_size", "intermediate_size", "vocab_size", "head_dim")
 IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint directory has a file that is damaged, does not fit the others, or asks for what is not done here."""
 
 
@@ -57,22 +59,22 @@ def check_checkpoint(path: Path) -> None:
     to load files from elsewhere or to run code from the hub. Reads the headers of the weights, not the weights.
     """
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder. Give a checkpoint directory as written by save_pretrained.")
+        raise MissingFileError(f"{path} is not a folder. Give a checkpoint directory as written by save_pretrained.")
     if is_adapter(path):
         base, revision = base_of_adapter(path)
         if revision is None and not Path(base).is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is an adapter for the checkpoint {base}, which is no folder in {Path.cwd()}. Put it there, or "
                 "correct base_model_name_or_path in adapter_config.json."
             )
     elif not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path} has no config.json, so it is not a Hugging Face checkpoint directory.")
+        raise MissingFileError(f"{path} has no config.json, so it is not a Hugging Face checkpoint directory.")
     if not any(path.glob("*.safetensors")):
-        raise FileNotFoundError(f"{path} has no *.safetensors. Weights in other formats are not loaded: convert them "
+        raise MissingFileError(f"{path} has no *.safetensors. Weights in other formats are not loaded: convert them "
                                 "with model.save_pretrained of a recent Transformers.")  # fmt: skip
     if is_adapter(path):
         if not (path / ADAPTER_WEIGHTS).exists():  # PEFT would take a .bin in its place
-            raise FileNotFoundError(f"{path} is an adapter and has no {ADAPTER_WEIGHTS}.")
+            raise MissingFileError(f"{path} is an adapter and has no {ADAPTER_WEIGHTS}.")
         return
     _check_config(path)
     if (path / WEIGHTS_INDEX).exists():

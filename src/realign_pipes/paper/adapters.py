@@ -1,6 +1,7 @@
-"""SFT and DPO of InRa's layer adapter in "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704).
+"""How InRa's layer adapter is trained in "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
+by SFT on short reasoning, or by SFT and then DPO for dialogue. (By TrRa's objective: `paper.trra`.)
 
-Both are TRL's trainers over token ids that we have already. They train whatever of the model requires a gradient.
+Both are TRL's trainers over data that is tokenised already. They train whatever of the model requires a gradient.
 """
 
 from typing import Any
@@ -15,9 +16,9 @@ disable_progress_bars()  # TRL maps over its data; a bar for each map would bury
 def sft_trainer(
     model: PreTrainedModel, examples: Dataset, tokenizer: PreTrainedTokenizerFast, arguments: dict[str, Any]
 ) -> SFTTrainer:
-    """A trainer that minimises the mean cross-entropy of `completion_ids` after `prompt_ids`, in nats.
+    """A trainer that minimises the mean cross-entropy of the completion tokens, in nats.
 
-    `examples` has these two columns; `arguments` are SFTConfig's.
+    `examples` has the columns `prompt_ids` and `completion_ids` (token ids); `arguments` are those of SFTConfig.
     """
     rows = [
         {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
@@ -32,7 +33,7 @@ def sft_trainer(
 
 
 class _TokenisedDPOTrainer(DPOTrainer):
-    """TRL's trainer for pairs whose ids we have: `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    """TRL's trainer for pairs that are tokenised already: `prompt_ids`, `chosen_ids` and `rejected_ids`."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         # TRL would tokenise prompt and completion together, and learn on other ids than the model generates.
@@ -49,8 +50,8 @@ def dpo_trainer(
 ) -> DPOTrainer:
     """A trainer for direct preference optimisation of `model` against `base` (InRa: stream A against stream R).
 
-    `pairs` has the columns `prompt_ids`, `chosen_ids` and `rejected_ids`; `beta` weighs the divergence from `base`;
-    `arguments` are DPOConfig's.
+    `pairs` has the columns `prompt_ids`, `chosen_ids` and `rejected_ids` (token ids); `beta` weighs the divergence from
+    `base`; `arguments` are those of DPOConfig.
     """
     return _TokenisedDPOTrainer(
         model=model,

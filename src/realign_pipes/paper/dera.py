@@ -1,10 +1,9 @@
 """DeRa, "Decoding-time Realignment of Language Models" (https://arxiv.org/abs/2402.02992): two models decode together.
 
-The baseline of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
-Eq. 5 at every token.
+The baseline of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704): its Eq. 5 at every token.
 
-pair = DeRaForCausalLM(reference, aligned, alpha=1.5)
-pair.generate(**tokenizer("...", return_tensors="pt"))
+    pair = DeRaForCausalLM(reference, aligned, alpha=1.5)
+    pair.generate(**tokenizer("...", return_tensors="pt"))
 """
 
 from typing import Any
@@ -30,8 +29,9 @@ class PairCache(DynamicCache):
 class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
     """Decodes from softmax(z(alpha)), with both models and both KV caches in memory.
 
-    `alpha` is a number, or a float tensor [B] with one number for each row of the batch. `vocab_size` cuts off padded
-    ids of the heads (None: the smaller head's size). The second cache travels as an attribute of the first.
+    `alpha` is a number, or a float tensor [B] with one number for each row of the batch; `forward` raises ValueError
+    for another number of rows. `vocab_size` cuts off padded ids of the heads (None: the smaller head's size). The
+    second cache travels as an attribute of the first.
     """
 
     _supports_sdpa = True

@@ -1,8 +1,8 @@
-"""InRa of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
-expanding a stock decoder of L layers to L + n.
+"""The layer adapter of InRa, inference-time realignment, of "Flexible Realignment of Language Models"
+(https://arxiv.org/abs/2506.12704): a stock decoder of L layers becomes one of L + n.
 
-The identity initialisation (output projections set to zero), the expanded configuration, and what is noted beside the
-checkpoint on disk.
+Here are the identity initialisation (output projections set to zero; Table 4 compares it with a random one), the
+expanded configuration, and what is noted beside the checkpoint on disk.
 """
 
 import copy
@@ -92,6 +92,10 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def zero_output_projections(layer: torch.nn.Module, architecture: str) -> None:
+    """Make a decoder layer the identity: set what its attention and its MLP add to the hidden states to zero.
+
+    ValueError, naming the `architecture`, for a layer without `self_attn.o_proj` and `mlp.down_proj`.
+    """
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         try:
             projection = layer.get_submodule(name)

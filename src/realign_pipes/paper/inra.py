@@ -1,6 +1,6 @@
 """InRa, inference-time realignment, of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704).
 
-Stream A runs through the layer adapter, stream R around it, and their logits are mixed (Eq. 5):
+Stream A runs through the layer adapter, stream R around it, and their logits are mixed by Eq. 5:
 
     model = InRaForCausalLM.from_pretrained("data/06_models/inra")
     model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), alpha=[0.0, 0.5, 1.2])
@@ -68,7 +68,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
 
     `alpha` is a number, a sequence or tensor with one number for each row, or (for `generate`) a function
     `f(step, row) -> alpha`. alpha = 0 is the base model and 1 the expanded one; rows that stay at 0 or at 1 run
-    through one stream only, unless `both_streams` asks for both, so that a later call can go on from the cache at
+    through one stream only, unless `both_streams` asks for both, so that a later call can continue from the cache at
     another alpha.
 
     `config` is the base model's; `expanded` is the stock model of L + n layers that holds all weights. `linear_head`
@@ -206,7 +206,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         The mixture is formed in float32. Where the head is linear, it is rounded to the model's dtype before it is
         projected, and the logits have that dtype; mixed logits stay in float32.
 
-        A cache remembers which streams it holds: going on from it needs those that `alpha` asks for.
+        A cache remembers which streams it holds. To continue from it at an `alpha` that needs another one raises
+        ValueError.
         """
         if use_cache is False:
             past_key_values = None
@@ -295,8 +296,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             for name, wanted, there in (("A", alphas != 0, held.aligned), ("R", alphas != 1, held.reference)):
                 if missing := every[wanted & ~torch.isin(every, there)].tolist():
                     raise ValueError(
-                        f"rows {missing} need stream {name}, which the cache they go on from does not hold: it began "
-                        "at an alpha that did without. Begin with both_streams=True."
+                        f"rows {missing} need stream {name}, which the cache that they continue from does not hold: it "
+                        "began at an alpha that did without. Begin with both_streams=True."
                     )
             streams = held.at(alphas)
         else:

@@ -1,10 +1,18 @@
-"""Eqs. 5 and 6 of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
-the fused teacher z(alpha), and the objective of TrRa.
+"""Equations 5 and 6 of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704): the fused teacher
+z(alpha), and the divergence that TrRa minimises.
 
-Eq. 5 is `fuse_logits`, Eq. 6 `divergence_between`, both over full logits: these are the definitions. The same numbers
-without ever holding [tokens, vocabulary] are `fused_linear_divergence`: it forms logits for a chunk of tokens, takes
-the loss and its gradient, and throws them away, so that memory grows with chunk_tokens * V. Tests hold the two
-together. The paper writes lambda where this project writes alpha. Needs torch and nothing else.
+`fuse_logits` is Eq. 5 and `divergence_between` Eq. 6, both over full logits: these are the definitions. The mean of the
+same divergence, without ever holding [tokens, vocabulary], is `fused_linear_divergence`: it forms the logits of a chunk
+of tokens, takes the loss and its gradient, and throws them away, so that memory grows with chunk_tokens * V. Tests
+compare the two. This module needs torch and nothing else.
+
+The names are the same throughout. The paper's lambda is `alpha`.
+
+    z_ref, z_aligned, z_student    logits of the three models: final hidden states times the head
+    z = z(alpha)                   the fused teacher's logits, Eq. 5
+    p = softmax(z / T)             the teacher, at temperature T
+    q = softmax(z_student / T)     the student
+    m = (p + q) / 2                what the Jensen-Shannon divergence compares both with
 """
 
 import math
@@ -18,14 +26,19 @@ from realign_pipes.paper import Divergence
 def fuse_logits(
     reference_logits: torch.Tensor, aligned_logits: torch.Tensor, alpha: float | torch.Tensor
 ) -> torch.Tensor:
-    """z(alpha) = (1 - alpha) z_ref + alpha z_aligned, in float32 (the paper's Eq. 5).
+    """Eq. 5: z(alpha) = (1 - alpha) z_ref + alpha z_aligned, in float32 (float64 stays).
 
-    Both logits are [..., V] and may be padded to different V over one tokenizer: the result has the smaller one.
-    `alpha` is a number, or a tensor that broadcasts against [..., 1]: one number per row, for instance. At 0 and 1
-    the result equals the one model's logits bit for bit, as long as the other's are finite.
+    Both are [..., V] and may be padded to different V over one tokenizer: the result has the smaller one. Where the
+    head is linear, final hidden states [..., d] can be mixed in place of logits. `alpha` is a number, or a tensor that
+    broadcasts against [..., 1]: one number per row, for instance. At 0 and 1 the result equals the one model's logits
+    bit for bit, as long as the other's are finite.
     """
     vocab = min(reference_logits.shape[-1], aligned_logits.shape[-1])
-    return (1 - alpha) * reference_logits[..., :vocab].float() + alpha * aligned_logits[..., :vocab].float()
+    z_ref, z_aligned = (
+        logits[..., :vocab].to(torch.promote_types(logits.dtype, torch.float32))
+        for logits in (reference_logits, aligned_logits)
+    )
+    return (1 - alpha) * z_ref + alpha * z_aligned
 
 
 def divergence_between(
@@ -33,9 +46,8 @@ def divergence_between(
 ) -> torch.Tensor:
     """Divergence of student and teacher at each position, [..., V] -> [...], in nats, float32.
 
-    With p = softmax(teacher / temperature), q = softmax(student / temperature) and m = (p + q) / 2:
-    `forward_kl` is KL(p || q), `reverse_kl` is KL(q || p) (the paper's Eq. 6), `jsd` is KL(p || m)/2 + KL(q || m)/2.
-    There is no factor temperature**2: the number is the divergence itself.
+    `forward_kl` is KL(p || q), `reverse_kl` is KL(q || p) (the paper's Eq. 6), `jsd` is (KL(p || m) + KL(q || m)) / 2.
+    There is no factor temperature**2: the number is the divergence itself. ValueError for any other name.
     """
     log_p = torch.log_softmax(teacher_logits.float() / temperature, dim=-1)
     log_q = torch.log_softmax(student_logits.float() / temperature, dim=-1)
@@ -44,7 +56,7 @@ def divergence_between(
     if divergence == "reverse_kl":
         return (log_q.exp() * (log_q - log_p)).sum(-1)
     if divergence == "jsd":
-        log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
         return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1)
     raise _unknown(divergence)
 
@@ -68,15 +80,15 @@ def fused_linear_divergence(
     chunk_tokens: int = 256,
     num_tokens: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean divergence over tokens between softmax(student / T) and softmax(z(alpha) / T) (the paper's Eqs. 5 and 6).
+    """The mean over N tokens of `divergence_between(z_student, fuse_logits(z_ref, z_aligned, alpha))`: Eqs. 5 and 6.
 
     Each hidden is [N, d] and each head [V, d], every model with a d and a V of its own; row i of the three hiddens
     belongs to one token. Ids >= `vocab_size` (None: the smallest V) are cut off before mixing, since extrapolation
-    would amplify padded rows that were never trained. The sum over the N tokens is divided by `num_tokens` (None: N),
-    which is the number of completion tokens of the whole optimizer step when gradients are accumulated.
+    would amplify padded rows that were never trained. `num_tokens` (None: N) divides the sum over the N tokens: when
+    gradients are accumulated, give the number of completion tokens of the whole optimizer step.
 
-    Gradients flow into `student_hidden` and `student_head` only. Everything inside a chunk is float32, whatever the
-    inputs' dtype; the result is a float32 scalar in nats.
+    Gradients flow into `student_hidden` and `student_head` only. Everything inside a chunk of `chunk_tokens` tokens is
+    float32, whatever the inputs' dtype; the result is a float32 scalar in nats.
 
     Raises ValueError for shapes that do not fit together, an alpha that is not finite, a temperature that is not
     positive, or an unknown divergence.
@@ -147,20 +159,25 @@ class _FusedLinearDivergence(torch.autograd.Function):
             for start in range(0, student_hidden.shape[0], chunk_tokens):
                 chunk = slice(start, start + chunk_tokens)
                 hidden = student_hidden[chunk].float()
-                teacher, student, spare = buffers[:, : len(hidden)]
-                # z(alpha) / T. In torch's addmm_ `beta` scales what is there already and `alpha` the product that is
-                # added: neither is the paper's. The factors come after the products, so that states stored in half
-                # precision enter them unrounded.
-                torch.mm(aligned_hidden[chunk].float(), aligned_weight.T, out=teacher)
-                of_aligned, of_reference = alpha / temperature, (1 - alpha) / temperature
-                teacher.addmm_(reference_hidden[chunk].float(), reference_weight.T, beta=of_aligned, alpha=of_reference)
-                student.addmm_(hidden, student_weight.T, beta=0, alpha=1 / temperature)
-                loss, grad_logits = _divergence_and_gradient(student, teacher, spare, divergence)
+                z, z_student, spare = buffers[:, : len(hidden)]
+                # Eq. 5 over T: z_aligned is formed in the memory of z, and z_ref added to it. A trap: the keywords
+                # `beta` and `alpha` are torch's and not the paper's. addmm_ scales what is there already by `beta`, and
+                # the product that it adds by `alpha`. T goes into these factors, which costs no pass over [c, V].
+                # They apply after the products, so that states in half precision enter those unrounded.
+                torch.mm(aligned_hidden[chunk].float(), aligned_weight.T, out=z)
+                z.addmm_(
+                    reference_hidden[chunk].float(),
+                    reference_weight.T,
+                    beta=alpha / temperature,
+                    alpha=(1 - alpha) / temperature,
+                )
+                z_student.addmm_(hidden, student_weight.T, beta=0, alpha=1 / temperature)
+                loss, gradient = _divergence_and_gradient(z_student, z, spare, divergence)
                 total += loss
                 if grad_hidden is not None:
-                    torch.mm(grad_logits, student_weight, out=grad_hidden[chunk])
+                    torch.mm(gradient, student_weight, out=grad_hidden[chunk])
                 if grad_head is not None:
-                    grad_head[:vocab].addmm_(grad_logits.T, hidden, alpha=1 / temperature)
+                    grad_head[:vocab].addmm_(gradient.T, hidden, alpha=1 / temperature)
             if grad_hidden is not None:
                 grad_hidden.div_(temperature)
         ctx.save_for_backward(grad_hidden, grad_head)
@@ -180,31 +197,30 @@ class _FusedLinearDivergence(torch.autograd.Function):
 
 
 def _divergence_and_gradient(
-    student: torch.Tensor, teacher: torch.Tensor, spare: torch.Tensor, divergence: Divergence
+    z_student: torch.Tensor, z: torch.Tensor, spare: torch.Tensor, divergence: Divergence
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over tokens of the divergence, and its gradient with respect to `student`. Both are logits [c, V]; overwrites
-    them and `spare`, a third tensor of their shape.
+    """The sum over tokens of the divergence, and its gradient with respect to `z_student`.
 
-    With p = softmax(teacher), q = softmax(student), m = (p + q) / 2:
-    KL(p || q) has the gradient q - p; KL(q || p) has q (log q - log p - KL); JSD has
-    q (log q - log m - KL(q || m)) / 2.
+    Both are logits [c, V], already divided by T. They and `spare`, a third tensor of their shape, are overwritten.
+    The gradients, per token: of KL(p || q) it is q - p; of KL(q || p), q (log q - log p - KL(q || p)); of the
+    Jensen-Shannon divergence, q (log q - log m - KL(q || m)) / 2.
     """
-    log_p = torch.log_softmax(teacher, dim=-1, out=teacher)
-    log_q = torch.log_softmax(student, dim=-1, out=student)
+    log_p = torch.log_softmax(z, dim=-1, out=z)
+    log_q = torch.log_softmax(z_student, dim=-1, out=z_student)
     if divergence == "forward_kl":
         p = torch.exp(log_p, out=spare)
-        loss = log_p.sub_(log_q).mul_(p).sum()
-        return loss, log_q.exp_().sub_(p)
+        sum_of_kl = log_p.sub_(log_q).mul_(p).sum()
+        return sum_of_kl, log_q.exp_().sub_(p)
     if divergence == "reverse_kl":
         q = torch.exp(log_q, out=spare)
-        ratio = log_q.sub_(log_p)
-        per_token = torch.mul(q, ratio, out=log_p).sum(dim=-1, keepdim=True)
-        return per_token.sum(), q.mul_(ratio.sub_(per_token))
+        log_q_over_p = log_q.sub_(log_p)
+        kl = torch.mul(q, log_q_over_p, out=log_p).sum(dim=-1, keepdim=True)
+        return kl.sum(), q.mul_(log_q_over_p.sub_(kl))
     p = torch.exp(log_p, out=spare)
-    gap = log_p.sub_(log_q)
+    log_p_over_q = log_p.sub_(log_q)
     q = log_q.exp_()
-    # log m - log q = log((1 + p/q) / 2): stable, and exactly 0 where p = q.
-    above_q = torch.nn.functional.softplus(gap).sub_(math.log(2))
-    towards_teacher = p.mul_(gap.sub_(above_q)).sum()
-    towards_student = -torch.sum(q * above_q, dim=-1, keepdim=True)
-    return 0.5 * (towards_teacher + towards_student.sum()), q.mul_(above_q.add_(towards_student)).mul_(-0.5)
+    # log(m / q) = log((1 + p / q) / 2): stable, and exactly 0 where p = q.
+    log_m_over_q = torch.nn.functional.softplus(log_p_over_q).sub_(math.log(2))
+    sum_of_kl_p_m = p.mul_(log_p_over_q.sub_(log_m_over_q)).sum()
+    kl_q_m = -torch.sum(q * log_m_over_q, dim=-1, keepdim=True)
+    return 0.5 * (sum_of_kl_p_m + kl_q_m.sum()), q.mul_(log_m_over_q.add_(kl_q_m)).mul_(-0.5)

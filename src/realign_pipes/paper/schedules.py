@@ -1,5 +1,8 @@
-"""InRa of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
-alphas that change while a completion is generated: any `f(step, row) -> alpha` will do; here is the one we offer."""
+"""Alphas that change while InRa generates, beyond "Flexible Realignment of Language Models"
+(https://arxiv.org/abs/2506.12704), whose alpha is one number for a whole completion.
+
+Any function `f(step, row) -> alpha` will do; `TokenBudget` is the one that we offer. This module needs no package.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +13,11 @@ Schedule = Callable[[int, int], float]
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """Thinking inside a budget: alpha stays at `alpha` and then rises towards `fast`, so that an answer still comes.
+    """A budget of tokens for a whole completion: late in it, alpha rises so that the model stops thinking and answers.
 
-    `budget` is the number of tokens of a whole completion. Up to the share `ramp` of it alpha stays; from there it
-    rises linearly to `fast`, which it reaches half-way to the end: the rest of the budget is for the answer.
+    For the first `ramp * budget` tokens alpha is `alpha`. It then rises linearly, and is `fast` from half-way between
+    there and the end of the budget on: what is left is for the answer. ValueError for a `budget` below 1, or a `ramp`
+    outside [0, 1].
     """
 
     budget: int
@@ -28,7 +32,7 @@ class TokenBudget:
             raise ValueError(f"ramp is a share of the budget between 0 and 1, not {self.ramp}")
 
     def __call__(self, step: int, row: int) -> float:
-        """Alpha for the token number `step`, counted from 0, of any row."""
+        """Alpha for the token number `step`, counted from 0; the same for every row."""
         start = self.ramp * self.budget
         risen = (step - start) / max((self.budget - start) / 2, 1)
         return self.alpha + min(max(risen, 0.0), 1.0) * (self.fast - self.alpha)

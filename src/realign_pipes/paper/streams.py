@@ -1,5 +1,5 @@
-"""InRa of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
-the two streams of a batch, and how they are mixed.
+"""The two streams of InRa, inference-time realignment, of "Flexible Realignment of Language Models"
+(https://arxiv.org/abs/2506.12704), and their mixture by Eq. 5.
 
 Stream A runs through the layer adapter, stream R around it. Both are rows of one batch, and share its KV cache.
 """
@@ -8,6 +8,8 @@ import copy
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
+
+from realign_pipes.paper.objective import fuse_logits
 
 
 class Streams:
@@ -50,12 +52,11 @@ class Streams:
         return tensor[self.rows]
 
     def mix(self, states: torch.Tensor) -> torch.Tensor:
-        """(1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, in float32 (float64 stays)."""
+        """Eq. 5: (1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, as `fuse_logits` mixes."""
         if self.single:
             return states
-        reference, aligned = (states[places] for places in self.places)
-        # The weights are float32, and so are their products with states in half precision.
-        return (1 - self.weights) * reference + self.weights * aligned
+        reference, aligned = self.places
+        return fuse_logits(states[reference], states[aligned], self.weights)
 
 
 class StreamsCache(DynamicCache):

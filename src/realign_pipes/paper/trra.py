@@ -1,9 +1,11 @@
 """TrRa, training-time realignment, of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704).
 
-Distils softmax(z(alpha)) (Eq. 5) into a copy of the reference model by Eq. 6, on completion tokens:
+Distils softmax(z(alpha)), Eq. 5, into a copy of the reference model by minimising Eq. 6 on completion tokens:
 
-    arguments = TrainingArguments(...)
-    trainer = TrRaTrainer(model=student, teacher=teacher, alpha=1.5, train_dataset=examples, args=arguments)
+    trainer = TrRaTrainer(
+        model=student, teacher=OnlineTeacher(reference, aligned), alpha=1.5, args=TrainingArguments(...),
+        train_dataset=examples,
+    )
     trainer.train()
 
 TrRa-iter is the same again, with the student as the aligned model of the next teacher.
@@ -18,18 +20,18 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
+from realign_pipes.errors import UserError
 from realign_pipes.paper import Divergence
 from realign_pipes.paper.objective import fused_linear_divergence
 
 
-class TrainingDivergedError(ArithmeticError):
+class TrainingDivergedError(UserError, ArithmeticError):
     """The loss or the gradient became NaN or infinite."""
 
 
 class Example(TypedDict):
-    """One calibration example as token ids."""
+    """One calibration example as token ids. A data set's rows may have more columns."""
 
-    id: str
     prompt_ids: list[int]
     completion_ids: list[int]
 
@@ -58,16 +60,20 @@ class Teacher(Protocol):
 def completion_hidden_states(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Final hidden states [N, d] that predict the N completion tokens, row after row.
+    """Final hidden states [N, d] that predict the N completion tokens, row after row, in the model's dtype.
 
-    Completion tokens are those whose label is not -100; the state that predicts token t stands at t - 1.
+    All three inputs are int64 [B, T]. Completion tokens are those whose label is not -100; the state that predicts the
+    token at position t is the one at t - 1.
     """
     hidden = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     return hidden[:, :-1][labels[:, 1:] != -100]
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `attention_mask` and `labels` [B, T]; labels are -100 but on completion tokens."""
+    """Right-padded `input_ids`, `attention_mask` and `labels`, int64 [B, T].
+
+    Labels are the token ids on completion tokens, and -100 on prompts and padding.
+    """
     width = max(len(example["prompt_ids"]) + len(example["completion_ids"]) for example in examples)
     input_ids = torch.full((len(examples), width), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -87,12 +93,13 @@ class TrRaTrainer(Trainer):
     `train_dataset` has the columns `prompt_ids` and `completion_ids` (token ids), optionally `id` (named in errors) and
     `row`, the example's number for the teacher (default: its place). Only completion tokens count. `vocab_size` is the
     tokenizer's; None is that of the smallest head. The other arguments are those of `fused_linear_divergence` and of
-    Trainer.
+    Trainer. `train` raises TrainingDivergedError when the loss is no longer finite.
 
-    During `train` the loss is computed inside the model's own forward (replaced on this one instance), so that whatever
-    wraps the model (DDP, FSDP, autocast) wraps the loss too, and there inside the head's own forward: FSDP gathers a
-    sharded weight for the forward of the module that holds it. Trainer counts the labels of all micro-batches of an
-    optimizer step on all processes, and each micro-batch's loss is divided by their sum.
+    During `train` the forward of this model instance is replaced by one that returns the loss, so that whatever wraps
+    the model (DDP, FSDP, autocast) wraps the loss too. In there, the loss is computed by the head's forward, which is
+    replaced as well: FSDP gathers a sharded weight for the forward of the module that holds it. Trainer counts the
+    labels of all micro-batches of an optimizer step on all processes, and each micro-batch's loss is divided by that
+    number.
     """
 
     def __init__(
@@ -119,7 +126,7 @@ class TrRaTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of the whole optimizer step
         self.teacher = teacher
 
-        def fused_head_forward(
+        def head_forward(
             head: torch.nn.Module, hidden: torch.Tensor, signal: TeacherSignal, num_tokens: torch.Tensor
         ) -> torch.Tensor:
             return fused_linear_divergence(
@@ -137,7 +144,7 @@ class TrRaTrainer(Trainer):
                 num_tokens=num_tokens,
             )
 
-        def fused_forward(
+        def student_forward(
             student: PreTrainedModel,
             input_ids: torch.Tensor,
             attention_mask: torch.Tensor,
@@ -148,17 +155,17 @@ class TrRaTrainer(Trainer):
             hidden = completion_hidden_states(student, input_ids, attention_mask, labels)
             return {"loss": student.get_output_embeddings()(hidden, signal, num_tokens)}
 
-        self._forwards = (fused_forward, fused_head_forward)
+        self._forwards = (student_forward, head_forward)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's `train`, after which the model's forward is its class's own again."""
-        head = self.model.get_output_embeddings()
-        forward, head_forward = self._forwards
-        self.model.forward, head.forward = MethodType(forward, self.model), MethodType(head_forward, head)
+        """Trainer's `train`. After it, also where it raised, the model's forward is its class's own again."""
+        student, head = self.model, self.model.get_output_embeddings()
+        student_forward, head_forward = self._forwards
+        student.forward, head.forward = MethodType(student_forward, student), MethodType(head_forward, head)
         try:
             return super().train(*args, **kwargs)
         finally:
-            del self.model.forward, head.forward
+            del student.forward, head.forward
 
     def compute_loss(
         self,
@@ -182,9 +189,8 @@ class TrRaTrainer(Trainer):
                 f"{self._names(inputs['row'].tolist())}. Checkpoints saved before it are in {self.args.output_dir}, "
                 "until a run with other parameters starts over. Try a lower learning_rate or a smaller alpha."
             )
-        loss = (
-            loss * self.accelerator.num_processes
-        )  # num_tokens counts all processes; gradients are averaged over them
+        # The loss was divided by the tokens of all processes, and gradients are averaged over the processes.
+        loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def _names(self, rows: list[int]) -> list[Any]:

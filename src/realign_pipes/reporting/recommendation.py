@@ -1,6 +1,10 @@
-"""Which candidate to take: the largest saving of tokens that costs no more correctness than the user allows."""
+"""Which candidate to take: the largest saving of tokens that costs no more correctness than the user allows.
+
+And the few figures by which experiments are compared.
+"""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,8 +26,8 @@ def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
     """
     rows = overall_rows(sweep_results)
     reference = rows[rows["kind"] == "reference"].iloc[0]
-    saving = rows[(rows["kind"] != "reference") & (rows["token_reduction"] > 0)]
-    qualified = saving[saving["difference_low"] >= -margin]
+    saving = _saving(rows)
+    qualified = _qualified(rows, margin)
     if len(qualified):
         chosen = qualified.sort_values(["token_reduction", "pass_at_1"], ascending=False, kind="stable").iloc[0]
         sentence = (
@@ -47,6 +51,33 @@ def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
         "reference_pass_at_1": float(reference["pass_at_1"]),
         "reference_mean_tokens": float(reference["mean_tokens"]),
     }
+
+
+def headline(sweep_results: pd.DataFrame, recommendation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures by which experiments are compared, for `dvc metrics show`: what it prints fits on a line.
+
+    `candidate`, `pass_at_1` and `mean_tokens` are the recommended candidate's, `reference_pass_at_1` and
+    `reference_mean_tokens` the reference's. `trra_token_reduction` and `inra_token_reduction` are the largest saving of
+    a TrRa student (of a further round too) and of an alpha of InRa within the recommendation's margin, 0 where none
+    saves tokens: an experiment with one of them shows even where the other is recommended.
+    """
+    qualified = _qualified(overall_rows(sweep_results), recommendation["margin"])
+    savings = {
+        f"{method}_token_reduction": float(max(qualified[qualified["kind"].isin(kinds)]["token_reduction"], default=0))
+        for method, kinds in (("trra", ["trra", "trra_iter"]), ("inra", ["inra"]))
+    }
+    figures = ["candidate", "pass_at_1", "mean_tokens", "reference_pass_at_1", "reference_mean_tokens"]
+    return {figure: recommendation[figure] for figure in figures} | savings
+
+
+def _saving(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[(rows["kind"] != "reference") & (rows["token_reduction"] > 0)]
+
+
+def _qualified(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Candidates that save tokens and are not worse than the reference by more than the margin."""
+    saving = _saving(rows)
+    return saving[saving["difference_low"] >= -margin]
 
 
 def _points(share: float) -> str:

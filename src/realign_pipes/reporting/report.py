@@ -11,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
+from realign_pipes.errors import InputError
 from realign_pipes.reporting.pages import render_page
 from realign_pipes.reporting.tables import (
     alpha_text,
@@ -76,7 +77,7 @@ def render_report(
         tasks=task_cells(sweep_results),
         several_tasks=len(task_names(sweep_results)) > 1,
         # Plotly writes <, > and / of its data as \u003c …, so that no name can end the script that holds it.
-        plotly_js=Markup(get_plotlyjs()),
+        plotly_js=Markup(get_plotlyjs()),  # noqa: S704  Plotly's own script
         figures={name: _figure_html(figure, name) for name, figure in figures.items()},
         trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
@@ -118,7 +119,7 @@ def collect_examples(
     examples = []
     for task, problem_id in chosen or []:
         if problem_id not in problems:
-            raise ValueError(
+            raise InputError(
                 f"generations hold problem {problem_id} of task {task}, which evaluation_set lacks: they come from "
                 "different runs. Run alpha_sweep again."
             )
@@ -131,7 +132,8 @@ def collect_examples(
 def _figure_html(figure: go.Figure, name: str) -> Markup:
     """The figure's `div` and script. The id is fixed, as a random one would make every report differ."""
     config = {"displaylogo": False, "responsive": True, "toImageButtonOptions": {"filename": name}}
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config))
+    page = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config)
+    return Markup(page)  # noqa: S704  Plotly escapes the data, and `name` is one of ours
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

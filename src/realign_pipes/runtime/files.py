@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from realign_pipes.errors import UserError
+
 LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|old)")
 """What `atomic_path` writes beside a path: its name, the process, and whether it is to come or stepped aside."""
 
 PROBE_BYTES = 2**20
 
 
-class DiskFullError(OSError):
+class DiskFullError(UserError, OSError):
     """Something could not be written because the disk, a quota or a limit on files is full."""
 
 
@@ -89,6 +91,11 @@ def _is_disk_full(error: BaseException, path: Path) -> bool:
     finally:
         probe.unlink(missing_ok=True)
     return False
+
+
+def from_here(path: Path) -> Path:
+    """As it is best shown: relative to the working folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _existing(path: Path) -> Path:

@@ -1,8 +1,8 @@
-"""A stage's job, here or in several processes of `accelerate launch`.
+"""A stage's job, run in this process or in several processes of `accelerate launch`.
 
-A job is a Pydantic model with `run()`. In several processes it travels as JSON: each of them is
-`python -m <the job's module> <folder>`, reads `job.json` there, runs it, and the main one writes `result.json`, which
-`launch` reads. Data sets travel as the folders that they lie in.
+A job is a Pydantic model with `run()`. To several processes it is handed over as JSON: each of them is
+`python -m <the job's module> <folder>`, reads `job.json` there and runs it; the main one writes `result.json`, which
+`launch` reads. An error that the user can mend is read from `error.json`. A job names its data sets by their folders.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,17 +25,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, field_validator
 
+from realign_pipes.errors import InputError, UserError
 from realign_pipes.runtime.files import atomic_path
 from realign_pipes.runtime.parameters import Parameters, Training
 
 if TYPE_CHECKING:
-    from accelerate.state import AcceleratorState
     from kedro.framework.context import KedroContext
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others, which may have longer completions to decode."""
+"""How long a process waits for the others, whose completions may take longer to decode."""
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -46,7 +47,7 @@ class Launcher(Parameters):
     """parameters_launcher.yml: the processes of teacher_logits, trra, inra and alpha_sweep."""
 
     num_processes: PositiveInt
-    """On all machines together. More than one are started with `accelerate launch`, one a GPU."""
+    """On all machines together. If there are several, `accelerate launch` starts them, one for each GPU."""
     config_file: Path | None
     """accelerate's configuration (conf/accelerate/), relative to the working folder: FSDP, several machines, …"""
 
@@ -60,7 +61,7 @@ class Launcher(Parameters):
 
 
 class Folders(Parameters):
-    """parameters_folders.yml: where a run works and keeps its records. Places, and no data of the pipeline."""
+    """parameters_folders.yml: where a run works and keeps its records. These are places, not data of the pipeline."""
 
     work: Path
     """State of unfinished work, and what is finished but not yet saved by the catalog. Safe to delete between runs."""
@@ -71,38 +72,49 @@ class Folders(Parameters):
 
     @classmethod
     def of_run(cls, context: "KedroContext") -> Self:
-        """Those of a run, for hooks; nodes take `params:folders`."""
+        """The folders of a run, made if need be, for hooks. (Nodes take `params:folders`.)"""
         folders = cls.model_validate(context.config_loader["parameters"]["folders"])
         for folder in (folders.work, folders.logs, folders.validation):
             folder.mkdir(parents=True, exist_ok=True)
         return folders
 
 
-class LaunchError(RuntimeError):
-    """The processes of a stage failed. What they said stands above on the same standard error."""
+class LaunchError(UserError, RuntimeError):
+    """The processes of a stage failed."""
+
+
+class ProcessError(BaseModel):
+    """A UserError of one of the processes."""
+
+    message: str
+    traceback: str
+
+
+class ProcessTraceback(Exception):
+    """The cause of a LaunchError: the traceback of the process, as text."""
 
 
 class Job(BaseModel, ABC, Generic[Result]):
-    """What a stage does in one or several processes. Its fields are parameters and `AbsolutePath`s.
+    """What a stage does in one or several processes. Its fields are parameters and paths (`AbsolutePath`).
 
-    Its module ends with `if __name__ == "__main__": run_as_process(TheJob)`.
+    The module of a job ends with `if __name__ == "__main__": run_as_process(TheJob)`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @abstractmethod
     def run(self) -> Result:
-        """Do this process's part of the work; every process returns the same result."""
+        """Do this process's part of the work. Every process returns the same result."""
 
 
 def launch(
     job: Job[Result], result: type[Result], launcher: Launcher, folder: Path, training: Training | None
 ) -> Result:
-    """What `job` makes, in as many processes as `launcher` says.
+    """Run `job` in as many processes as `launcher` says; its result.
 
-    `folder` (<work>/launch/<stage>) is where job and result travel. `training` has the parameters of the training that
-    the job does, if it does one. ValueError before anything runs for a launcher that does not fit; LaunchError if a
-    process fails, or if there is no result after they ended.
+    `folder` (<work>/launch/<stage>) holds job and result on their way, and is removed when the result was read.
+    `training` has the parameters of the training that the job does, if it does one. Raises ValueError, before anything
+    runs, for a launcher that does not fit; LaunchError if a process fails, or if none of them wrote a result.
     """
     settings = check_launcher(launcher, training)
     if launcher.num_processes == 1 and launcher.config_file is None:
@@ -111,33 +123,53 @@ def launch(
     start_processes(launcher, settings, type(job).__module__, folder)
     file = folder / "result.json"
     if not file.exists():
-        raise LaunchError(f"the {launcher.num_processes} processes of {type(job).__name__} ended without an error and "
-                          f"without a result in {file}. Were they started on every machine?")  # fmt: skip
+        raise LaunchError(f"the {launcher.num_processes} processes of the stage {folder.name} ended without an error, "
+                          f"but wrote no result to {file}. Do all machines see this folder?")  # fmt: skip
     made = result.model_validate_json(file.read_text())
     shutil.rmtree(folder)
     return made
 
 
 def write_job(job: Job[Any], folder: Path) -> None:
-    """Write `folder / job.json`, with nothing else in the folder."""
+    """Make `folder` anew with `job.json` in it and nothing else: no result of an earlier launch."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         (temporary / "job.json").write_text(job.model_dump_json(indent=1))
 
 
 def run_as_process(job: type[Job[Any]]) -> None:
-    """Do this process's part of the job in the folder that the command line names."""
+    """The program of each process that `launch` starts: do the job in the folder that the command line names."""
     folder = Path(sys.argv[1])
-    with joined_processes() as state:
-        result = job.model_validate_json((folder / "job.json").read_text()).run()
-        if state.is_main_process:
-            with atomic_path(folder / "result.json") as temporary:
-                temporary.write_text(result.model_dump_json(indent=1))
+    try:
+        with joined_processes():
+            run_written_job(job, folder)
+    except Exception as error:
+        file = folder / "error.json"
+        if isinstance(error, UserError):
+            with atomic_path(file) as temporary:
+                found = ProcessError(message=str(error), traceback=traceback.format_exc())
+                temporary.write_text(found.model_dump_json(indent=1))
+        elif not file.exists():  # else this one only misses the one that wrote it
+            raise
+        os._exit(1)  # at once: others may wait for this process, and libraries' own last words are many
+
+
+def run_written_job(job: type[Job[Any]], folder: Path) -> None:
+    """Do this process's part of the job that `write_job` wrote; the main process writes `folder / result.json`."""
+    from accelerate import PartialState
+
+    result = job.model_validate_json((folder / "job.json").read_text()).run()
+    if PartialState().is_main_process:
+        with atomic_path(folder / "result.json") as temporary:
+            temporary.write_text(result.model_dump_json(indent=1))
 
 
 @contextmanager
-def joined_processes() -> "Iterator[AcceleratorState]":
-    """The processes that `accelerate launch` started, joined in a group; they leave it together."""
+def joined_processes() -> Iterator[None]:
+    """Join the processes that `accelerate launch` started in a group, which they leave together after the block.
+
+    RuntimeError if accelerate finds another number of them; ValueError for FSDP where there is no accelerator.
+    """
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import DistributedType
@@ -151,42 +183,42 @@ def joined_processes() -> "Iterator[AcceleratorState]":
         raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees "
                            f"{state.num_processes} on {state.device}.")  # fmt: skip
     if uses_fsdp() and state.distributed_type != DistributedType.FSDP:
-        raise ValueError(f"FSDP was asked for, but accelerate does not use it on {state.device}: it needs GPUs. "
+        raise InputError(f"FSDP was asked for, but accelerate does not use it on {state.device}: it needs GPUs. "
                          "Choose conf/accelerate/ddp.yaml.")  # fmt: skip
-    yield state
+    yield
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
 def check_launcher(launcher: Launcher, training: Training | None) -> dict[str, Any]:
-    """accelerate's configuration. ValueError, before anything runs, for what cannot work."""
+    """The content of accelerate's configuration, {} without one. ValueError for what cannot work."""
     if training is not None and training.batch_size % (training.micro_batch_size * launcher.num_processes):
-        raise ValueError(
+        raise InputError(
             f"batch_size {training.batch_size} is not a multiple of micro_batch_size {training.micro_batch_size} times "
             f"launcher.num_processes {launcher.num_processes}. Change one of the three."
         )
     if launcher.config_file is None:
         return {}
-    settings = yaml.safe_load(launcher.config_file.read_text())
+    settings: dict[str, Any] = yaml.safe_load(launcher.config_file.read_text()) or {}
     kind = settings.get("distributed_type")
     if kind not in ("MULTI_GPU", "FSDP"):
-        raise ValueError(f"{launcher.config_file}: distributed_type {kind} is not supported. Choose MULTI_GPU (data "
+        raise InputError(f"{launcher.config_file}: distributed_type {kind} is not supported. Choose MULTI_GPU (data "
                          "parallel; on CPUs too) or FSDP.")  # fmt: skip
     if kind == "FSDP":
         fsdp = settings.get("fsdp_config", {})
         for name, wanted in {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": False}.items():
             if fsdp.get(name) != wanted:
-                raise ValueError(f"{launcher.config_file}: fsdp_config.{name} is {fsdp.get(name)} and must be "
+                raise InputError(f"{launcher.config_file}: fsdp_config.{name} is {fsdp.get(name)} and must be "
                                  f"{wanted}, as in conf/accelerate/fsdp2.yaml.")  # fmt: skip
     machines = settings.get("num_machines", 1)
     if launcher.num_processes % machines:
-        raise ValueError(f"launcher.num_processes {launcher.num_processes} is not a multiple of the {machines} "
+        raise InputError(f"launcher.num_processes {launcher.num_processes} is not a multiple of the {machines} "
                          f"machines in {launcher.config_file}.")  # fmt: skip
     return settings
 
 
 def start_processes(launcher: Launcher, settings: dict[str, Any], module: str, folder: Path) -> None:
-    """Run the job in `folder` in the processes of this machine and wait for them. LaunchError if they fail."""
+    """Start the processes of this machine on the job in `folder` and wait for them. LaunchError if they fail."""
     import torch
 
     gc.collect()
@@ -204,21 +236,40 @@ def start_processes(launcher: Launcher, settings: dict[str, Any], module: str, f
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *arguments],
+        [sys.executable, "-m", __name__, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         preexec_fn=end_with_parent,
         close_fds=False,  # they hold the run's lock as long as they live
         check=False,
     )
+    if process.returncode and (folder / "error.json").exists():
+        found = ProcessError.model_validate_json((folder / "error.json").read_text())
+        raise LaunchError(found.message) from ProcessTraceback(found.traceback)
     if process.returncode:
         raise LaunchError(
             f"the {launcher.num_processes} processes of the stage {folder.name} ended with exit code "
-            f"{process.returncode}. What stopped them is said above; the same run resumes from what they finished in "
+            f"{process.returncode}. Their own error is above. The same run resumes from what they finished in "
             f"{folder.parents[1]}."
         )
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent is no more, so that no rank writes on alone. On Linux only."""
+    """Let the kernel kill this process when its parent ends, so that no rank writes on alone. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def accelerate_launch() -> None:
+    """`accelerate launch` without its report of a process that failed: what there is to say, that process said."""
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except (ChildFailedError, subprocess.CalledProcessError):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    accelerate_launch()

@@ -18,13 +18,14 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from realign_pipes.errors import UserError
 from realign_pipes.runtime.files import explain_full_disk, recover
 from realign_pipes.runtime.launch import Folders
 
 LOCK = "run.lock"
 
 
-class AnotherRunError(RuntimeError):
+class AnotherRunError(UserError, RuntimeError):
     """Another run works in the same data folder."""
 
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 
-def unknown_parameter(name: str, known: Iterable[str]) -> str:
-    """What is said of a parameter that does not exist: its name, and the nearest of the `known` ones."""
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """What is said of a parameter (`what`) that does not exist: its name, and the nearest of the `known` ones."""
     known = sorted(known)
     nearest = get_close_matches(str(name), known, n=1)
-    return f"there is no parameter {name!r}: " + (
+    return f"there is no {what} {name!r}: " + (
         f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}"
     )
 
@@ -29,8 +29,8 @@ class Parameters(BaseModel):
     @classmethod
     def _name_the_nearest(cls, values: Any) -> Any:
         """Pydantic itself would say "extra inputs are not permitted", and not what was meant."""
-        if isinstance(values, dict) and (unknown := [name for name in values if name not in cls.model_fields]):
-            raise ValueError("; ".join(unknown_parameter(name, cls.model_fields) for name in unknown))
+        if isinstance(values, dict) and (strange := [name for name in values if name not in cls.model_fields]):
+            raise ValueError("; ".join(unknown("parameter", name, cls.model_fields) for name in strange))
         return values
 
 

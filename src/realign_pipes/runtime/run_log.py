@@ -1,22 +1,28 @@
-"""One log file for each run, in the folder `folders.logs`: a JSON object a line, for programs to read.
+"""Two files for each run, in the folder `folders.logs`, and a line on the console for each node.
 
-The first line says what runs (pipeline, environment, parameters, versions, commit), then one line a node with its wall
-time in seconds, and a last one with the outcome and the device.
+`<run>.jsonl` is for programs: a JSON object a line. The first says what runs (pipeline, environment, parameters,
+versions, commit), then one a node with its wall time in seconds, and a last one with the outcome and the device.
+
+`<run>.log` is for people: all that this project and the libraries log, warnings and the traceback of an error included.
 """
 
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
-from kedro.pipeline.node import Node
+from kedro.pipeline import Node, Pipeline
 
+from realign_pipes.runtime.files import explain_full_disk, from_here
 from realign_pipes.runtime.launch import Folders
 
 logger = logging.getLogger(__name__)
@@ -24,26 +30,45 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("kedro", "torch", "transformers", "datasets", "accelerate", "trl", "peft", "dvc", "great-expectations")
 
 
+class LogFile(logging.FileHandler):
+    """Fills no console with tracebacks of its own when the disk is full, which the run's own error is about."""
+
+    whole = True
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.whole = False
+
+
 class RunLog:
-    """Hooks that write the file, line by line, so that a run that dies leaves what it did."""
+    """Hooks that write the files, line by line, so that a run that dies leaves what it did."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, Any] = {}
         self.started: dict[str, float] = {}
         self.file: Path | None = None
+        self.text: LogFile | None = None
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         self.parameters = context.config_loader["parameters"]  # plain data; context.params has the typed models
         self.folder = Folders.of_run(context).logs
 
-    @hook_impl(trylast=True)  # a run that is refused leaves no file
-    def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
+    @hook_impl(wrapper=True, tryfirst=True)
+    def before_pipeline_run(self, run_params: dict[str, Any]) -> Iterator[None]:
         from realign_pipes import __version__
         from realign_pipes.models.card import current_commit
 
-        self.file = self.folder / f"{run_params['run_id'].replace(':', '.')}.jsonl"
+        self._close()  # of a run that Ctrl-C ended in this process, as a notebook's may: Kedro calls no hook then
+        self.file = None
         self.started["run"] = time.perf_counter()
+        file = self.folder / f"{run_params['run_id'].replace(':', '.')}.jsonl"
+        self._open(file.with_suffix(".log"))
+        try:
+            result = yield
+        except Exception as error:  # another hook refuses the run, which so leaves no file for programs
+            self._fail(error)
+            raise
+        self.file = file
         self._write(
             event="run started",
             pipelines=run_params["pipeline_names"] or ["__default__"],
@@ -53,6 +78,7 @@ class RunLog:
             versions={"realign_pipes": __version__, **{name: version(name) for name in PACKAGES}},
             commit=current_commit(),
         )
+        return result
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
@@ -60,19 +86,51 @@ class RunLog:
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
-        self._write(event="node finished", node=node.name, seconds=self._since(node.name))
+        seconds = self._since(node.name)
+        self._write(event="node finished", node=node.name, seconds=seconds)
+        logger.info("%s  %.1f s", node.name, seconds)
 
     @hook_impl
     def on_node_error(self, error: Exception, node: Node) -> None:
         self._write(event="node failed", node=node.name, seconds=self._since(node.name), error=repr(error))
 
     @hook_impl
-    def after_pipeline_run(self) -> None:
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         self._write(event="run finished", seconds=self._since("run"), device=_device())
+        if "report_html" in pipeline.all_outputs():
+            logger.info("Report: %s", from_here(Path(catalog["report_html"]._describe()["filepath"])))
+        self._close()
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         self._write(event="run failed", seconds=self._since("run"), device=_device(), error=repr(error))
+        self._fail(error)
+
+    def _open(self, file: Path) -> None:
+        """Log into `file`, what was logged since the command began included."""
+        with explain_full_disk(file):
+            self.text = LogFile(file, encoding="utf-8")
+        self.text.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        root.addHandler(self.text)
+        for waiting in [handler for handler in root.handlers if isinstance(handler, MemoryHandler)]:
+            waiting.setTarget(self.text)
+            waiting.close()
+            root.removeHandler(waiting)
+
+    def _fail(self, error: Exception) -> None:
+        """The traceback goes into the file, and a note with the error that says so."""
+        logger.error("the run failed", exc_info=error)
+        if self.text is not None and self.text.whole:
+            error.add_note(f"Full traceback: {from_here(Path(self.text.baseFilename))}")
+        self._close()
+
+    def _close(self) -> None:
+        if self.text is not None:
+            logging.getLogger().removeHandler(self.text)
+            with suppress(OSError):  # on a full disk, what is not yet written
+                self.text.close()
+            self.text = None
 
     def _since(self, name: str) -> float:
         return round(time.perf_counter() - self.started[name], 3)

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from realign_pipes.errors import InputError
 from realign_pipes.paper.trra import TrainingDivergedError
 from realign_pipes.runtime.files import explain_full_disk
 from realign_pipes.runtime.parameters import Training
@@ -144,7 +145,7 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
     state = PartialState()
     together = parameters.micro_batch_size * state.num_processes
     if parameters.batch_size % together:
-        raise ValueError(f"batch_size {parameters.batch_size} is no multiple of micro_batch_size "
+        raise InputError(f"batch_size {parameters.batch_size} is no multiple of micro_batch_size "
                          f"{parameters.micro_batch_size} times {state.num_processes} processes.")  # fmt: skip
     device = state.device
     return {
@@ -164,7 +165,7 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
         "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "save_steps": parameters.save_steps,
         "save_total_limit": 2,
-        "logging_steps": 1,
+        "logging_steps": max(1, parameters.steps // 100),  # a curve of about a hundred points
         "include_num_input_tokens_seen": "all",
         "seed": parameters.seed,
         "data_seed": parameters.seed,

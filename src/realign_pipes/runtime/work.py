@@ -11,22 +11,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from realign_pipes.errors import UserError
 from realign_pipes.runtime.files import atomic_path
 
 DESCRIPTION = "work.json"
 
 
+class OccupiedFolderError(UserError, FileExistsError):
+    """What should be a work folder holds something that is not ours to empty."""
+
+
 def open_work(folder: Path, description: dict[str, Any]) -> Path:
     """`folder`, with what an interrupted run of the same `description` (JSON-able) left there, or empty.
 
-    Raises FileExistsError for a folder that holds something else than such work: it is not ours to empty.
+    Raises OccupiedFolderError for a folder that holds something else than such work.
     """
     marker = folder / DESCRIPTION
     wanted = json.dumps(description, sort_keys=True, indent=1)
     if marker.exists() and marker.read_text() == wanted:
         return folder
     if not marker.exists() and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is needed as a work folder, but holds something else. Move or remove it.")
+        raise OccupiedFolderError(f"{folder} is needed as a work folder, but holds something else. Move or remove it.")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         (temporary / DESCRIPTION).write_text(wanted)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from realign_pipes.errors import InputError
 from realign_pipes.sweep.kinds import budget_kinds, sweep_kinds, without_alpha
 from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
@@ -51,7 +52,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     for name, row in about.items():
         if (row["kind"] in bare) != bool(np.isnan(row["alpha"])):
-            raise ValueError(
+            raise InputError(
                 f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(bare)} have "
                 "none (NaN), all others have one."
             )
@@ -60,7 +61,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     )
     references = [name for name in names if about[name]["kind"] == "reference"]
     if len(references) != 1:
-        raise ValueError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
     reference = names.index(references[0])
     _check_same_problems(frames, references[0])
 
@@ -129,11 +130,11 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
     for place, name in enumerate(names):
         budget, kind = about[name]
         if places[budget, kind] != place:
-            raise ValueError(
+            raise InputError(
                 f"budget {budget} has two candidates of kind {kind}: {name}, {names[places[budget, kind]]}."
             )
         if (budget, "truncation") not in places:
-            raise ValueError(
+            raise InputError(
                 f"budget {budget} of candidate {name} has no candidate of kind truncation to compare with; run "
                 "alpha_sweep again."
             )
@@ -230,22 +231,22 @@ def _checked_frames(generations: Generations, about: Sequence[str], kinds: Seque
         frame = load_frame(loaded)
         columns = [*about, *KEY, *MEASURED]
         if missing := [column for column in columns if column not in frame.columns]:
-            raise ValueError(f"generations of {partition} lack the columns {missing}; run alpha_sweep again.")
+            raise InputError(f"generations of {partition} lack the columns {missing}; run alpha_sweep again.")
         frame = frame[columns]
         if frame.empty:
-            raise ValueError(f"generations of {partition} hold no completion; run alpha_sweep again.")
+            raise InputError(f"generations of {partition} hold no completion; run alpha_sweep again.")
         for column in about:
             if (values := frame[column].drop_duplicates().tolist())[1:]:
-                raise ValueError(f"generations of {partition} have several values of {column}: {values}.")
+                raise InputError(f"generations of {partition} have several values of {column}: {values}.")
         name, kind = frame.iloc[0][["candidate", "kind"]]
         if kind not in kinds:
-            raise ValueError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(kinds)}.")
+            raise InputError(f"candidate {name} is of kind {kind!r}; known kinds are {', '.join(kinds)}.")
         if name in frames:
-            raise ValueError(f"generations hold candidate {name} twice (again in {partition}).")
+            raise InputError(f"generations hold candidate {name} twice (again in {partition}).")
         if ALL_TASKS in set(frame["task"]):
-            raise ValueError(f"a task cannot be named {ALL_TASKS!r}: rows of that name average over the tasks.")
+            raise InputError(f"a task cannot be named {ALL_TASKS!r}: rows of that name average over the tasks.")
         if (repeated := frame[KEY].duplicated()).any():
-            raise ValueError(f"candidate {name} holds {_named(frame.loc[repeated, KEY])} more than once.")
+            raise InputError(f"candidate {name} holds {_named(frame.loc[repeated, KEY])} more than once.")
         frames[str(name)] = frame
     return frames
 
@@ -262,7 +263,7 @@ def _check_same_problems(frames: Mapping[str, pd.DataFrame], reference: str) -> 
                 for what, keys in (("lacks", missing), ("has besides", extra))
                 if len(keys)
             ]
-            raise ValueError(
+            raise InputError(
                 f"candidate {name} was not measured on the problems and samples of {reference}: of its completions it "
                 f"{' and '.join(differences)}. Run alpha_sweep again for both with the same settings."
             )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.tasks.parameters import DatasetTask, Verifier
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
 
     source = Path(path)
     if not source.exists():
-        raise FileNotFoundError(f"{key}: {source} does not exist. Give the path of a .jsonl or .parquet file, or of a "
+        raise MissingFileError(f"{key}: {source} does not exist. Give the path of a .jsonl or .parquet file, or of a "
                                 "folder written by datasets.Dataset.save_to_disk.")  # fmt: skip
     if source.is_dir():
         read = datasets.load_from_disk
@@ -35,21 +36,21 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
     elif source.suffix == ".parquet":
         read = datasets.Dataset.from_parquet
     else:
-        raise ValueError(f"{key}: {source} is neither .jsonl, .parquet nor a folder saved by `datasets`.")
+        raise InputError(f"{key}: {source} is neither .jsonl, .parquet nor a folder saved by `datasets`.")
     try:
         if source.suffix == ".jsonl" and source.is_file():
             _check_lines(source)
         rows = read(str(source))
     except Exception as error:  # each reader has its own, and none of them names the parameter
-        raise ValueError(f"{key}: {source} cannot be read, or has no rows: {error.__cause__ or error}") from error
+        raise InputError(f"{key}: {source} cannot be read, or has no rows: {error.__cause__ or error}") from error
     if isinstance(rows, datasets.DatasetDict):
-        raise ValueError(f"{key}: {source} holds the splits {sorted(rows)}. Point to one split's folder.")
+        raise InputError(f"{key}: {source} holds the splits {sorted(rows)}. Point to one split's folder.")
     missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in rows.column_names]
     if missing:
-        raise ValueError(f"{key}: {source} has no column {', '.join(missing)}. It has: "
+        raise InputError(f"{key}: {source} has no column {', '.join(missing)}. It has: "
                          f"{', '.join(rows.column_names)}. Name the right ones in the parameters.")  # fmt: skip
     if len(rows) == 0:
-        raise ValueError(f"{key}: {source} has no rows.")
+        raise InputError(f"{key}: {source} has no rows.")
     table = rows.with_format("arrow").select_columns(list(columns.values()))[:]
     for ours, theirs in columns.items():
         _check_column(table[theirs], ours, f"{key}: {source}", theirs)
@@ -63,14 +64,14 @@ def _check_column(cells: pyarrow.ChunkedArray, ours: str, source: str, theirs: s
     kind = cells.type
     is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
     if cells.null_count:
-        raise ValueError(f"{source} has no value for {theirs} in {cells.null_count} of its {len(cells)} rows. "
+        raise InputError(f"{source} has no value for {theirs} in {cells.null_count} of its {len(cells)} rows. "
                          "Drop those rows.")  # fmt: skip
     if pyarrow.types.is_nested(kind) or (ours != "answer" and not is_text):
-        raise ValueError(f"{source}: the {ours}s (the column {theirs}) are {kind}, not text.")
+        raise InputError(f"{source}: the {ours}s (the column {theirs}) are {kind}, not text.")
     try:
         cells.validate(full=True)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{source} cannot be read: {theirs} is damaged: {error}") from error
+        raise InputError(f"{source} cannot be read: {theirs} is damaged: {error}") from error
 
 
 def _check_lines(file: Path) -> None:

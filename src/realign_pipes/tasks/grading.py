@@ -82,7 +82,7 @@ os.register_at_fork(after_in_child=_worker.cache_clear)  # the worker is the par
 
 def _start_worker() -> None:
     import math_verify  # noqa: F401  so that its memory is not counted
-    import reasoning_gym  # noqa: F401
+    import reasoning_gym  # noqa: F401  the same
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time-outs are off
     if sys.platform == "linux":  # macOS has no such limit

@@ -5,6 +5,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
+from realign_pipes.errors import InputError
 from realign_pipes.tasks.parameters import ReasoningGymTask
 
 if TYPE_CHECKING:
@@ -48,4 +49,4 @@ def _create(name: str, options: str) -> "ProceduralDataset":
     try:
         return reasoning_gym.create_dataset(name, **json.loads(options))
     except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"reasoning-gym's dataset {name} cannot be made with {options}: {error}") from error
+        raise InputError(f"reasoning-gym's dataset {name} cannot be made with {options}: {error}") from error

@@ -14,15 +14,16 @@ from realign_pipes.teachers.signals import OnlineTeacher, check_linear_head, fin
 
 
 class CachedTeacher:
-    """Reads both models' hidden states from their caches."""
+    """Reads both models' hidden states from their caches, onto `device`."""
 
-    def __init__(self, reference: "HiddenStateCache", aligned: "HiddenStateCache", device: torch.device) -> None:
+    def __init__(self, reference: HiddenStateCache, aligned: HiddenStateCache, device: torch.device) -> None:
         self.caches = (reference, aligned)
         self.device = device
         self.reference_head = reference.head().to(device)
         self.aligned_head = aligned.head().to(device)
 
     def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+        """Of the examples numbered `row` [B], in the cache's dtype."""
         rows = batch["row"].tolist()
         return TeacherSignal(*(cache.hidden_states(rows).to(self.device) for cache in self.caches))
 
@@ -43,20 +44,16 @@ class FusedTeachers:
         self.tokenizer_fingerprint = fingerprint_tokenizer(self.tokenizer)
         self.device = default_device()
         self.data_fingerprint = fingerprint_examples(self.examples)
-        self.fingerprints = {path: fingerprint_model(path) for path in (reference, aligned)}
         self.caches: dict[Path, HiddenStateCache] = {}
         if teachers.mode == "cached":
             for path, name in ((reference, "reference"), (aligned, "aligned")):
                 self.caches[path] = open_cache(teacher_cache / name, self._cache_source(path), self.examples)
 
-    def fingerprint(self, model: Path) -> str:
-        """`fingerprint_model`, computed once for each checkpoint."""
-        if model not in self.fingerprints:
-            self.fingerprints[model] = fingerprint_model(model)
-        return self.fingerprints[model]
-
     def teacher(self, aligned: Path, cache_folder: Path) -> Teacher:
-        """The reference fused with `aligned`. One that has no cache yet gets it in `cache_folder`, if cached at all."""
+        """The reference fused with `aligned`, whose cache is written to `cache_folder` if it has none yet.
+
+        ValueError for an online teacher whose logits are more than its final hidden states times its head.
+        """
         if self.teachers.mode == "online":
             reference_model, aligned_model = (
                 load_model(path, device=self.device) for path in (self.reference, aligned)
@@ -77,7 +74,7 @@ class FusedTeachers:
 
     def _cache_source(self, model: Path) -> dict[str, str]:
         return {
-            "model": self.fingerprint(model),
+            "model": fingerprint_model(model),
             "tokenizer": self.tokenizer_fingerprint,
             "data": self.data_fingerprint,
         }

@@ -7,7 +7,6 @@ Since the head is linear, z = h W^T gives the exact logits back. A cache is a fo
                              state (after the final norm) that predicts it
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from realign_pipes.errors import InputError
+from realign_pipes.models.fingerprint import fingerprint_file
 from realign_pipes.models.load import default_device, load_model
 from realign_pipes.paper.trra import Example, collate, completion_hidden_states
 from realign_pipes.runtime.files import atomic_path
@@ -56,13 +57,14 @@ def write_cache(
     shard_tokens: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Write the cache of `model` over `examples` into `folder`, going on from the good shards found there.
+    """Write the cache of `model` over `examples` into `folder`, keeping the good shards that are there already.
 
     `examples` has the columns `prompt_ids` and `completion_ids`. `source` says what the cache is made from
     (fingerprints of model, tokenizer and data); `open_cache` compares it. Of `plan_shards`, process r of n writes the
     shards r, r + n, … Each is written under a temporary name and then renamed, and after it a note of its checksum;
-    the main process merges these into the index when all are there. So whatever interrupts leaves shards that any
-    number of processes can go on from. `advance` is called with the number of this process's examples that are done.
+    the main process merges the notes into the index when all are there. So an interrupted run leaves shards that the
+    next one keeps, whatever its number of processes. `advance` is called with the number of this process's examples
+    that are done.
     """
     state = PartialState()
     plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], shard_tokens)
@@ -155,8 +157,7 @@ def _hidden_states(
 def _save_tensor(path: Path, name: str, tensor: torch.Tensor) -> dict[str, str]:
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous()}, temporary)
-        digest = _sha256(temporary)
-    return {"file": path.name, "sha256": digest}
+    return {"file": path.name, "sha256": fingerprint_file(path)}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -164,18 +165,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _is_whole(folder: Path, entry: dict[str, Any]) -> bool:
     """Whether the file is there and has the index's checksum."""
     file = folder / entry["file"]
-    return file.is_file() and _sha256(file) == entry["sha256"]
+    return file.is_file() and fingerprint_file(file) == entry["sha256"]
 
 
-class CacheMismatchError(ValueError):
+class CacheMismatchError(InputError):
     """A cache is damaged, unfinished, or was made from something else."""
 
 
@@ -212,7 +208,7 @@ REMEDY = "Make it again: kedro run --pipeline teacher_logits"
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """index.json. CacheMismatchError, with the first thing that is wrong, if it is none of a cache's."""
+    """The content of index.json. CacheMismatchError, with the first thing that is wrong, if it is not a cache's."""
     try:
         return _Index.model_validate_json(path.read_bytes()).model_dump()
     except OSError as error:

@@ -10,17 +10,18 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from realign_pipes.errors import InputError
 from realign_pipes.paper.trra import TeacherSignal, completion_hidden_states
 
 
 def check_examples(examples: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise ValueError unless the prompts of `examples` (columns `prompt`, `prompt_ids`) are this tokenizer's.
+    """Raise ValueError unless this tokenizer made the `prompt_ids` of `examples` from their `prompt`.
 
-    The first hundred are looked at: token ids of another tokenizer differ at once.
+    Only the first hundred are compared: another tokenizer's ids differ at once.
     """
     for row in examples.select(range(min(100, len(examples)))):
         if tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] != row["prompt_ids"]:
-            raise ValueError(
+            raise InputError(
                 f"the calibration set was made with another tokenizer than the reference's: the prompt of {row['id']} "
                 "has other token ids. Make it again: kedro run --pipeline data_prep"
             )
@@ -38,21 +39,21 @@ def fingerprint_examples(examples: Dataset) -> str:
 def check_linear_head(model: PreTrainedModel, name: str) -> None:
     """Raise ValueError unless the model's logits are its final hidden states times its head.
 
-    Heads with a bias, soft-capping or a scale are not: their logits cannot be mixed from hidden states.
+    With a bias, soft-capping or a scale they are not, and cannot be mixed from hidden states.
     """
     token = torch.tensor([[0, 1, 2]], device=model.device)
     logits = model(input_ids=token).logits.float()
     hidden = model.get_decoder()(input_ids=token, use_cache=False).last_hidden_state
     linear = (hidden @ model.get_output_embeddings().weight.T).float()
     if not torch.allclose(logits, linear, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
-        raise ValueError(
+        raise InputError(
             f"the {name} ({type(model).__name__}) does more than a matrix product after its final hidden states (a "
             "bias, soft-capping or a scale), which TrRa's loss over hidden states does not support."
         )
 
 
 class OnlineTeacher:
-    """Runs both models on every batch."""
+    """Runs both models, which are on the batch's device, on every batch."""
 
     def __init__(self, reference: PreTrainedModel, aligned: PreTrainedModel) -> None:
         self.models = (reference, aligned)
@@ -61,5 +62,6 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+        """Of a collated batch: `input_ids`, `attention_mask` and `labels`, int64 [B, T]."""
         inputs = (batch["input_ids"], batch["attention_mask"], batch["labels"])
         return TeacherSignal(*(completion_hidden_states(model, *inputs) for model in self.models))

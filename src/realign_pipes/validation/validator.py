@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.validation import CheckFailure, DataValidationError
 
+from realign_pipes.errors import InputError
 from realign_pipes.runtime.files import atomic_path
 from realign_pipes.validation.suites import SUITES
 
@@ -36,7 +37,7 @@ class GreatExpectations:
 
     def __init__(self, suite: str, filepath: str, **options: Any) -> None:
         if suite not in SUITES:
-            raise ValueError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
+            raise InputError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
         inspect.signature(SUITES[suite]).bind(**options)  # TypeError for an option that is missing or unknown
         self.suite = suite
         self.filepath = Path(filepath)

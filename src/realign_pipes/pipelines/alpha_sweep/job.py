@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 from pydantic import BaseModel
 
+from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import check_pair, default_device
@@ -68,7 +69,7 @@ class MeasureCandidates(Job[Generations]):
         named = {alpha: self.trra.checkpoint_names(alpha) for alpha in self.trra.alphas}
         wanted = [name for names in named.values() for name in names]
         if missing := [name for name in wanted if name not in self.trra_checkpoints]:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"the parameters of trra name checkpoints that are not there: {', '.join(missing)}. Train them: "
                 "kedro run --pipeline trra, or dvc repro"
             )
@@ -111,7 +112,7 @@ class MeasureCandidates(Job[Generations]):
         stages = {one.checkpoints[0]: "trra" for one in candidates if one.kind.startswith("trra")}
         for path, stage in {**stages, self.inra_checkpoint: "inra"}.items():
             if read_metadata(path)["reference"]["fingerprint"] != fingerprints[self.reference]:
-                raise ValueError(
+                raise InputError(
                     f"{path} was trained from another reference than {self.reference}. Run the stage {stage} again: "
                     f"kedro run --pipeline {stage}"
                 )

@@ -60,16 +60,10 @@ class DataPrep(Parameters):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_what_an_environment_replaces(cls, values: Any) -> Any:
-        """An environment's YAML is merged into base's. Its `source: dataset` replaces base's `task` and `sampling`, and
-        a task that it sets to null is none."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        if isinstance(calibration := values.get("calibration"), dict) and calibration.get("source") == "dataset":
-            values["calibration"] = {k: v for k, v in calibration.items() if k not in ("task", "sampling")}
-        if isinstance(tasks := values.get("tasks"), dict):
-            values["tasks"] = {name: task for name, task in tasks.items() if task is not None}
+    def _without_tasks_set_to_null(cls, values: Any) -> Any:
+        """An environment's tasks are merged with base's; null is how it does without one of them."""
+        if isinstance(values, dict) and isinstance(tasks := values.get("tasks"), dict):
+            values = {**values, "tasks": {name: task for name, task in tasks.items() if task is not None}}
         return values
 
     seed: Seed

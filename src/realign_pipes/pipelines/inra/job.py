@@ -73,10 +73,10 @@ class TrainAdapter(Job[Adapter]):
                 teachers=self.teachers,
                 teacher_cache=self.teacher_cache,
             )
-            reference["fingerprint"] = teachers.fingerprint(self.reference)
+            reference["fingerprint"] = fingerprint_model(self.reference)
             metadata["aligned"] = {
                 "name": checkpoint_name(self.aligned),
-                "fingerprint": teachers.fingerprint(self.aligned),
+                "fingerprint": fingerprint_model(self.aligned),
             }
             metadata["data_fingerprint"] = teachers.data_fingerprint
             settings["trra"] = parameters.trra.model_dump()

@@ -24,10 +24,17 @@ def recommend_candidate(sweep_results: DataFrame, parameters: Reporting) -> dict
     return recommend(sweep_results, parameters.margin)
 
 
+def summarise_headline(sweep_results: DataFrame, recommendation: dict[str, Any]) -> dict[str, Any]:
+    """The figures by which `dvc metrics show` and `dvc exp show` compare experiments."""
+    from realign_pipes.reporting.recommendation import headline
+
+    return headline(sweep_results, recommendation)
+
+
 def tabulate_sweep(
     sweep_results: DataFrame, recommendation: dict[str, Any]
 ) -> tuple[str, DataFrame, dict[str, dict[str, float]]]:
-    """The sweep's table as Markdown (rounded), as a frame for CSV, and as metrics for DVC (neither rounded)."""
+    """The sweep's table as Markdown (rounded), as a frame for CSV, and as JSON (neither rounded)."""
     from realign_pipes.reporting.tables import candidate_metrics, markdown_table, sweep_cells, wide_table
 
     markdown = markdown_table(sweep_cells(sweep_results), recommendation["candidate"])

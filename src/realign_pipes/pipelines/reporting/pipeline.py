@@ -9,6 +9,7 @@ from realign_pipes.pipelines.reporting.nodes import (
     draw_training,
     print_summary,
     recommend_candidate,
+    summarise_headline,
     tabulate_budgets,
     tabulate_sweep,
     write_report,
@@ -24,6 +25,12 @@ def create_pipeline() -> Pipeline:
                 inputs=["sweep_results", "params:reporting"],
                 outputs="recommendation",
                 name="recommend_candidate",
+            ),
+            Node(
+                summarise_headline,
+                inputs=["sweep_results", "recommendation"],
+                outputs="headline_metrics",
+                name="summarise_headline",
             ),
             Node(
                 tabulate_sweep,

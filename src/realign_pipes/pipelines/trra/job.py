@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from transformers import PreTrainedModel, TrainingArguments
 
 from realign_pipes.models.card import checkpoint_name, describe_checkpoint
+from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import load_model
 from realign_pipes.models.trust import read_config
 from realign_pipes.paper.trra import Teacher, TrRaTrainer
@@ -92,10 +93,10 @@ def train_student(student: Student, teachers: FusedTeachers, parameters: TrRa, w
         "method": "TrRa",
         "alpha": student.alpha,
         "iteration": student.iteration,
-        "reference": {"name": checkpoint_name(reference), "fingerprint": teachers.fingerprint(reference)},
+        "reference": {"name": checkpoint_name(reference), "fingerprint": fingerprint_model(reference)},
         "aligned": {
             "name": aligned.parent.name if student.iteration else checkpoint_name(aligned),
-            "fingerprint": teachers.fingerprint(aligned),
+            "fingerprint": fingerprint_model(aligned),
         },
         "data_fingerprint": teachers.data_fingerprint,
         "parameters": {

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from realign_pipes.paper import Divergence
 from realign_pipes.runtime.parameters import Parameters, Training, check_distinct
@@ -42,8 +42,8 @@ class TrRa(Training, Distillation):
     """Train this one of `alphas` alone: DVC runs one stage for each."""
     iterations: NonNegativeInt
     """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
-    iteration_alphas: list[int | float]
-    """The alphas, among `alphas`, that TrRa-iter goes on with."""
+    iteration_alphas: Annotated[list[int | float], BeforeValidator(lambda alphas: [] if alphas is None else alphas)]
+    """The alphas, among `alphas`, that TrRa-iter goes on with; null for none, whatever base names."""
     adapter: Literal["full", "lora"]
     """What of the student is trained: all its weights, or LoRA matrices on them."""
     lora: StudentLora

@@ -1,0 +1,67 @@
+"""Parameters that do not fit are said as the YAML has them, all at once."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from realign_pipes.config import ConfigLoader
+from realign_pipes.errors import InputError
+from realign_pipes.hooks import check_parameters
+from realign_pipes.settings import CONFIG_LOADER_ARGS
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def load(env, params=None):
+    return ConfigLoader(CONF, env, runtime_params=params, **CONFIG_LOADER_ARGS)["parameters"]
+
+
+@pytest.mark.parametrize("env", sorted(path.parent.name for path in CONF.glob("*/globals.yml")))
+def test_every_environment_is_accepted(env):
+    check_parameters(load(env))
+
+
+def test_all_that_is_wrong_is_said_at_once_and_where():
+    parameters = deepcopy(load("base"))
+    parameters["trra"]["stepps"] = 3
+    parameters["trra"]["alphas"] = [1.0, "much"]
+    parameters["inra"]["lora"]["rank"] = 0
+    parameters["data_prep"]["calibration"]["task"]["problems"] = "many"
+    del parameters["data_prep"]["tasks"]["sums_long"]["problems"]
+    parameters["reportin"] = parameters.pop("reporting")
+    with pytest.raises(InputError) as error:
+        check_parameters(parameters)
+    _, *lines = str(error.value).splitlines()
+    assert sorted(lines) == [
+        "data_prep.calibration.task.problems: Input should be a valid integer, unable to parse string as an integer",
+        "data_prep.tasks.sums_long: the parameter 'problems' is missing",
+        "inra.lora.rank: Input should be greater than 0",
+        "reporting: Input should be a valid dictionary or instance of Reporting",
+        "there is no parameter 'reportin': did you mean 'reporting'?",
+        "trra: there is no parameter 'stepps': did you mean 'steps'?",
+    ]
+    del parameters["trra"]["stepps"]
+    with pytest.raises(InputError, match=r"trra\.alphas\.1: Input should be a valid"):
+        check_parameters(parameters)
+
+
+def test_the_completions_of_an_environments_own_problems_can_be_sampled(tmp_path):
+    """Base's task is of another kind, whose options mean nothing to this one."""
+    (tmp_path / "base").symlink_to(CONF / "base")
+    (tmp_path / "mine").mkdir()
+    calibration = {
+        "source": "sampled",
+        "task": {"kind": "dataset", "path": "problems.jsonl"},
+        "sampling": load("base")["data_prep"]["calibration"]["sampling"],
+        "keep": "all",
+        "min_tokens": 1,
+        "max_tokens": 10,
+    }
+    mine = {"data_prep": {"calibration": calibration}, "trra": {"alphas": [2.0], "iteration_alphas": None}}
+    (tmp_path / "mine" / "parameters.yml").write_text(yaml.safe_dump(mine))
+    parameters = ConfigLoader(tmp_path, "mine", **CONFIG_LOADER_ARGS)["parameters"]
+    check_parameters(parameters)
+    assert parameters["data_prep"]["calibration"] == calibration
+    assert parameters["trra"]["alphas"] == [2.0]

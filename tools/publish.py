@@ -1,0 +1,112 @@
+"""Brings what README and docs quote of the default run there, from the last one: `make publish`.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME a key of `TABLES`. Look at the picture that it
+draws (docs/images/sweep.png), and at `git diff`, before you commit.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import plotly.io
+from playwright.sync_api import sync_playwright
+
+from realign_pipes.reporting.tables import (
+    Cells,
+    alpha_text,
+    interval_text,
+    markdown_table,
+    reduction_text,
+    tokens_text,
+)
+
+PROJECT = Path(__file__).parents[1]
+REPORTING = PROJECT / "data" / "08_reporting"
+MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+WIDTH = 1300
+"""Of the picture, in pixels."""
+
+
+def short_table() -> str:
+    """Reference, aligned model, and of DeRa, TrRa and InRa each the candidate that saves most within the margin."""
+    rows = pd.read_csv(REPORTING / "sweep_table.csv")
+    recommendation = json.loads((REPORTING / "recommendation.json").read_text())
+    within = rows[rows["difference_low"] >= -recommendation["margin"]]
+    best = [within[within["kind"] == kind].nlargest(1, "token_reduction") for kind in ("dera", "trra", "inra")]
+    shown = pd.concat([rows[rows["kind"].isin(["reference", "aligned"])], *best])
+    cells = [
+        [row.candidate, alpha_text(row.alpha), interval_text(row), tokens_text(row.mean_tokens), reduction_text(row)]
+        for row in shown.itertuples()
+    ]
+    header = ["candidate", "alpha", "pass@1 % [95 %]", "tokens", "reduction"]
+    return markdown_table(Cells(header, cells, left=1), recommendation["candidate"])
+
+
+def sweep_table() -> str:
+    """All candidates; the recommendation stands below them in the file."""
+    return (REPORTING / "sweep_table.md").read_text().partition("\n\n")[0] + "\n"
+
+
+def recommendation() -> str:
+    """The recommendation as a quotation."""
+    return f"> {json.loads((REPORTING / 'recommendation.json').read_text())['sentence']}\n"
+
+
+def budget_table() -> str:
+    """Token budgets."""
+    return (REPORTING / "budget_table.md").read_text()
+
+
+def inra_example() -> str:
+    """What README's example of InRa prints."""
+    readme = (PROJECT / "README.md").read_text()
+    (example,) = (
+        code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "data/06_models/inra" in code
+    )
+    printed = subprocess.run([sys.executable, "-c", example], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return f"```\n{printed.stdout}```\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "sweep-short": short_table,
+    "sweep": sweep_table,
+    "recommendation": recommendation,
+    "budgets": budget_table,
+    "inra-example": inra_example,
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every table between markers made anew. KeyError for one that is not in `TABLES`."""
+    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def draw(target: Path) -> None:
+    """The figures of the sweep and of token budgets, one below the other, as the report draws them."""
+    figures = [plotly.io.read_json(REPORTING / f"{name}_figure.json") for name in ("pareto", "alpha", "budget")]
+    parts = [plotly.io.to_html(figure, full_html=False, include_plotlyjs=number == 0, config={"staticPlot": True})
+             for number, figure in enumerate(figures)]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page_file = Path(folder) / "figures.html"
+        page_file.write_text(f"<meta charset=utf-8><body style='margin:0'>{''.join(parts)}", encoding="utf-8")
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": 800})
+        page.goto(page_file.as_uri())
+        page.locator(".main-svg").nth(len(figures)).wait_for()
+        page.screenshot(path=target, full_page=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    for file in [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]:
+        before = file.read_text()
+        if (after := fill(before)) != before:
+            file.write_text(after)
+            print(f"wrote {file.relative_to(PROJECT)}")
+    draw(PROJECT / "docs" / "images" / "sweep.png")
+    print("wrote docs/images/sweep.png: look at it")
