@@ -18,7 +18,7 @@ from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines import reporting
 from realign_pipes.sweep.evaluate import Evaluator
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
