@@ -91,11 +91,15 @@ def _frame(data: Any) -> pd.DataFrame:
     for number, field in enumerate(table.schema):
         if pa.types.is_list(field.type):
             table = table.set_column(number, field.name, compute.list_value_length(table[field.name]))
-    if "completion" in table.column_names:
-        table = table.append_column("think_closes", compute.count_substring(table["completion"], "</think>"))
     if {"chosen", "rejected"} <= set(table.column_names):
         table = table.append_column("chosen_is_rejected", compute.equal(table["chosen"], table["rejected"]))
-    return table.to_pandas()
+    frame = table.to_pandas()
+    if {"completion", "think_close"} <= set(frame):
+        texts = frame[["completion", "think_close"]].fillna("").itertuples(index=False)  # what is missing is found out
+        parts = [text.split(tag) if tag else [text] for text, tag in texts]
+        frame["think_closes"] = [len(part) - 1 for part in parts]
+        frame["thinks_before_close"] = [len(part) > 1 and part[0].strip() != "" for part in parts]
+    return frame
 
 
 def _batch(frame: pd.DataFrame) -> Batch:
