@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines import reporting
 from realign_pipes.sweep.evaluate import Evaluator
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_every_data_set_was_checked_and_the_pages_on_it_are_linked(finished):
     assert all(f">{name}</a>" in (reporting / link).read_text() for name in found)
 
 
-def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished):
+def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished, hashed):
     run, data = project
     validation = data / "08_reporting" / "validation"
     before = (data / "08_reporting" / "sweep_metrics.json").read_bytes()
@@ -188,6 +189,13 @@ def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, f
     assert (data / "08_reporting" / "sweep_metrics.json").read_bytes() == before
     assert {path: path.read_bytes() for path in validation.iterdir()} == checked
     assert weights.stat().st_mtime_ns == trained
+    # One file may have several names: the catalog's is a hard link to the one in the work folder.
+    read = Counter()
+    for path, times in hashed.items():
+        read[path.stat().st_ino] += times
+    assert read[(data / "06_models" / "reference" / "model.safetensors").stat().st_ino] == 1
+    assert len(read) > 8
+    assert set(read.values()) == {1}
 
 
 def test_each_stage_runs_alone_from_what_is_on_disk(project, finished):
