@@ -198,3 +198,52 @@ def pair(tmp_path, make_checkpoint):
     reference = make_checkpoint(tmp_path / "reference", seed=1, vocab_padding=3)
     aligned = make_checkpoint(tmp_path / "aligned", seed=2, vocab_padding=8)
     return reference, aligned
+
+
+class ScriptedEngine:
+    """Another implementation of `generation.engine.Engine`: no model, and groups in an order of its own.
+
+    It completes a prompt in `sample` with the text `write(prompt, sample)`; one that ends in the tokenizer's eos token
+    is finished. A group has two prompts, the longest first. `asked` lists the (prompt, sample) of each group that was
+    drawn, `opened` counts the calls of `open`. In the group number `killed_in` it stops as if it were killed.
+    """
+
+    def __init__(self, tokenizer, write, killed_in=None):
+        self.tokenizer, self.write, self.killed_in = tokenizer, write, killed_in
+        self.asked, self.opened = [], 0
+
+    def open(self):
+        self.opened += 1
+        return self
+
+    def draw(self, prompts, sampling, done=()):
+        from realign_pipes.generation.engine import Completion
+
+        longest_first = sorted(prompts, key=lambda prompt: -len(prompt.token_ids))
+        for start in range(0, len(prompts), 2):
+            group = [
+                (prompt, sample) for prompt in longest_first[start : start + 2] for sample in range(sampling.samples)
+            ]
+            todo = [(prompt, sample) for prompt, sample in group if (prompt.key, sample) not in done]
+            if not todo:
+                continue
+            if len(self.asked) == self.killed_in:
+                raise KeyboardInterrupt
+            texts = [(self.tokenizer.decode(prompt.token_ids), sample) for prompt, sample in todo]
+            self.asked.append(texts)
+            completions = []
+            for (prompt, sample), (text, _) in zip(todo, texts, strict=True):
+                ids = self.tokenizer(self.write(text, sample), add_special_tokens=False)["input_ids"]
+                finished = ids[-1] == self.tokenizer.eos_token_id
+                completions.append(Completion(prompt.key, sample, ids, finished))
+            yield completions[::-1]
+
+
+@pytest.fixture
+def scripted_engine(tiny_tokenizer):
+    """`scripted_engine(write, tokenizer=…, killed_in=None)` makes a ScriptedEngine."""
+
+    def make(write, tokenizer=tiny_tokenizer, killed_in=None):
+        return ScriptedEngine(tokenizer, write, killed_in)
+
+    return make

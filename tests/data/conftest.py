@@ -3,12 +3,16 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from realign_pipes.generation.engine import Completion
+from realign_pipes.data.parameters import Models
+from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.pipelines.data_prep.nodes import collect_samples
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.runtime.launch import Folders
 
 SUMS = {"min_terms": 3, "max_terms": 6, "min_digits": 1, "max_digits": 1}
 
@@ -107,26 +111,37 @@ def four_kinds() -> Callable[[int, int], str]:
     return _four_kinds
 
 
+def _models(**given: Any) -> Models:
+    return Models.model_validate({"chat_template": None, "thinking": None, **given})
+
+
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> Callable[[Callable[[int, int], str]], list]:
+def models() -> Callable[..., Models]:
+    """`models(chat_template=None, thinking=None)`"""
+    return _models
+
+
+@pytest.fixture
+def collect() -> Callable[..., Any]:
+    """`collect(parameters, reference, work, models=…)` runs the node collect_samples; the reference is both models."""
+
+    def collect(parameters: DataPrep, reference: Path, work: Path, models: Models | None = None) -> Any:
+        folders = Folders(work=work, logs=work, validation=work)
+        return collect_samples(parameters, models or _models(), folders, reference, reference)
+
+    return collect
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, scripted_engine: Callable[..., Any]) -> Callable[..., Any]:
     """`script(write)`: the reference answers a sum of `result` in `sample` with `write(result, sample)`.
 
-    A text that ends in `<|im_end|>` is finished, any other was cut off. Returns the list of prompts asked, a batch
-    an entry.
+    A text that ends in `<|im_end|>` is finished, any other was cut off. Returns the engine (see `scripted_engine`).
     """
 
-    def install(write: Callable[[int, int], str]) -> list[list[str]]:
-        asked: list[list[str]] = []
-
-        def sample(model, prompts, keys, sampling, pad_token_id):
-            texts = [tiny_tokenizer.decode(ids) for ids in prompts]
-            asked.append(texts)
-            for index, text in enumerate(texts):
-                for number in range(sampling.samples):
-                    ids = tiny_tokenizer(write(_total(text), number), add_special_tokens=False)["input_ids"]
-                    yield [Completion(index, number, ids, ids[-1] == tiny_tokenizer.eos_token_id)]
-
-        monkeypatch.setattr("realign_pipes.data_prep.samples.sample_completions", sample)
-        return asked
+    def install(write: Callable[[int, int], str], **options: Any) -> Any:
+        engine = scripted_engine(lambda prompt, sample: write(_total(prompt), sample), **options)
+        monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda path: engine.open())
+        return engine
 
     return install

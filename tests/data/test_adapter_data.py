@@ -3,8 +3,10 @@
 import pytest
 from datasets import Dataset
 
+from realign_pipes.data.adapter_data import make_preference_pairs, make_short_solutions
 from realign_pipes.data.prompts import render_prompt
-from realign_pipes.pipelines.data_prep.nodes import make_preference_pairs, make_short_solutions
+from realign_pipes.data.schemas import PAIR_COLUMNS, SOLUTION_COLUMNS
+from realign_pipes.pipelines.data_prep import nodes
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 
 COMPLETIONS = [  # problem, completion, right, finished
@@ -18,31 +20,41 @@ COMPLETIONS = [  # problem, completion, right, finished
 ]
 
 
-def make_samples(tokenizer) -> Dataset:
+def make_samples(tokenizer, tags=("<think>", "</think>")) -> Dataset:
     rows = []
-    for number, (problem, completion, correct, finished) in enumerate(COMPLETIONS):
+    for number, (problem, text, correct, finished) in enumerate(COMPLETIONS):
+        completion = text.replace("</think>", tags[1])
         prompt, prompt_ids = render_prompt(tokenizer, f"problem {problem}")
         ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
         ids += [tokenizer.eos_token_id] if finished else []
-        rows.append({"id": f"{problem}-{number}", "problem_id": problem, "prompt": prompt, "prompt_ids": prompt_ids,
-                     "prompt_tokens": len(prompt_ids), "completion": completion, "completion_ids": ids,
-                     "completion_tokens": len(ids), "correct": correct, "finished": finished})  # fmt: skip
+        rows.append(
+            {
+                "id": f"{problem}-{number}",
+                "problem_id": problem,
+                "prompt": prompt,
+                "think_open": tags[0],
+                "think_close": tags[1],
+                "prompt_ids": prompt_ids,
+                "prompt_tokens": len(prompt_ids),
+                "completion": completion,
+                "completion_ids": ids,
+                "completion_tokens": len(ids),
+                "correct": correct,
+                "finished": finished,
+            }
+        )
     return Dataset.from_list(rows)
 
 
 @pytest.fixture
-def thinking(tmp_path, make_checkpoint, thinking_tokenizer):
-    """A reference whose template opens the thinking, and samples of it."""
-    return make_checkpoint(tmp_path / "thinking", tokenizer=thinking_tokenizer), make_samples(thinking_tokenizer)
+def samples(thinking_tokenizer) -> Dataset:
+    """Those of a reference whose template opens the thinking."""
+    return make_samples(thinking_tokenizer)
 
 
-def parameters(sampled, cut_share: float) -> DataPrep:
-    return DataPrep.model_validate({**sampled().model_dump(), "short_solutions": {"cut_share": cut_share}})
-
-
-def test_solutions_stand_after_no_thinking(thinking, sampled, thinking_tokenizer) -> None:
-    reference, samples = thinking
-    made = make_short_solutions(parameters(sampled, 0.0), reference, samples)
+def test_solutions_stand_after_no_thinking(samples, thinking_tokenizer) -> None:
+    made = make_short_solutions(thinking_tokenizer, samples, cut_share=0.0, seed=5)
+    assert made.features == SOLUTION_COLUMNS
     assert made["id"][:] == ["a-0", "a-1", "b-4"]
     for row in made:
         whole = samples[samples["id"][:].index(row["id"])]
@@ -53,12 +65,10 @@ def test_solutions_stand_after_no_thinking(thinking, sampled, thinking_tokenizer
         assert row["completion_tokens"] == len(row["completion_ids"])
 
 
-def test_some_prompts_hold_the_thinking_up_to_a_random_token(thinking, sampled, thinking_tokenizer) -> None:
-    reference, samples = thinking
+def test_some_prompts_hold_the_thinking_up_to_a_random_token(samples, thinking_tokenizer) -> None:
     kept = set()
     for seed in range(30):
-        settings = parameters(sampled, 1.0).model_copy(update={"seed": seed})
-        for row in make_short_solutions(settings, reference, samples):
+        for row in make_short_solutions(thinking_tokenizer, samples, cut_share=1.0, seed=seed):
             whole = samples[samples["id"][:].index(row["id"])]
             before, _, solution = whole["completion"].partition("</think>")
             held = thinking_tokenizer.decode(row["prompt_ids"]).removeprefix(whole["prompt"])
@@ -75,19 +85,30 @@ def test_some_prompts_hold_the_thinking_up_to_a_random_token(thinking, sampled, 
     assert max(kept) == 9 and len(kept) > 5  # up to all of "1 + 2 = 3"
 
 
-def test_a_template_that_leaves_the_thinking_to_the_model_gets_solutions_without_tags(
-    tmp_path, make_checkpoint, tiny_tokenizer, sampled
-) -> None:
-    reference, samples = make_checkpoint(tmp_path / "plain"), make_samples(tiny_tokenizer)
-    made = make_short_solutions(parameters(sampled, 0.0), reference, samples)
+def test_a_template_that_leaves_the_thinking_to_the_model_gets_solutions_without_tags(tiny_tokenizer) -> None:
+    samples = make_samples(tiny_tokenizer)
+    made = make_short_solutions(tiny_tokenizer, samples, cut_share=0.0, seed=5)
     assert made["completion"][:] == ["3<answer>3</answer>", "it is 3<answer>3</answer>", "5<answer>5</answer>"]
-    cut = make_short_solutions(parameters(sampled, 1.0), reference, samples)
+    cut = make_short_solutions(tiny_tokenizer, samples, cut_share=1.0, seed=5)
     assert cut["completion"][0] == "</think> 3<answer>3</answer>"
 
 
-def test_pairs_are_short_and_right_against_long_or_wrong(thinking, thinking_tokenizer) -> None:
-    reference, samples = thinking
-    pairs = make_preference_pairs(reference, samples)
+def test_solutions_after_thinking_between_other_tags(thinking_tokenizer) -> None:
+    """The same as between the usual ones, with the tag in the place of the tag."""
+    thinking_tokenizer.chat_template = thinking_tokenizer.chat_template.replace("<think>", "[T]")
+    samples = make_samples(thinking_tokenizer, ("[T]", "[/T]"))
+    made = make_short_solutions(thinking_tokenizer, samples, cut_share=0.0, seed=5)
+    assert made["id"][:] == ["a-0", "a-1", "b-4"]
+    assert made["completion"][0] == "[/T] 3<answer>3</answer>"
+    assert made["prompt"][0].endswith("assistant\n[T]\n")
+    assert set(made["think_close"]) == {"[/T]"}
+    pairs = make_preference_pairs(thinking_tokenizer, samples)
+    assert set(pairs["chosen"]) == {"[/T] 3<answer>3</answer>"}
+
+
+def test_pairs_are_short_and_right_against_long_or_wrong(samples, thinking_tokenizer) -> None:
+    pairs = make_preference_pairs(thinking_tokenizer, samples)
+    assert pairs.features == PAIR_COLUMNS
     # b's only completion is as short as its solution; c has no right one; d thinks twice
     assert pairs["id"][:] == ["a-2", "a-3", "a-1"]
     assert pairs["rejected_correct"][:] == [False, False, True]
@@ -100,7 +121,27 @@ def test_pairs_are_short_and_right_against_long_or_wrong(thinking, thinking_toke
             assert pair[f"{part}_tokens"] == len(pair[f"{part}_ids"])
 
 
-def test_one_seed_gives_the_same_solutions(thinking, sampled) -> None:
-    reference, samples = thinking
-    first, again = (make_short_solutions(parameters(sampled, 0.5), reference, samples)[:] for _ in range(2))
-    assert first == again
+def test_one_seed_gives_the_same_solutions(samples, thinking_tokenizer) -> None:
+    first, again, other = (
+        make_short_solutions(thinking_tokenizer, samples, cut_share=0.5, seed=seed)[:] for seed in (5, 5, 6)
+    )
+    assert first == again != other
+
+
+def test_nodes_hand_over_the_parameters(
+    tmp_path, make_checkpoint, thinking_tokenizer, samples, sampled, models
+) -> None:
+    """cut_share and seed; and the chat template of a file, which says how a turn ends."""
+    reference = make_checkpoint(tmp_path / "thinking", tokenizer=thinking_tokenizer)
+    parameters = DataPrep.model_validate({**sampled().model_dump(), "short_solutions": {"cut_share": 1.0}})
+    expected = make_short_solutions(thinking_tokenizer, samples, cut_share=1.0, seed=parameters.seed)
+    assert nodes.make_short_solutions(parameters, models(), reference, samples)[:] == expected[:]
+    pairs = make_preference_pairs(thinking_tokenizer, samples)
+    assert nodes.make_preference_pairs(models(), reference, samples)[:] == pairs[:]
+    template = tmp_path / "other.jinja"
+    template.write_text(thinking_tokenizer.chat_template.replace("<|im_end|>", "<|im_start|>"))
+    end = thinking_tokenizer.convert_tokens_to_ids("<|im_start|>")
+    made = nodes.make_short_solutions(parameters, models(chat_template=template), reference, samples)
+    assert all(ids[-1] == end for ids in made["completion_ids"])
+    made = nodes.make_preference_pairs(models(chat_template=template), reference, samples)
+    assert all(ids[-1] == end for ids in made["chosen_ids"])

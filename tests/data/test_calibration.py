@@ -13,7 +13,10 @@ def rows(*entries: tuple[str, int, bool, bool, str]) -> Dataset:
     """(problem, tokens, correct, finished, completion) each."""
     names = ("problem_id", "completion_tokens", "correct", "finished", "completion")
     return Dataset.from_list(
-        [{"id": f"{number}", **dict(zip(names, entry, strict=True))} for number, entry in enumerate(entries)]
+        [
+            {"id": f"{number}", "think_close": "</think>", **dict(zip(names, entry, strict=True))}
+            for number, entry in enumerate(entries)
+        ]
     )
 
 
@@ -36,7 +39,7 @@ def select(sampled) -> Callable[..., Dataset]:
     """`select(samples=SAMPLES, keep="longest", min_tokens=1, max_tokens=100)`"""
 
     def select(samples: Dataset = SAMPLES, **calibration: object) -> Dataset:
-        return select_calibration(samples, sampled(**{"max_tokens": 100, **calibration}).calibration)
+        return select_calibration(sampled(**{"max_tokens": 100, **calibration}), samples)
 
     return select
 
@@ -63,8 +66,18 @@ def test_nothing_of_that_length(select) -> None:
 
 
 def test_nothing_usable(select) -> None:
-    with pytest.raises(ValueError, match="of 3 completions 2 are right, but none of these is finished and has exactly"):
+    message = (
+        r"2 of 3 completions are right, but none of them is finished and has </think> exactly once.*models.thinking"
+    )
+    with pytest.raises(ValueError, match=message):
         select(SAMPLES.select([3, 4, 7]))
+
+
+def test_thinking_between_other_tags(select) -> None:
+    def other(row: dict) -> dict:
+        return {"completion": row["completion"].replace("</think>", "[/T]"), "think_close": "[/T]"}
+
+    assert select(SAMPLES.map(other), keep="all")["id"][:] == select(keep="all")["id"][:]
 
 
 def test_bounds_the_wrong_way_round(sampled) -> None:

@@ -12,8 +12,10 @@ from kedro.runner import SequentialRunner
 from kedro.validation import DataValidationError
 from kedro.validation.type_extractor import TypeExtractor
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
-from realign_pipes.pipelines.reporting.pipeline import create_pipeline
+from realign_pipes.pipelines.data_prep.pipeline import create_pipeline
+from realign_pipes.runtime.launch import Folders
 
 
 def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
@@ -30,7 +32,7 @@ def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
                 "type": "realign_pipes.datasets.arrow.ArrowDataset",
                 "filepath": str(tmp_path / "data" / name),
                 "validator": {
-                    "class": "realign_pipes.validation.GreatExpectations",
+                    "class": "realign_pipes.validation.validator.GreatExpectations",
                     "on": "save",
                     "options": {**options, "filepath": str(tmp_path / "validation" / f"{name}.json")},
                 },
@@ -40,7 +42,8 @@ def make_catalog(tmp_path, parameters, reference) -> DataCatalog:
     )
     catalog["params:data_prep"] = parameters
     catalog["reference_model"] = catalog["aligned_model"] = reference
-    catalog["work_dir"] = tmp_path / "work"
+    catalog["params:models"] = Models(chat_template=None, thinking=None)
+    catalog["params:folders"] = Folders(work=tmp_path / "work", logs=tmp_path, validation=tmp_path / "validation")
     return catalog
 
 
@@ -95,15 +98,16 @@ def test_nodes_import_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_kedro_finds_the_type_of_the_parameters() -> None:
+def test_kedro_finds_the_types_of_the_parameters() -> None:
+    types = {"data_prep": DataPrep, "models": Models, "folders": Folders}
     for node in create_pipeline().nodes:
-        if "params:data_prep" not in node.inputs:
-            continue
-        assert TypeExtractor({"one": Pipeline([node])}).extract_types_from_pipelines() == {"data_prep": DataPrep}
+        wanted = {name: kind for name, kind in types.items() if f"params:{name}" in node.inputs}
+        assert wanted and TypeExtractor({"one": Pipeline([node])}).extract_types_from_pipelines() == wanted
 
 
-def test_default_parameters_are_valid() -> None:
-    conf = Path(__file__).parents[2] / "conf" / "base" / "parameters_data_prep.yml"
+@pytest.mark.parametrize(("name", "kind"), [("data_prep", DataPrep), ("models", Models)])
+def test_default_parameters_are_valid(name, kind) -> None:
+    conf = Path(__file__).parents[2] / "conf" / "base" / f"parameters_{name}.yml"
     raw = yaml.safe_load(conf.read_text())
-    assert list(raw) == ["data_prep"]
-    DataPrep.model_validate(raw["data_prep"])
+    assert list(raw) == [name]
+    kind.model_validate(raw[name])

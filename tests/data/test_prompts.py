@@ -1,9 +1,16 @@
 """Chat templates that open the thinking and those that do not, and the boundary of prompt and completion."""
 
 import pytest
-from realign_pipes.data_prep.prompts import decode_completion
 
-from realign_pipes.data.prompts import continue_prompt, encode_completion, end_of_turn_id, render_prompt
+from realign_pipes.data.prompts import (
+    continue_prompt,
+    encode_completion,
+    end_of_turn_id,
+    render_prompt,
+    thinking_tags,
+)
+from realign_pipes.generation.graded import completion_text
+from realign_pipes.tasks.completion import THINK, ThinkingTags
 
 QUESTION = "State the final answer to the following arithmetic problem: 4 + 2 ="
 
@@ -42,7 +49,18 @@ def test_prompt_begins_with_one_bos_token(tiny_tokenizer) -> None:
     ],
 )
 def test_think_is_opened_once(prompt: str, completion: str, rest: str) -> None:
-    assert continue_prompt(prompt, completion) == rest
+    assert continue_prompt(prompt, completion, THINK) == rest
+    other = ThinkingTags(open="[T]", close="[/T]")
+    prompt, completion, rest = (text.replace("think>", "T]").replace("<", "[") for text in (prompt, completion, rest))
+    assert continue_prompt(prompt, completion, other) == rest
+
+
+def test_the_tags_of_a_tokenizer_s_template(tiny_tokenizer, thinking_tokenizer) -> None:
+    assert thinking_tags(tiny_tokenizer) == thinking_tags(thinking_tokenizer) == THINK
+    tiny_tokenizer.chat_template = thinking_tokenizer.chat_template.replace("<think>", "<thought>")
+    assert thinking_tags(tiny_tokenizer) == ThinkingTags(open="<thought>", close="</thought>")
+    tiny_tokenizer.chat_template = {"default": tiny_tokenizer.chat_template, "tool_use": "<think>"}
+    assert thinking_tags(tiny_tokenizer) == ThinkingTags(open="<thought>", close="</thought>")
 
 
 def test_completion_is_closed_once(tiny_tokenizer) -> None:
@@ -52,8 +70,8 @@ def test_completion_is_closed_once(tiny_tokenizer) -> None:
         "<think>", "6", "</think>", "<answer>", "6", "</answer>", "<|im_end|>",
     ]  # fmt: skip
     assert encode_completion(tiny_tokenizer, "<think>6</think><answer>6</answer><|im_end|>", end) == ids
-    assert decode_completion(tiny_tokenizer, ids, finished=True) == "<think>6</think><answer>6</answer>"
-    assert decode_completion(tiny_tokenizer, ids[:2], finished=False) == "<think>6"
+    assert completion_text(tiny_tokenizer, ids, finished=True) == "<think>6</think><answer>6</answer>"
+    assert completion_text(tiny_tokenizer, ids[:2], finished=False) == "<think>6"
 
 
 def test_end_of_turn_is_the_templates_not_the_eos_token(tiny_tokenizer) -> None:
@@ -63,5 +81,5 @@ def test_end_of_turn_is_the_templates_not_the_eos_token(tiny_tokenizer) -> None:
 
 def test_template_without_an_end_of_turn(tiny_tokenizer) -> None:
     tiny_tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} so {% endfor %}"
-    with pytest.raises(ValueError, match=r"closes the assistant's turn with ' so '.*no special token"):
+    with pytest.raises(ValueError, match=r"closes the assistant's turn with ' so '.*without a special token"):
         end_of_turn_id(tiny_tokenizer)

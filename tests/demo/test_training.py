@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.demo import training
+from realign_pipes.demo.parameters import DemoModels
 from realign_pipes.generation.engine import Completion
-from realign_pipes.pipelines.demo_models.parameters import DemoModels
 from realign_pipes.runtime.training import last_complete_checkpoint
 
 RUN = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.1, "save_steps": 1}

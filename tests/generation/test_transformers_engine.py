@@ -1,15 +1,15 @@
-"""Sampling: the right distribution, and completions that depend on their own seed alone."""
+"""Transformers' engine: the right distribution, and completions that depend on their own seed alone."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from realign_pipes.evaluation.sampling import sample_completions
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from realign_pipes.generation.engine import Prompt
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.generation.transformers_engine import InverseCDFSampler, draw_uniforms
+from realign_pipes.generation.transformers_engine import InverseCDFSampler, TransformersEngine, draw_uniforms
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.dera import DeRaForCausalLM
 from realign_pipes.paper.inra import InRaForCausalLM
@@ -30,11 +30,18 @@ PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [5]]
 KEYS = ["a", "b", "c", "d"]
 
 
-def draw(model, prompts=PROMPTS, keys=KEYS, **changes):
-    """{(key, sample): token ids}, and which were finished."""
-    batches = sample_completions(model, prompts, keys, make_sampling(**changes))
-    drawn = [completion for batch in batches for completion in batch]
-    return {(keys[c.prompt_index], c.sample): (c.token_ids, c.finished) for c in drawn}
+def make_prompts(alphas=None):
+    """PROMPTS, with `alphas` if the model takes any."""
+    alphas = alphas or [None] * len(PROMPTS)
+    return [Prompt(key, ids, alpha) for key, ids, alpha in zip(KEYS, PROMPTS, alphas, strict=True)]
+
+
+def draw(model, prompts=None, done=(), **changes):
+    """{(key, sample): (token ids, whether it was finished)}"""
+    groups = TransformersEngine(model).draw(prompts or make_prompts(), make_sampling(**changes), done)
+    drawn = [completion for group in groups for completion in group]
+    assert len({(c.key, c.sample) for c in drawn}) == len(drawn)
+    return {(c.key, c.sample): (c.token_ids, c.finished) for c in drawn}
 
 
 def test_draws_follow_the_distribution():
@@ -67,7 +74,7 @@ def test_a_completion_does_not_depend_on_its_batch(model):
     assert len(together) == 8
     assert together == draw(model, batch_size=1)
     assert together == draw(model, batch_size=3)
-    alone = draw(model, prompts=[PROMPTS[2]], keys=["c"])
+    alone = draw(model, prompts=[Prompt("c", PROMPTS[2])])
     assert alone == {key: value for key, value in together.items() if key[0] == "c"}
 
 
@@ -119,48 +126,88 @@ def test_a_model_without_an_end_token_is_refused(model):
         draw(model)
 
 
+# -- resuming ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_what_is_done_is_left_out_and_the_rest_is_as_it_would_have_been(model, batch_size):
+    whole = draw(model, batch_size=batch_size)
+    for done in ({("c", 0), ("c", 1), ("a", 0)}, {("d", 1)}, whole.keys() - {("b", 1)}):
+        rest = draw(model, batch_size=batch_size, done=done)
+        assert rest == {key: value for key, value in whole.items() if key not in done}
+    assert draw(model, done=list(whole)) == {}
+
+
+def test_batches_that_are_done_are_not_decoded(model, monkeypatch):
+    """The longest prompts come first: with batches of two, a batch is one prompt."""
+    widths = []
+    generate = type(model).generate
+
+    def counted(self, input_ids, **kwargs):
+        widths.append(input_ids.shape[1])
+        return generate(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", counted)
+    draw(model, batch_size=2, max_new_tokens=1, done={("c", 0), ("c", 1), ("b", 0), ("b", 1), ("d", 0)})
+    assert widths == [3, 1]
+
+
 # -- rows that have finished leave the batch -----------------------------------------------------------------------
-ALPHAS = [0.0, 0.4, 1.0, 1.6]
+NUMBERS = [0.0, 0.4, 1.0, 1.6]
+BUDGET = TokenBudget(60, ramp=0.2, alpha=-0.5, fast=1.5)
+ALPHAS = {  # of the four prompts
+    "inra": NUMBERS,
+    "inra_at_0": [0.0] * 4,
+    "inra_at_0.7": [0.7] * 4,
+    "budget": [BUDGET] * 4,
+    "mixture": [BUDGET, 0.4, 0.0, TokenBudget(30)],
+}
 
 
-@pytest.fixture(params=["stock", "sliding", "dera", "inra", "inra_at_0", "budget"])
-def case(request, tmp_path, make_checkpoint):
-    """(model, arguments for generate of rows with these prompts after so many tokens)."""
-    sliding = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6, "use_sliding_window": True}
-    config = sliding if request.param in ("sliding", "inra") else {}
-    first, second = (
-        load_model(make_checkpoint(tmp_path / str(seed), seed=seed, **config), device=torch.device("cpu"))
-        for seed in (4, 5)
-    )
-    first.generation_config.eos_token_id = list(range(1, 21))  # so that random models finish now and then
-    if request.param == "dera":
-        return DeRaForCausalLM(first, second, 1.3), lambda indices, step: {}
-    if request.param in ("stock", "sliding"):
-        return first, lambda indices, step: {}
-    inra = InRaForCausalLM.from_base(first)
-    with torch.no_grad():
-        for parameter in inra.adapter_layers[0].parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.2)
-    budget = TokenBudget(60, ramp=0.2, alpha=-0.5, fast=1.5)
-    return inra, {
-        "inra": lambda indices, step: {"alpha": [ALPHAS[i] for i in indices]},
-        "inra_at_0": lambda indices, step: {"alpha": 0.0},
-        "budget": lambda indices, step: {"alpha": lambda further, row: budget(step + further, row)},
-    }[request.param]
+@pytest.fixture
+def make_case(tmp_path, make_checkpoint):
+    """`make_case(name)` is a model, and an alpha for each prompt or None."""
+
+    def make(name):
+        sliding = {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 6,
+            "use_sliding_window": True,
+        }
+        config = sliding if name in ("sliding", "inra") else {}
+        first, second = (
+            load_model(make_checkpoint(tmp_path / str(seed), seed=seed, **config), device=torch.device("cpu"))
+            for seed in (4, 5)
+        )
+        first.generation_config.eos_token_id = list(range(1, 21))  # so that random models finish now and then
+        if name == "dera":
+            return DeRaForCausalLM(first, second, 1.3), None
+        if name in ("stock", "sliding"):
+            return first, None
+        inra = InRaForCausalLM.from_base(first)
+        with torch.no_grad():
+            for parameter in inra.adapter_layers[0].parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.2)
+        return inra, ALPHAS[name]
+
+    return make
 
 
-def plain(model, prompts, keys, sampling, arguments):
-    """One call of `generate` for all rows, in which they wait for the slowest."""
-    rows = [(i, s) for i in range(len(prompts)) for s in range(sampling.samples)]
-    width = max(map(len, prompts))
-    input_ids = torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i, _ in rows])
-    mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i, _ in rows])
-    uniforms = np.stack([draw_uniforms(sampling.seed, keys[i], s, sampling.max_new_tokens) for i, s in rows])
+def plain(model, sampling, alphas):
+    """One call of `generate` for all rows, in which they wait for the slowest: {(key, sample): token ids}."""
+    rows = [(i, s) for i in range(len(PROMPTS)) for s in range(sampling.samples)]
+    width = max(map(len, PROMPTS))
+    input_ids = torch.tensor([[0] * (width - len(PROMPTS[i])) + PROMPTS[i] for i, _ in rows])
+    mask = torch.tensor([[0] * (width - len(PROMPTS[i])) + [1] * len(PROMPTS[i]) for i, _ in rows])
+    uniforms = np.stack([draw_uniforms(sampling.seed, KEYS[i], s, sampling.max_new_tokens) for i, s in rows])
     processors = [
         TemperatureLogitsWarper(sampling.temperature),
         TopPLogitsWarper(sampling.top_p),
         InverseCDFSampler(torch.from_numpy(uniforms)),
     ]
+
+    def schedule(step, row):
+        alpha = alphas[rows[row][0]]
+        return alpha(step, row) if callable(alpha) else alpha
+
     generated = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
@@ -168,16 +215,17 @@ def plain(model, prompts, keys, sampling, arguments):
         do_sample=False,
         pad_token_id=0,
         logits_processor=LogitsProcessorList(processors),
-        **arguments([i for i, _ in rows], 0),
+        **({} if alphas is None else {"alpha": schedule}),
     )[:, width:].tolist()
     stops = [next((t + 1 for t, token in enumerate(row) if 1 <= token <= 20), None) for row in generated]
-    return {row: tokens[:stop] for row, tokens, stop in zip(rows, generated, stops, strict=True)}
+    return {(KEYS[i], s): tokens[:stop] for (i, s), tokens, stop in zip(rows, generated, stops, strict=True)}
 
 
-def test_completions_are_those_of_one_plain_generate(case, monkeypatch):
-    model, arguments = case
+@pytest.mark.parametrize("name", ["stock", "sliding", "dera", *ALPHAS])
+def test_completions_are_those_of_one_plain_generate(name, make_case, monkeypatch):
+    model, alphas = make_case(name)
     sampling = make_sampling(samples=8, max_new_tokens=60, temperature=1.3)
-    expected = plain(model, PROMPTS, KEYS, sampling, arguments)
+    expected = plain(model, sampling, alphas)
     sizes = []
     generate = type(model).generate
 
@@ -188,11 +236,10 @@ def test_completions_are_those_of_one_plain_generate(case, monkeypatch):
     monkeypatch.setattr(type(model), "generate", counted)
     for batch_size in (32, 7):
         sizes.clear()
-        batches = sample_completions(
-            model, PROMPTS, KEYS, sampling.model_copy(update={"batch_size": batch_size}), arguments=arguments
+        groups = TransformersEngine(model).draw(
+            make_prompts(alphas), sampling.model_copy(update={"batch_size": batch_size})
         )
-        drawn = {(c.prompt_index, c.sample): c.token_ids for batch in batches for c in batch}
-        assert drawn == expected
+        assert {(c.key, c.sample): c.token_ids for group in groups for c in group} == expected
         if batch_size == 32:
             assert sizes[0] == 32
             assert len(sizes) > 3
@@ -203,14 +250,34 @@ def test_completions_are_those_of_one_plain_generate(case, monkeypatch):
     assert max(map(len, expected.values())) > 40, "and late"
 
 
-def test_arguments_are_asked_for_the_rows_and_tokens_that_are_left(model):
+@pytest.mark.parametrize("name", ["inra", "mixture"])
+def test_alphas_of_one_draw_give_what_each_gives_alone(name, make_case):
+    model, alphas = make_case(name)
+    prompts = make_prompts(alphas)
+    options = {"samples": 4, "max_new_tokens": 60, "temperature": 1.3}
+    together = draw(model, prompts, **options)
+    assert len(together) == 16
+    alone = [draw(model, [prompt], **options) for prompt in prompts]
+    assert together == {key: value for drawn in alone for key, value in drawn.items()}
+    # The alphas matter: the same prompts at another one are completed otherwise.
+    other = draw(model, make_prompts([3.0] * 4), **options)
+    assert all(together[key][0] != other[key][0] for key in together)
+
+
+def test_a_schedule_is_asked_for_each_token_of_a_row_that_is_left(make_case):
+    model, _ = make_case("inra")
     asked = []
-    model.generation_config.eos_token_id = list(range(1, 21))
-    sampling = make_sampling(samples=4, max_new_tokens=60, temperature=1.3)
-    batches = sample_completions(
-        model, PROMPTS, KEYS, sampling, arguments=lambda indices, step: asked.append((indices, step)) or {}
-    )
-    lengths = [(c.prompt_index, len(c.token_ids)) for batch in batches for c in batch]
-    assert len(asked) > 2
-    for indices, step in asked:
-        assert sorted(indices) == sorted(i for i, length in lengths if length > step)
+
+    def schedule(step, row):
+        asked.append((step, row))
+        return 0.5
+
+    drawn = draw(model, make_prompts([schedule] * 4), samples=4, max_new_tokens=60, temperature=1.3)
+    lengths = [len(tokens) for tokens, _ in drawn.values()]
+    assert {row for _, row in asked} == {0}, "whichever row of a batch it has is the engine's business"
+    steps = [step for step, _ in asked]
+    for step in range(max(lengths)):
+        # Rows leave the batch some time after they ended, never before.
+        assert steps.count(step) >= sum(length > step for length in lengths)
+    assert max(steps) == max(lengths) - 1
+    assert len(steps) < 16 * max(lengths), "rows have left"

@@ -5,9 +5,8 @@ import json
 import datasets
 import pytest
 
-from realign_pipes.tasks.dataset_task import read_rows
+from realign_pipes.tasks.dataset_task import make_problems, read_rows
 from realign_pipes.tasks.parameters import DatasetTask
-from realign_pipes.tasks.reasoning_gym_task import make_problems
 
 ROWS = [{"problem": "1 + 1", "solution": 2, "note": None}, {"problem": "2 + 2", "solution": 4, "note": "x"}]
 COLUMNS = {"question": "problem", "answer": "solution"}

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
-from realign_pipes.tasks.completion import answer_part
-from realign_pipes.tasks.grading import is_correct
+from realign_pipes.tasks.completion import ThinkingTags, answer_part
+from realign_pipes.tasks.grading import Attempt, grade, is_correct, looked_for
 from realign_pipes.tasks.parameters import UNSAFE_VERIFIERS, DatasetTask, ReasoningGymTask
 
 SUMS = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options={"min_terms": 2, "max_terms": 3})
@@ -38,6 +38,44 @@ PAYLOADS = [
 )
 def test_answer_part(prompt: str, completion: str, part: str | None) -> None:
     assert answer_part(prompt, completion) == part
+
+
+@pytest.mark.parametrize("tags", [("[THINK]", "[/THINK]"), ("<|begin_of_thought|>", "<|end_of_thought|>")])
+@pytest.mark.parametrize(
+    ("prompt", "completion", "part"),
+    [
+        ("1 + 1", "OPEN 2? CLOSE it is 2 ", "it is 2"),
+        ("1 + 1 OPEN\n", "2? CLOSE it is 2", "it is 2"),
+        ("1 + 1", "OPEN a CLOSE 2 OPEN b CLOSE 3", "3"),
+        ("1 + 1", "OPEN it is 2", None),
+        ("1 + 1 OPEN\n", "it is 2", None),
+        ("1 + 1 OPEN\n", "2? </think> it is 2", None),  # the tag of others
+        ("1 + 1", "<think> 2? </think> it is 2", "<think> 2? </think> it is 2"),
+    ],
+)
+def test_answer_part_between_other_tags(prompt: str, completion: str, part: str | None, tags: tuple[str, str]) -> None:
+    prompt, completion = (text.replace("OPEN", tags[0]).replace("CLOSE", tags[1]) for text in (prompt, completion))
+    assert answer_part(prompt, completion, ThinkingTags(open=tags[0], close=tags[1])) == part
+
+
+def test_an_attempt_is_graded_with_its_own_tags() -> None:
+    tags = ThinkingTags(open="[THINK]", close="[/THINK]")
+    text = "Rome[/THINK]Paris"
+    attempts = [
+        Attempt("p", EXACT, "[THINK]", text, "Paris", "{}", tags),
+        Attempt("p", EXACT, "[THINK]", text, text, "{}"),
+    ]
+    assert list(grade(attempts)) == [True, True]
+    assert is_correct(EXACT, "[THINK]", text, "Paris", "{}", tags) and not is_correct(
+        EXACT, "[THINK]", text, "Paris", "{}"
+    )
+
+
+@pytest.mark.parametrize("task", [SUMS, MATHS, EXACT])
+def test_what_a_verifier_is_said_to_look_for_is_what_it_accepts(task) -> None:
+    said = looked_for(task, "6").removesuffix(" and nothing else").strip("'")
+    assert is_correct(task, "", f"<think>x</think>{said}", "6", "{}")
+    assert not is_correct(task, "", f"<think>x</think>{said.replace('6', '7')}", "6", "{}")
 
 
 @pytest.mark.parametrize(

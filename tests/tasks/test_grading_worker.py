@@ -97,7 +97,7 @@ def test_the_worker_ends_when_its_parent_is_killed(completion: str) -> None:
     script = f"""
 import multiprocessing, threading, time
 from realign_pipes.tasks import grading
-from realign_pipes.parameters import DatasetTask
+from realign_pipes.tasks.parameters import DatasetTask
 grading.TIME_LIMIT = 2
 task = DatasetTask(kind="dataset", path="unused", verifier="math")
 def attempts(text): return [grading.Attempt("p", task, "", text, "4", "{{}}")]

@@ -2,7 +2,6 @@
 
 import random
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -11,22 +10,21 @@ from transformers import PreTrainedTokenizerFast
 from realign_pipes.data.calibration import usable_rows
 from realign_pipes.data.prompts import encode_completion, end_of_turn_id
 from realign_pipes.data.schemas import PAIR_COLUMNS, SOLUTION_COLUMNS
-from realign_pipes.models.load import load_tokenizer
-from realign_pipes.tasks.completion import THINK_CLOSE, THINK_OPEN
 
 
-def make_short_solutions(reference: Path, samples: Dataset, *, cut_share: float, seed: int) -> Dataset:
-    """What stands after the thinking of every right completion, with SOLUTION_COLUMNS.
+def make_short_solutions(
+    tokenizer: PreTrainedTokenizerFast, samples: Dataset, *, cut_share: float, seed: int
+) -> Dataset:
+    """What follows the thinking in every right completion, with SOLUTION_COLUMNS.
 
-    The share `cut_share` of the prompts already holds the thinking up to a random token, so that the
-    adapter learns to stop thinking at any time: mixed with the reference, it meets thoughts that have begun.
+    The share `cut_share` of the prompts holds the thinking up to a random token, so that the adapter learns to stop
+    thinking at any time: mixed with the reference, it meets thoughts that have begun.
     """
-    tokenizer = load_tokenizer(reference)
     end_of_turn = end_of_turn_id(tokenizer)
     draws = random.Random(f"{seed}/short_solutions")
     rows = []
     for row in samples.select(usable_rows(samples)):
-        thinking = tokenizer(row["completion"].partition(THINK_CLOSE)[0], add_special_tokens=False)["input_ids"]
+        thinking = tokenizer(row["completion"].partition(row["think_close"])[0], add_special_tokens=False)["input_ids"]
         cut = draws.random() < cut_share and len(thinking) > 0
         kept = thinking[: draws.randint(1, len(thinking))] if cut else []
         completion, completion_ids = _short_solution(tokenizer, row, end_of_turn, thinks=bool(kept))
@@ -35,6 +33,7 @@ def make_short_solutions(reference: Path, samples: Dataset, *, cut_share: float,
                 "id": row["id"],
                 "problem_id": row["problem_id"],
                 "prompt": row["prompt"] + tokenizer.decode(kept),
+                "think_close": row["think_close"],
                 "completion": completion,
                 "prompt_ids": row["prompt_ids"] + kept,
                 "completion_ids": completion_ids,
@@ -46,13 +45,12 @@ def make_short_solutions(reference: Path, samples: Dataset, *, cut_share: float,
     return Dataset.from_list(rows, features=SOLUTION_COLUMNS)
 
 
-def make_preference_pairs(reference: Path, samples: Dataset) -> Dataset:
+def make_preference_pairs(tokenizer: PreTrainedTokenizerFast, samples: Dataset) -> Dataset:
     """Short and right against long or wrong, with PAIR_COLUMNS.
 
-    Of each problem, the shortest right solution without thinking is chosen; every wrong completion and the longest
-    right one are rejected, one a pair.
+    For each problem the shortest right solution, without its thinking, is chosen. Every wrong completion is rejected in
+    a pair of its own, and so is the longest right one.
     """
-    tokenizer = load_tokenizer(reference)
     end_of_turn = end_of_turn_id(tokenizer)
     usable = set(usable_rows(samples))
     problems = defaultdict(list)
@@ -93,7 +91,7 @@ def _short_solution(
     tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], end_of_turn: int, *, thinks: bool
 ) -> tuple[str, list[int]]:
     """The solution of a completion, and its ids. It closes the thinking first if the prompt (or `thinks`) opened it."""
-    solution = row["completion"].partition(THINK_CLOSE)[2]
-    opened = thinks or row["prompt"].rstrip().endswith(THINK_OPEN)
-    text = THINK_CLOSE + solution if opened else solution.lstrip()
+    _, close, solution = row["completion"].partition(row["think_close"])
+    opened = thinks or row["prompt"].rstrip().endswith(row["think_open"])
+    text = close + solution if opened else solution.lstrip()
     return text, encode_completion(tokenizer, text, end_of_turn)

@@ -8,29 +8,29 @@ from datasets import Dataset
 
 from realign_pipes.data.schemas import CALIBRATION_COLUMNS
 from realign_pipes.errors import InputError
-from realign_pipes.tasks.completion import THINK_CLOSE
 
 logger = logging.getLogger(__name__)
 
 
 def usable_rows(samples: Dataset) -> list[int]:
-    """Numbers of the rows that are right, finished, and think once. ValueError if there is none."""
-    columns = zip(samples["correct"], samples["finished"], samples["completion"], strict=True)
+    """Numbers of the rows that are right, finished, and close their thinking once. ValueError if there is none."""
+    columns = zip(samples["correct"], samples["finished"], samples["completion"], samples["think_close"], strict=True)
     usable = [
         index
-        for index, (correct, finished, completion) in enumerate(columns)
-        if correct and finished and completion.count(THINK_CLOSE) == 1
+        for index, (correct, finished, completion, think_close) in enumerate(columns)
+        if correct and finished and completion.count(think_close) == 1
     ]
     if not usable:
-        raise InputError(f"data_prep.calibration: of {len(samples)} completions {sum(samples['correct'])} are right, "
-                         f"but none of these is finished and has exactly one {THINK_CLOSE}.")  # fmt: skip
+        raise InputError(f"data_prep.calibration: {sum(samples['correct'])} of {len(samples)} completions are right, "
+                         f"but none of them is finished and has {samples['think_close'][0]} exactly once. If the "
+                         "models think between other tags, name them in models.thinking.")  # fmt: skip
     return usable
 
 
 def select_calibration(
     samples: Dataset, *, keep: Literal["longest", "all"], min_tokens: int, max_tokens: int
 ) -> Dataset:
-    """The rows of `samples` that are right, finished, think once, and are of a length in bounds.
+    """The rows of `samples` that are right, finished, think once, and have a length within the bounds.
 
     With CALIBRATION_COLUMNS: the bounds are in the set, so that it says by itself what its lengths have to be.
     ValueError, with the lengths that there are, if nothing is left.

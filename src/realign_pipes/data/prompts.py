@@ -1,15 +1,15 @@
 """Text to token ids: prompts through the chat template, completions as what the model itself would have generated.
 
 Prompt and completion are tokenised apart, and the training sequence is their concatenation. Tokenising the joined
-text could merge the last piece of the prompt with the first of the completion, so that no boundary would be left at
-which the loss starts, and the model would learn on ids that it never has before it when it generates.
+text could merge the last piece of the prompt with the first of the completion: there would be no boundary at which the
+loss starts, and the model would learn from ids that it never sees when it generates.
 """
 
 from transformers import PreTrainedTokenizerFast
 
 from realign_pipes.errors import InputError
 from realign_pipes.models.load import render_chat
-from realign_pipes.tasks.completion import THINK_OPEN
+from realign_pipes.tasks.completion import THINK, ThinkingTags, tags_named_in
 
 _REPLY = "REPLY-OF-THE-ASSISTANT"
 
@@ -18,24 +18,29 @@ def render_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> tuple[st
     """The chat template's text for one user turn with the assistant's opened, and its ids."""
     chat = [{"role": "user", "content": question}]
     text = render_chat(tokenizer, chat, add_generation_prompt=True)
-    # The template wrote whatever begins a sequence: the tokenizer must not add it again.
+    # The template has written what begins a sequence: the tokenizer must not add it again.
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def continue_prompt(prompt: str, completion: str) -> str:
-    """What of a written-out `completion` follows `prompt`.
+def thinking_tags(tokenizer: PreTrainedTokenizerFast) -> ThinkingTags:
+    """The tags that the tokenizer's chat template names, else `<think>` and `</think>`."""
+    return tags_named_in(tokenizer.get_chat_template()) or THINK
 
-    Where the template has opened `<think>` already, the completion's own is taken away, with the white space that
-    the template has put after it.
+
+def continue_prompt(prompt: str, completion: str, tags: ThinkingTags) -> str:
+    """The part of a written-out `completion` that follows `prompt`.
+
+    If the template has opened the thinking already, the completion's own opening tag is removed, with the white space
+    that the template puts after it.
     """
     opened = prompt.rstrip()
-    if not (opened.endswith(THINK_OPEN) and completion.lstrip().startswith(THINK_OPEN)):
+    if not (opened.endswith(tags.open) and completion.lstrip().startswith(tags.open)):
         return completion
-    return completion.lstrip().removeprefix(THINK_OPEN).removeprefix(prompt[len(opened) :])
+    return completion.lstrip().removeprefix(tags.open).removeprefix(prompt[len(opened) :])
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerFast, completion: str, end_of_turn: int) -> list[int]:
-    """Ids of a written-out completion, closed with `end_of_turn` as the model is to close it."""
+    """Ids of a written-out completion. They end with `end_of_turn`, as the model should end it."""
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return ids if ids[-1:] == [end_of_turn] else [*ids, end_of_turn]
 
@@ -51,5 +56,5 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     for token_id in tokenizer(closing, add_special_tokens=False)["input_ids"]:
         if token_id in tokens and tokens[token_id].special:
             return token_id
-    raise InputError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, in "
-                     "which there is no special token, so that a model could not learn where to stop.")  # fmt: skip
+    raise InputError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, "
+                     "without a special token, so that a model could not learn where to stop.")  # fmt: skip

@@ -3,83 +3,93 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
 
 from realign_pipes.data.problems import Problem, draw_problems, normalise
 from realign_pipes.data.prompts import continue_prompt, encode_completion, end_of_turn_id, render_prompt
 from realign_pipes.data.schemas import SAMPLE_COLUMNS
 from realign_pipes.errors import InputError
-from realign_pipes.generation.graded import Question, completion_text, sample_and_grade
+from realign_pipes.generation.engine import Engine
+from realign_pipes.generation.graded import Question, check_length, completion_text, sample_and_grade
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint, fingerprint_model, fingerprint_tokenizer
-from realign_pipes.models.load import default_device, load_model, load_tokenizer
-from realign_pipes.models.trust import check_checkpoint
+from realign_pipes.models.load import max_positions, read_stops
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import open_work
+from realign_pipes.tasks.completion import ThinkingTags
 from realign_pipes.tasks.dataset_task import read_rows
-from realign_pipes.tasks.grading import Attempt, grade
+from realign_pipes.tasks.grading import Attempt, grade, looked_for
 from realign_pipes.tasks.parameters import DatasetTask, Problems, Task, Verifier
 
 logger = logging.getLogger(__name__)
 
+KEY = "data_prep.calibration"
+"""The parameter that messages name."""
 NAME = "calibration"
-ENOUGH = 64
-"""Completions after which none that is right means that something is wrong, and nothing more is drawn."""
+ENOUGH = 32
+"""Problems without any right completion after which no more completions are drawn: something is wrong."""
 
 
-def draw_samples(task: Problems, sampling: Sampling, reference: Path, *, seed: int, work: Path) -> Dataset:
+def draw_samples(
+    open_engine: Callable[[], Engine],
+    task: Problems,
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerFast,
+    tags: ThinkingTags,
+    *,
+    reference: Path,
+    seed: int,
+    work: Path,
+) -> Dataset:
     """Completions that the reference draws, `sampling.samples` of each problem, with SAMPLE_COLUMNS.
 
-    Whatever can be wrong with the task and the checkpoint is found before the model runs. Sampling that was interrupted
-    resumes from the last finished batch in `work`. ValueError once ENOUGH completions are drawn and none is right.
+    `open_engine` opens the reference, once the problems and their prompts are found to be in order. Sampling that was
+    interrupted resumes in `work`. ValueError if the prompts are too long for the model, and as soon as ENOUGH problems
+    have no right completion and no other has one.
     """
-    check_checkpoint(reference)
-    tokenizer = load_tokenizer(reference)
-    problems = draw_problems("data_prep.calibration.task", NAME, task, seed)
-    rendered = {problem.id: render_prompt(tokenizer, problem.question) for problem in problems}
-    questions = [
-        Question(problem.id, task, *rendered[problem.id], problem.answer, problem.metadata) for problem in problems
-    ]
-    generation_config = reference / "generation_config.json"
+    problems = {problem.id: problem for problem in draw_problems(f"{KEY}.task", NAME, task, seed)}
+    questions = {name: _question(problem, task, tokenizer, tags) for name, problem in problems.items()}
+    check_length(
+        list(questions.values()),
+        sampling.max_new_tokens,
+        max_positions(reference),
+        parameter=f"{KEY}.sampling.max_new_tokens",
+        model=str(reference),
+    )
     description = {
         "what": "calibration samples",
         "reference": fingerprint_model(reference),
         "tokenizer": fingerprint_tokenizer(tokenizer),
-        "generation_config": generation_config.read_text() if generation_config.exists() else None,
+        "stops": read_stops(reference),
         "task": task.model_dump(),
-        "prompts": fingerprint(rendered),
+        "tags": tags.model_dump(),
+        "questions": fingerprint([(one.id, one.prompt_ids, one.answer, one.metadata) for one in questions.values()]),
         "sampling": sampling.model_dump(),
     }
-    by_id = {problem.id: problem for problem in problems}
     drawn = sample_and_grade(
-        lambda: TransformersEngine(load_model(reference, device=default_device()), tokenizer.pad_token_id),
-        questions,
+        open_engine,
+        list(questions.values()),
         tokenizer,
         sampling,
         open_work(work, description) / "completions.jsonl",
         description="sampling the reference model",
     )
-    records = (
-        {
-            **_record(
-                by_id[one.id],
-                one.sample,
-                rendered[one.id],
-                completion_text(tokenizer, one.token_ids, one.finished),
-                one.token_ids,
-                one.finished,
-                "sampled",
-            ),
-            "correct": one.correct,
-        }
-        for one in drawn
-    )
-    return _collect(records, task)
+    rows: list[dict[str, Any]] = []
+    answered, right = set(), 0
+    for one in drawn:
+        text = completion_text(tokenizer, one.token_ids, one.finished)
+        row = _row(problems[one.id], questions[one.id], one.sample, text, one.token_ids)
+        rows.append({**row, "finished": one.finished, "correct": one.correct, "source": "sampled"})
+        answered.add(one.id)
+        right += one.correct
+        if not right and len(answered) > ENOUGH:
+            break
+    return _dataset(rows, task, tags)
 
 
 def read_samples(
@@ -90,90 +100,55 @@ def read_samples(
     answer_column: str,
     verifier: Verifier,
     limit: int | None,
-    reference: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    tags: ThinkingTags,
     seed: int,
 ) -> Dataset:
     """The completions in a dataset on disk, graded, with SAMPLE_COLUMNS. Rows with one question are samples of it.
 
-    At most `limit` rows are read, drawn with the seed.
+    At most `limit` rows are read, drawn with the seed. ValueError if no completion is right.
     """
-    key = "data_prep.calibration"
-    tokenizer = load_tokenizer(reference)
     columns = {"question": question_column, "completion": completion_column, "answer": answer_column}
-    rows = read_rows(path, columns, key)
-    if limit is not None and limit < len(rows):
-        rows = rows.select(sorted(random.Random(f"{seed}/{key}").sample(range(len(rows)), limit)))
+    found = read_rows(path, columns, KEY)
+    if limit is not None and limit < len(found):
+        found = found.select(sorted(random.Random(f"{seed}/{KEY}").sample(range(len(found)), limit)))
+    task = DatasetTask(kind="dataset", path=path, verifier=verifier)
     end_of_turn = end_of_turn_id(tokenizer)
     problems: dict[str, Problem] = {}
     samples: Counter[str] = Counter()
-    records = []
-    with progress_bar("reading the calibration dataset", len(rows)) as advance:
-        for row in rows:
-            question = normalise(row["question"])
-            if question not in problems:
-                identity = f"{NAME}-{len(problems):05d}"
-                problems[question] = Problem(identity, NAME, row["question"], str(row["answer"]), "{}")
-            problem = problems[question]
-            rendered = render_prompt(tokenizer, problem.question)
-            text = continue_prompt(rendered[0], row["completion"])
-            ids = encode_completion(tokenizer, text, end_of_turn)
+    rows, attempts = [], []
+    with progress_bar("reading the calibration dataset", len(found)) as advance:
+        for line in found:
+            name = normalise(line["question"])
+            if name not in problems:
+                problems[name] = Problem(
+                    f"{NAME}-{len(problems):05d}", NAME, line["question"], str(line["answer"]), "{}"
+                )
+            asked = _question(problems[name], task, tokenizer, tags)
+            ids = encode_completion(tokenizer, continue_prompt(asked.prompt, line["completion"], tags), end_of_turn)
             text = completion_text(tokenizer, ids, finished=True)
-            records.append(_record(problem, samples[question], rendered, text, ids, True, "dataset"))
-            samples[question] += 1
+            row = _row(problems[name], asked, samples[name], text, ids)
+            rows.append({**row, "finished": True, "source": "dataset"})
+            attempts.append(Attempt(asked.id, task, asked.prompt, text, asked.answer, asked.metadata, tags))
+            samples[name] += 1
             advance()
-    task = DatasetTask(kind="dataset", path=path, verifier=verifier)
-    return _collect(_graded(records, task), task)
-
-
-def _graded(records: list[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:
-    """The records with `correct`."""
-    attempts = [
-        Attempt(row["problem_id"], task, row["prompt"], row["completion"], row["answer"], row["metadata"])
-        for row in records
-    ]
-    with progress_bar("grading the completions", len(records)) as advance:
-        for row, correct in zip(records, grade(attempts), strict=True):
-            yield {**row, "correct": correct}
+    with progress_bar("grading the completions", len(rows)) as advance:
+        for row, correct in zip(rows, grade(attempts), strict=True):
+            row["correct"] = correct
             advance()
+    return _dataset(rows, task, tags)
 
 
-def _collect(records: Iterable[dict[str, Any]], task: Task) -> Dataset:
-    """All records as a data set, ordered by problem. ValueError if none of the first ENOUGH is right."""
-    rows: list[dict[str, Any]] = []
-    right = 0
-    for record in records:
-        rows.append(record)
-        right += record["correct"]
-        if not right and len(rows) == ENOUGH:
-            break
-    unfinished = sum(not row["finished"] for row in rows)
-    if not right:
-        first = rows[0]
-        form = "\\boxed{…}" if isinstance(task, DatasetTask) else "<answer>…</answer>"
-        raise InputError(
-            f"data_prep.calibration: none of the first {len(rows)} completions is right, and {unfinished} of them are "
-            f"cut off by the token limit. Looked for was the answer {first['answer']!r} as {form} after the thinking; "
-            f"the first completion ends in {first['completion'][-200:]!r}. Check the form that the task's verifier "
-            "reads, that max_new_tokens suffices, and that the model can do the task."
-        )
-    logger.info(
-        "calibration samples: %d completions of %d problems: %d right (%.1f%%), %d cut off by the token limit",
-        len(rows), len({row["problem_id"] for row in rows}), right, 100 * right / len(rows), unfinished,
-    )  # fmt: skip
-    rows.sort(key=lambda row: (row["problem_id"], row["sample"]))
-    return Dataset.from_list(rows, features=SAMPLE_COLUMNS)
+def _question(problem: Problem, task: Task, tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> Question:
+    """The problem as it is put to the model."""
+    prompt, prompt_ids = render_prompt(tokenizer, problem.question)
+    return Question(problem.id, task, prompt, prompt_ids, problem.answer, problem.metadata, tags)
 
 
-def _record(
-    problem: Problem,
-    sample: int,
-    rendered: tuple[str, list[int]],
-    completion: str,
-    completion_ids: list[int],
-    finished: bool,
-    source: str,
+def _row(
+    problem: Problem, question: Question, sample: int, completion: str, completion_ids: list[int]
 ) -> dict[str, Any]:
-    prompt, prompt_ids = rendered
+    """The columns of a sample that follow from its problem and its completion."""
     return {
         "id": f"{problem.id}-{sample}",
         "problem_id": problem.id,
@@ -182,12 +157,40 @@ def _record(
         "question": problem.question,
         "answer": problem.answer,
         "metadata": problem.metadata,
-        "prompt": prompt,
+        "prompt": question.prompt,
+        "think_open": question.tags.open,
+        "think_close": question.tags.close,
         "completion": completion,
-        "prompt_ids": prompt_ids,
+        "prompt_ids": question.prompt_ids,
         "completion_ids": completion_ids,
-        "prompt_tokens": len(prompt_ids),
+        "prompt_tokens": len(question.prompt_ids),
         "completion_tokens": len(completion_ids),
-        "finished": finished,
-        "source": source,
     }
+
+
+def _dataset(rows: list[dict[str, Any]], task: Task, tags: ThinkingTags) -> Dataset:
+    """The rows as a data set, ordered by problem. ValueError if no completion is right."""
+    right = sum(row["correct"] for row in rows)
+    unfinished = sum(not row["finished"] for row in rows)
+    problems = len({row["problem_id"] for row in rows})
+    if not right:
+        first = rows[0]
+        raise InputError(
+            f"{KEY}: none of {len(rows)} completions of {problems} problems is right, and {unfinished} of them are cut "
+            f"off by the token limit.\n"
+            f"  the first completion: {_shortened(first['completion'])!r}\n"
+            f"  looked for, in the text after the last {tags.close}: {looked_for(task, first['answer'])}\n"
+            "Choose a verifier or task that reads answers in the form in which the model gives them. If many are cut "
+            "off, raise max_new_tokens; if the model thinks between other tags, name them in models.thinking."
+        )
+    logger.info(
+        "calibration samples: %d completions of %d problems: %d right (%.1f%%), %d cut off by the token limit",
+        len(rows), problems, right, 100 * right / len(rows), unfinished,
+    )  # fmt: skip
+    rows.sort(key=lambda row: (row["problem_id"], row["sample"]))
+    return Dataset.from_list(rows, features=SAMPLE_COLUMNS)
+
+
+def _shortened(text: str, most: int = 400) -> str:
+    """The beginning and, twice as long, the end of a text, where the answer stands."""
+    return text if len(text) <= most else f"{text[: most // 3]} … {text[-2 * most // 3 :]}"

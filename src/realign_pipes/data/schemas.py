@@ -12,6 +12,8 @@ SAMPLE_COLUMNS = Features(
         "answer": Value("string"),
         "metadata": Value("string"),  # JSON: what the verifier needs
         "prompt": Value("string"),  # through the chat template
+        "think_open": Value("string"),  # the tags around the thinking, the same in every row
+        "think_close": Value("string"),
         "completion": Value("string"),  # with its tags, without the end-of-turn token
         "prompt_ids": List(Value("int32")),
         "completion_ids": List(Value("int32")),  # what follows prompt_ids, with the end-of-turn token
@@ -35,7 +37,8 @@ SOLUTION_COLUMNS = Features(
     {
         "id": Value("string"),  # of the completion that the solution is from
         "problem_id": Value("string"),
-        "prompt": Value("string"),  # through the chat template; with thinking cut short, for some
+        "prompt": Value("string"),  # through the chat template; some hold thinking that was cut short
+        "think_close": Value("string"),  # the tag that closes the thinking, the same in every row
         "completion": Value("string"),  # the solution
         "prompt_ids": List(Value("int32")),
         "completion_ids": List(Value("int32")),
@@ -70,6 +73,8 @@ EVALUATION_COLUMNS = Features(
         "answer": Value("string"),
         "metadata": Value("string"),  # JSON: what the verifier needs
         "prompt": Value("string"),  # through the chat template
+        "think_open": Value("string"),  # the tags around the thinking, the same in every row
+        "think_close": Value("string"),
         "prompt_ids": List(Value("int32")),
         "prompt_tokens": Value("int32"),
         "in_calibration": Value("bool"),

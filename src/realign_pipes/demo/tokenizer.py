@@ -2,16 +2,15 @@
 
 Byte-level and not a plain word list because Transformers rebuilds the tokenizer of any checkpoint whose model type is
 qwen2 as `Qwen2Tokenizer`, from its vocabulary and added tokens, and drops what else tokenizer.json says. So our words
-are added tokens: text of sums takes one token a word, and any other text still has its bytes.
+are added tokens: sums take one token a word, and any other text still has its bytes.
 """
 
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from realign_pipes.tasks.completion import THINK_CLOSE, THINK_OPEN
-
 PAD, TURN_OPEN, TURN_CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 # Words carry the space before them, so that decoding gives the text back.
 CHECK, RIGHT, WRONG = " check", " yes", " no"
@@ -30,7 +29,7 @@ CHAT_TEMPLATE = (
 def build_tokenizer(largest_number: int) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each whole number from -largest_number to largest_number.
 
-    `<think>`, `<answer>` and their like are no special tokens: they survive decoding with skip_special_tokens.
+    `<think>`, `<answer>` and their like are not special tokens: decoding with skip_special_tokens keeps them.
     """
     tokenizer = Qwen2Tokenizer(
         vocab={byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))},

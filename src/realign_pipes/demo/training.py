@@ -10,35 +10,38 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from realign_pipes.demo.tokenizer import build_tokenizer
+from realign_pipes.demo.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining
+from realign_pipes.demo.tokenizer import THINK_CLOSE, build_tokenizer
 from realign_pipes.demo.traces import SLIPS, slow_trace
 from realign_pipes.errors import InputError
-from realign_pipes.generation.graded import GradedCompletion, Question, sample_and_grade
+from realign_pipes.generation.engine import Engine
+from realign_pipes.generation.graded import GradedCompletion, Question, check_length, sample_and_grade
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import default_device, load_model, load_tokenizer
 from realign_pipes.paper.adapters import sft_trainer
-from realign_pipes.pipelines.demo_models.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining
 from realign_pipes.runtime.parameters import Training
 from realign_pipes.runtime.training import CURVES, in_training_order, train, trainer_arguments, training_state
 from realign_pipes.runtime.work import do_once
-from realign_pipes.tasks.completion import THINK_CLOSE
 from realign_pipes.tasks.parameters import ReasoningGymTask
 from realign_pipes.tasks.reasoning_gym_task import make_problems
 
 Examples = list[tuple[list[int], list[int]]]
 """Prompt and completion ids."""
+MAX_POSITIONS = 1024
 
 
 def train_reference(parameters: DemoModels, work: Path) -> Path:
     """Train the slow thinker from scratch on slow traces; the folder of its checkpoint, inside `work`.
 
-    A finished model of the same parameters is taken as it is; an interrupted training is resumed.
+    A finished model of the same parameters is taken as it is; an interrupted training is resumed. ValueError, before
+    anything is trained, if the completions for the aligned model would be too long.
     """
     training = parameters.reference
+    tokenizer = build_tokenizer(_largest_number(parameters.problems))
+    aligned_questions(parameters, tokenizer)  # raises now what would stop the stage after this training
 
     def do(folder: Path) -> Callable[[Path], None]:
-        tokenizer = build_tokenizer(_largest_number(parameters.problems))
         torch.manual_seed(training.seed)
         model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
         examples = slow_examples(parameters, tokenizer)
@@ -49,7 +52,7 @@ def train_reference(parameters: DemoModels, work: Path) -> Path:
 
 
 def slow_examples(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> Examples:
-    """A new problem for each example of the training, with its slow trace; some with their thinking in the prompt."""
+    """A new problem and its slow trace for each example of the training; some prompts hold a part of the trace."""
     training = parameters.reference
     draws = random.Random(training.seed)
     size = training.steps * training.batch_size
@@ -70,9 +73,10 @@ def cut_thinking(
 ) -> tuple[list[int], list[int]]:
     """The example with its thinking in the prompt, cut short and closed, and the solution alone to be learnt.
 
-    Half of the examples keep no thinking at all, the others up to a random token. So the model can answer after as
-    much thought as it was given, as models with hybrid thinking can; one that only ever saw finished thinking copies
-    its solution from there, and has nothing to say without. When to close it does not learn: that is in the prompt.
+    Half of the examples keep no thinking at all, the others keep it up to a random token. So the model can answer after
+    any amount of thinking, as models with hybrid thinking can. One that only saw finished thinking would copy the
+    solution from there, and have nothing to say without it. The model does not learn here when to stop thinking: the
+    closing tag is in the prompt.
     """
     closed = completion.index(think_close)
     kept = rng.choice([0, rng.randint(0, closed)])
@@ -82,14 +86,15 @@ def cut_thinking(
 def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
     """Align `reference` to think less; the folder of the new checkpoint, inside `work`.
 
-    Rejection sampling: of the completions that the reference draws for each problem, the shortest correct one is
-    kept, and a copy of the reference is fine-tuned on these.
+    By rejection sampling: the reference draws completions of each problem, the shortest correct one is kept, and a copy
+    of the reference is fine-tuned on these.
     """
     training = parameters.aligned
 
     def do(folder: Path) -> Callable[[Path], None]:
         tokenizer = load_tokenizer(reference)
-        examples = shortest_correct(reference, tokenizer, parameters, folder / "completions.jsonl")
+        file = folder / "completions.jsonl"
+        examples = shortest_correct(lambda: TransformersEngine.of_checkpoint(reference), tokenizer, parameters, file)
         model = load_model(reference, device=default_device())
         return _train(model, tokenizer, examples, training, folder, "training the aligned model")
 
@@ -99,25 +104,20 @@ def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
 
 
 def shortest_correct(
-    reference: Path, tokenizer: PreTrainedTokenizerFast, parameters: DemoModels, file: Path
+    open_engine: Callable[[], Engine], tokenizer: PreTrainedTokenizerFast, parameters: DemoModels, file: Path
 ) -> Examples:
     """Prompt and completion ids of the shortest correct completion of each problem that the model solves at all.
 
-    `file` keeps the completions, as `sample_and_grade` does.
+    `open_engine` opens the reference; `file` keeps the completions, as `sample_and_grade` does. ValueError if the
+    reference solves nothing.
     """
-    aligned = parameters.aligned
-    task = _task(parameters.problems)
-    problems = make_problems(task, aligned.problems, seed=aligned.problem_seed)
-    questions = [
-        Question(f"demo-{number:05d}", task, tokenizer.decode(prompt), prompt, problem["answer"], problem["metadata"])
-        for number, (prompt, problem) in enumerate(zip(_prompts(tokenizer, problems), problems, strict=True))
-    ]
+    questions = aligned_questions(parameters, tokenizer)
     best: dict[str, GradedCompletion] = {}
     for one in sample_and_grade(
-        lambda: TransformersEngine(load_model(reference, device=default_device()), tokenizer.pad_token_id),
+        open_engine,
         questions,
         tokenizer,
-        aligned.sampling,
+        parameters.aligned.sampling,
         file,
         description="sampling the reference model",
     ):
@@ -127,6 +127,24 @@ def shortest_correct(
         raise InputError("demo_models: the reference solved none of the problems for the aligned model. Give "
                          "demo_models.reference more steps.")  # fmt: skip
     return [(question.prompt_ids, best[question.id].token_ids) for question in questions if question.id in best]
+
+
+def aligned_questions(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> list[Question]:
+    """The problems that the aligned model learns from. ValueError if their completions would be too long."""
+    task = _task(parameters.problems)
+    problems = make_problems(task, parameters.aligned.problems, seed=parameters.aligned.problem_seed)
+    questions = [
+        Question(f"demo-{number:05d}", task, tokenizer.decode(prompt), prompt, problem["answer"], problem["metadata"])
+        for number, (prompt, problem) in enumerate(zip(_prompts(tokenizer, problems), problems, strict=True))
+    ]
+    check_length(
+        questions,
+        parameters.aligned.sampling.max_new_tokens,
+        MAX_POSITIONS,
+        parameter="demo_models.aligned.sampling.max_new_tokens",
+        model="the demo's reference model",
+    )
+    return questions
 
 
 def _expression(problem: dict[str, str]) -> str:
@@ -156,7 +174,7 @@ def _model_config(architecture: DemoArchitecture, tokenizer: PreTrainedTokenizer
         num_hidden_layers=architecture.layers,
         num_attention_heads=architecture.heads,
         num_key_value_heads=architecture.kv_heads,
-        max_position_embeddings=1024,
+        max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         initializer_range=0.02,
         bos_token_id=None,
@@ -173,7 +191,7 @@ def _train(
     folder: Path,
     description: str,
 ) -> Callable[[Path], None]:
-    """Fine-tune the model by SFT, in place; what then writes its checkpoint."""
+    """Fine-tune the model in place by SFT; the function that then writes its checkpoint."""
     recipe = Training(
         steps=training.steps,
         batch_size=training.batch_size,

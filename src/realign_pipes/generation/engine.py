@@ -1,6 +1,6 @@
 """Who draws completions: the seam between what asks for them and what runs the model.
 
-    engine: Engine = TransformersEngine(model, pad_token_id)
+    engine: Engine = TransformersEngine.of_checkpoint(path)
     for completions in engine.draw(prompts, sampling):
         ...
 
@@ -15,7 +15,11 @@ from realign_pipes.generation.parameters import Sampling
 from realign_pipes.paper.schedules import Schedule
 
 Alpha = float | Schedule
-"""A number, or a schedule f(step, row) -> alpha such as `paper.TokenBudget`, whose steps are a completion's tokens."""
+"""A number, or a schedule f(step, row) -> alpha such as `paper.TokenBudget`.
+
+`step` counts the tokens of one completion from 0. An engine calls a schedule with row 0 always: which row of a batch a
+completion has is the engine's own business, and must not change it.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Prompt:
     """Names the prompt for its random numbers: same key, seed and sample, same numbers."""
     token_ids: list[int]
     alpha: Alpha | None = None
-    """For a model whose alpha is an argument (InRa); None for any other."""
+    """For a model that takes alpha as an argument (InRa); None for any other."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,13 @@ class Completion:
     """One sampled completion of one prompt."""
 
     key: str
-    """Of its prompt."""
+    """The prompt's."""
     sample: int
     """From 0 to `sampling.samples` - 1."""
     token_ids: list[int]
     """Generated tokens, the end-of-sequence token included if it came."""
     finished: bool
-    """False where the token limit cut it off."""
+    """False if the token limit cut it off."""
 
 
 class Engine(Protocol):
@@ -51,7 +55,7 @@ class Engine(Protocol):
     ) -> Iterator[list[Completion]]:
         """Yield the completions of `prompts`, `sampling.samples` each, in groups as they finish.
 
-        `done` has the key and sample of completions that an interrupted run has already drawn. The others come out as
-        they would have without the interruption. Keys are distinct.
+        The keys of `prompts` are distinct. `done` has the key and sample of completions that an interrupted run has
+        drawn already: they are left out, and the others come out as they would have without the interruption.
         """
         ...

@@ -5,13 +5,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Alpha, Completion, Engine, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.runtime.files import explain_full_disk
 from realign_pipes.runtime.progress import progress_bar
+from realign_pipes.tasks.completion import THINK, ThinkingTags
 from realign_pipes.tasks.grading import Attempt, grade
 from realign_pipes.tasks.parameters import Task
 
@@ -28,6 +31,7 @@ class Question:
     answer: str
     metadata: str
     """JSON text: what the task's verifier needs."""
+    tags: ThinkingTags = THINK
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,29 @@ class GradedCompletion:
     """A completion of a question, and whether it is right."""
 
     id: str
-    """Of the question."""
+    """The question's."""
     sample: int
     token_ids: list[int]
     """With the token that ended it, if one did."""
     finished: bool
+    """False if the token limit cut it off."""
     correct: bool
+
+
+def check_length(
+    questions: Sequence[Question], max_new_tokens: int, max_positions: int | None, *, parameter: str, model: str
+) -> None:
+    """Raise ValueError unless the longest prompt and `max_new_tokens` fit into the positions of a model (None: any).
+
+    `parameter` is where a user finds `max_new_tokens`, `model` names the checkpoint.
+    """
+    longest = max(len(question.prompt_ids) for question in questions)
+    if max_positions is not None and longest + max_new_tokens > max_positions:
+        raise InputError(
+            f"{parameter} is {max_new_tokens} and the longest prompt has {longest} tokens. Together they are "
+            f"{longest + max_new_tokens} tokens, but max_position_embeddings of {model} is {max_positions}. Set "
+            f"{parameter} to {max(max_positions - longest, 0)} or less, or choose shorter problems."
+        )
 
 
 def sample_and_grade(
@@ -53,11 +74,11 @@ def sample_and_grade(
     description: str,
     alpha: Alpha | None = None,
 ) -> Iterator[GradedCompletion]:
-    """Yield `sampling.samples` graded completions of each question: those in `file`, then new ones as they finish.
+    """Yield `sampling.samples` graded completions of each question: first those in `file`, then new ones as drawn.
 
-    `file` (JSON lines) keeps what is drawn, a group at a time, so that an interrupted run resumes from the last
-    finished group; it belongs in a work folder that is valid for just these questions, model and sampling. The engine
-    is opened when a completion is missing. `description` is the progress bar's.
+    `file` (JSON lines) keeps what is drawn, one group of the engine a line, so that an interrupted run resumes after
+    its last whole group. It belongs in a work folder that is valid for just these questions, model and sampling.
+    `open_engine` is called only if a completion is missing. `description` is the progress bar's.
     """
     by_id = {question.id: question for question in questions}
     found = read_graded(file)
@@ -76,34 +97,38 @@ def sample_and_grade(
                 for one, correct in zip(group, grade(attempts), strict=True)
             ]
             line = {"seconds": time.perf_counter() - start, "completions": [asdict(one) for one in graded]}
-            with explain_full_disk(file), file.open("a") as stream:
+            with explain_full_disk(file), file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
             advance(len(graded))
             yield from graded
-            start = time.perf_counter()
+            start = time.perf_counter()  # the caller's time is not ours
 
 
 def read_graded(file: Path) -> list[GradedCompletion]:
-    """What `sample_and_grade` has kept in `file`. A last line that was interrupted is removed from it."""
+    """What `sample_and_grade` has kept in `file`; nothing if there is no such file.
+
+    A last line that was not written to its end is removed from the file.
+    """
     return [GradedCompletion(**one) for line in _whole_lines(file) for one in line["completions"]]
 
 
 def seconds_taken(file: Path) -> float:
-    """How long drawing and grading took what is in `file`, over all runs, without opening the engine."""
-    return sum(line["seconds"] for line in _whole_lines(file))
+    """How long it took to draw and grade what is in `file`, summed over runs; opening engines does not count."""
+    return sum(float(line["seconds"]) for line in _whole_lines(file))
 
 
 def completion_text(tokenizer: PreTrainedTokenizerFast, token_ids: list[int], finished: bool) -> str:
     """The text of a completion: with its tags, without the token that ended it."""
-    return tokenizer.decode(token_ids[:-1] if finished else token_ids, clean_up_tokenization_spaces=False)
+    text: str = tokenizer.decode(token_ids[:-1] if finished else token_ids, clean_up_tokenization_spaces=False)
+    return text
 
 
 def _attempt(question: Question, completion: Completion, tokenizer: PreTrainedTokenizerFast) -> Attempt:
     text = completion_text(tokenizer, completion.token_ids, completion.finished)
-    return Attempt(question.id, question.task, question.prompt, text, question.answer, question.metadata)
+    return Attempt(question.id, question.task, question.prompt, text, question.answer, question.metadata, question.tags)
 
 
-def _whole_lines(file: Path) -> list[dict]:
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     content = file.read_bytes()

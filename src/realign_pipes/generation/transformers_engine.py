@@ -2,10 +2,12 @@
 
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -20,10 +22,11 @@ from transformers import (
 from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Alpha, Completion, Prompt
 from realign_pipes.generation.parameters import Sampling
+from realign_pipes.models.load import default_device, load_model
 
 DROPPED_SHARE = 0.25
 """Rows are dropped from a batch when this share of it has finished. Dropping copies the KV cache once, as each token
-does, and starts `generate` anew, which takes as long as a token or two of a small model."""
+does, and starts `generate` again, which takes as long as a token or two of a small model."""
 
 
 class InverseCDFSampler(LogitsProcessor):
@@ -31,8 +34,8 @@ class InverseCDFSampler(LogitsProcessor):
 
     `uniforms` is float32 [rows, steps]. Leaves one finite score in each row, so that greedy decoding picks the draw:
     which token row i takes at step t depends on that row's distribution and on `uniforms[i, t]`, not on what else is
-    in the batch. Two models that agree on a distribution so take the same token (common random numbers), which also
-    narrows the differences between candidates. Tokens are ordered by their id.
+    in the batch. Two models that agree on a distribution take the same token (common random numbers), which narrows
+    the differences between candidates. Tokens are ordered by their id.
     """
 
     def __init__(self, uniforms: torch.Tensor) -> None:
@@ -48,14 +51,14 @@ class InverseCDFSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-def draw_uniforms(seed: int, key: str, sample: int, steps: int) -> np.ndarray:
+def draw_uniforms(seed: int, key: str, sample: int, steps: int) -> NDArray[np.float32]:
     """Float32 [steps] in [0, 1), a function of the seed, the problem and the number of the sample alone."""
     uniforms = np.random.default_rng([seed, zlib.crc32(key.encode()), sample]).random(steps, dtype=np.float32)
     return np.minimum(uniforms, np.float32(1 - 2**-20))  # so that the threshold stays below the cumulated total
 
 
 def stop_token_ids(model: PreTrainedModel) -> list[int]:
-    """The ids that end a completion, from the checkpoint's generation config."""
+    """The ids that end a completion, from the model's generation config. ValueError if it names none."""
     eos = model.generation_config.eos_token_id
     if eos is None:
         raise InputError(f"{model.config._name_or_path}: generation_config.json names no eos_token_id.")
@@ -77,21 +80,26 @@ class ShareFinished(StoppingCriteria):
 class TransformersEngine:
     """Draws with the `generate` of a model in memory, in batches of `sampling.batch_size`.
 
-    `pad_token_id` fills prompts up on the left. An alpha of the prompts goes to the model's `generate`.
+    The alphas of the prompts become the argument `alpha` of the model's `generate`.
     """
 
-    def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.pad_token_id = pad_token_id
+
+    @classmethod
+    def of_checkpoint(cls, path: Path) -> Self:
+        """With the model of a checkpoint directory, on the accelerator if there is one."""
+        return cls(load_model(path, device=default_device()))
 
     @torch.inference_mode()
     def draw(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
     ) -> Iterator[list[Completion]]:
-        """As `Engine.draw`, one batch after the other.
+        """As `Engine.draw`; a group is a batch.
 
-        The longest prompts come first, so that rows of a batch are of like length. Batches are the same whatever is
-        `done`, since other rows in a batch may change the last bits of a logit.
+        The longest prompts come first, so that the rows of a batch have about one length. Batches are the same
+        whatever is `done`, as the other rows of a batch may change the last bits of a logit: of one that is done in
+        part, all is decoded again.
         """
         model = self.model
         stops = stop_token_ids(model)
@@ -104,7 +112,7 @@ class TransformersEngine:
                 continue
             uniforms = [draw_uniforms(sampling.seed, prompt.key, s, sampling.max_new_tokens) for prompt, s in batch]
             model.generation_config = GenerationConfig(  # here, as generate() fills in the other values of its own
-                do_sample=False, eos_token_id=stops, pad_token_id=self.pad_token_id, return_dict_in_generate=True
+                do_sample=False, eos_token_id=stops, pad_token_id=stops[0], return_dict_in_generate=True
             )
             try:
                 generated = _decode(
@@ -124,7 +132,8 @@ def _decode(
 ) -> list[list[int]]:
     """The tokens of a batch whose row r has `prompts[r]` and the random numbers `uniforms[r]`.
 
-    Decoding is interrupted to drop rows that have finished, and their KV cache; else all would wait for the slowest.
+    Prompts are padded on the left; the mask hides what is there. Decoding is interrupted to drop rows that have
+    finished, and their KV cache: otherwise all would wait for the slowest.
     """
     config, width = model.generation_config, max(len(prompt.token_ids) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), config.pad_token_id)
@@ -167,14 +176,16 @@ def _alpha_argument(alphas: list[Alpha | None], begun: int) -> dict[str, Any]:
     """The argument `alpha` of InRa's `generate` for rows that have `begun` tokens already; none for other models."""
     if alphas == [None] * len(alphas):
         return {}
-    if any(callable(alpha) for alpha in alphas):
+    if not any(callable(alpha) for alpha in alphas):
+        if alphas == alphas[:1] * len(alphas):  # InRa is quicker with one number for all
+            return {"alpha": alphas[0]}
+        return {"alpha": alphas}
 
-        def schedule(step: int, row: int) -> float:
-            alpha = alphas[row]
-            return alpha(begun + step, row) if callable(alpha) else alpha  # type: ignore[return-value]
+    def schedule(step: int, row: int) -> float:
+        alpha = alphas[row]
+        return alpha(begun + step, 0) if callable(alpha) else alpha  # type: ignore[return-value]
 
-        return {"alpha": schedule}
-    return {"alpha": alphas}
+    return {"alpha": schedule}
 
 
 def _completion(key: str, sample: int, tokens: list[int], stops: list[int]) -> Completion:

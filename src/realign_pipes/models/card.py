@@ -97,12 +97,16 @@ def describe_checkpoint(
     reference: Path,
     curves: Path,
     *,
+    chat_template: Path | None = None,
     title: str,
     introduction: str,
     tags: list[str],
     metadata: dict[str, Any],
 ) -> None:
-    """Complete a checkpoint `folder` that holds weights: the reference's tokenizer, curves of training, model card."""
-    copy_tokenizer(reference, folder)
+    """Complete a checkpoint `folder` that holds weights: the reference's tokenizer, curves of training, model card.
+
+    `chat_template`, if given, is the file of the template that the tokenizer gets in place of the reference's.
+    """
+    copy_tokenizer(reference, folder, chat_template)
     shutil.copytree(curves, folder / curves.name)
     write_model_card(folder, title=title, introduction=introduction, tags=tags, metadata=metadata)

@@ -31,22 +31,43 @@ QUESTION = "QUESTION-OF-THE-USER"
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The checkpoint's tokenizer, as its tokenizer.json has it. Raises FileNotFoundError if there is none, ValueError
-    if it is damaged, or if there is no chat template or one that fails.
+    """The checkpoint's tokenizer, as its tokenizer.json has it; its chat template may be anything, or missing.
 
     AutoTokenizer would replace parts of it by those of the architecture's own class (Transformers 5 does so for Qwen2).
+    Raises FileNotFoundError if there is no tokenizer.json, CheckpointError if it is damaged.
     """
     if not (path / "tokenizer.json").exists():
         raise MissingFileError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
     with reading(path / "tokenizer.json"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
         tokenizer("?")
-    if tokenizer.chat_template is None:
-        raise InputError(f"{path}: the tokenizer has no chat template, through which prompts must go.")
-    if QUESTION not in render_chat(tokenizer, [{"role": "user", "content": QUESTION}], add_generation_prompt=True):
-        raise CheckpointError(f"the chat template of {path} leaves out what the user says.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_chat_tokenizer(path: Path, chat_template: Path | None = None) -> PreTrainedTokenizerFast:
+    """The checkpoint's tokenizer, to put chats to the model: with its own chat template, or the one in a file.
+
+    Raises what `load_tokenizer` does, and ValueError if there is no template, or one that fails or leaves out what the
+    user says.
+    """
+    tokenizer = load_tokenizer(path)
+    if chat_template is not None:
+        with reading(chat_template):
+            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"the tokenizer of {path} has no chat template, and prompts have to go through one. Write it to a file (in "
+            "Jinja, as Transformers' chat templates are) and name the file in your environment's parameters.yml: "
+            "`models: {chat_template: conf/<environment>/chat_template.jinja}`."
+        )
+    source = f"the chat template of {path}" if chat_template is None else f"the chat template {chat_template}"
+    with reading(source):
+        chat = [{"role": "user", "content": QUESTION}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    if QUESTION not in text:
+        raise CheckpointError(f"{source} leaves out what the user says.")
     return tokenizer
 
 
@@ -59,8 +80,11 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: list[dict[str, str]], 
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a checkpoint's tokenizer files, as they are, into another checkpoint's folder."""
+def copy_tokenizer(source: Path, target: Path, chat_template: Path | None = None) -> None:
+    """Copy a checkpoint's tokenizer files into another checkpoint's folder, with another chat template if one is given.
+
+    The files are copied as they are; Transformers takes chat_template.jinja before any template in them.
+    """
     for pattern in (
         "tokenizer*",
         "special_tokens_map.json",
@@ -71,6 +95,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     ):
         for file in source.glob(pattern):
             shutil.copy2(file, target)
+    if chat_template is not None:
+        shutil.copy2(chat_template, target / "chat_template.jinja")
 
 
 def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -138,17 +164,29 @@ def check_same_tokenizer(
                              f"differently: their {part} differs.")  # fmt: skip
 
 
-def _check_stops(generation: Path, rows: int) -> None:
+def read_stops(path: Path) -> list[int]:
+    """The ids that end a completion of a checkpoint, from its generation config; empty if it names none."""
+    file = path / "generation_config.json"
+    if not file.exists():
+        return []
+    with reading(file):
+        stops = GenerationConfig.from_pretrained(path).eos_token_id
+    return [] if stops is None else stops if isinstance(stops, list) else [stops]
+
+
+def _check_stops(path: Path, rows: int) -> None:
     """Raise ValueError unless the generation config names tokens that end a completion."""
-    stops = None
-    if generation.exists():
-        with reading(generation):
-            stops = GenerationConfig.from_pretrained(generation.parent).eos_token_id
-    if stops is None or stops == []:
-        raise InputError(f"{generation} names no eos_token_id, so that completions would never end.")
-    for stop in stops if isinstance(stops, list) else [stops]:
+    file, stops = path / "generation_config.json", read_stops(path)
+    if not stops:
+        raise InputError(f"{file} names no eos_token_id, so that completions would never end.")
+    for stop in stops:
         if type(stop) is not int or not 0 <= stop < rows:
-            raise InputError(f"{generation}: the eos_token_id {stop!r} is none of the head's {rows} tokens.")
+            raise InputError(f"{file}: the eos_token_id {stop!r} is not one of the head's {rows} tokens.")
+
+
+def max_positions(path: Path) -> int | None:
+    """The tokens that a checkpoint's positions are made for, prompt and completion; None without such a limit."""
+    return getattr(read_config(path).get_text_config(), "max_position_embeddings", None)  # ALiBi, Mamba: no limit
 
 
 def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
@@ -166,5 +204,5 @@ def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
         rows = read_config(path).get_text_config().vocab_size
         if rows < len(tokenizer):
             raise InputError(f"{path}: the head has {rows} rows, but the tokenizer {len(tokenizer)} tokens.")
-        _check_stops(path / "generation_config.json", rows)
+        _check_stops(path, rows)
     return tokenizer

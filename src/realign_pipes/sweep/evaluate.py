@@ -1,35 +1,50 @@
 """Measuring candidates: every one answers the same problems with the same random numbers."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from realign_pipes.generation.engine import Engine
 from realign_pipes.generation.graded import Question, completion_text, read_graded, sample_and_grade, seconds_taken
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint
+from realign_pipes.models.load import read_stops
 from realign_pipes.runtime.work import do_once
 from realign_pipes.sweep.kinds import KINDS, Candidate
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS, conform
+from realign_pipes.tasks.completion import ThinkingTags
 from realign_pipes.tasks.parameters import Task
 
 ORDER = ["task", "problem_id", "sample"]
 
 
-class Evaluator:
-    """Measures candidates on one evaluation set; what an interrupted run finished is read from the folder `work`.
+def read_questions(problems: Dataset, tasks: Mapping[str, Task]) -> list[Question]:
+    """The problems of an evaluation set, and what grades them."""
+    return [
+        Question(
+            row["id"],
+            tasks[row["task"]],
+            row["prompt"],
+            row["prompt_ids"],
+            row["answer"],
+            row["metadata"],
+            ThinkingTags(open=row["think_open"], close=row["think_close"]),
+        )
+        for row in problems
+    ]
 
-    `fingerprints` has those of all checkpoints. Of n processes, number r answers the problems r, r + n, …; the main
-    process puts the parts together.
+
+class Evaluator:
+    """Measures candidates on one evaluation set. What an interrupted run finished in the folder `work` is kept.
+
+    `fingerprints` has those of all checkpoints. Of n processes, number r lets the candidate answer the problems r,
+    r + n, …; the main process puts the parts together.
     """
 
     def __init__(
@@ -39,44 +54,40 @@ class Evaluator:
         *,
         fingerprints: Mapping[Path, str],
         tokenizer: PreTrainedTokenizerFast,
-        device: torch.device,
         work: Path,
     ) -> None:
-        self.fingerprints, self.tokenizer, self.device, self.work = fingerprints, tokenizer, device, work
-        self.questions = [
-            Question(row["id"], tasks[row["task"]], row["prompt"], row["prompt_ids"], row["answer"], row["metadata"])
-            for row in problems
-        ]
+        self.fingerprints, self.tokenizer, self.work = fingerprints, tokenizer, work
+        self._opened: tuple[Any, Engine] | None = None
+        self.questions = read_questions(problems, tasks)
         self.task_names = dict(zip(problems["id"], problems["task"], strict=True))
+        read = ("id", "prompt_ids", "answer", "metadata", "think_open", "think_close")
         self.problems = {
-            "problems": fingerprint([list(problems[name]) for name in ("id", "prompt_ids", "answer", "metadata")]),
+            "problems": fingerprint([list(problems[name]) for name in read]),
             "tasks": {name: task.model_dump() for name, task in tasks.items()},
         }
 
     def evaluate(self, candidates: Sequence[Candidate], sampling: Sampling) -> dict[str, Path]:
-        """Parquet files of graded completions, by candidate. Several candidates are alphas of one loaded model.
+        """Parquet files of graded completions, by candidate, drawn with `sampling` or inside the candidate's budget.
+
+        One engine serves candidates that stand one after the other and differ in no more than an alpha that it takes
+        as an argument, a schedule or a budget.
 
         Columns are those of `schemas.GENERATIONS`, or of BUDGET_GENERATIONS for candidates inside a budget.
         """
+        return {candidate.name: self._evaluate(candidate, sampling) for candidate in candidates}
 
-        @functools.cache
-        def open_engine() -> Engine:
-            model = KINDS[candidates[0].kind].load(candidates[0], len(self.tokenizer), self.device)
-            return TransformersEngine(model, self.tokenizer.pad_token_id)
-
-        return {candidate.name: self._evaluate(candidate, sampling, open_engine) for candidate in candidates}
-
-    def _evaluate(self, candidate: Candidate, sampling: Sampling, open_engine: Callable[[], Engine]) -> Path:
+    def _evaluate(self, candidate: Candidate, sampling: Sampling) -> Path:
         state = PartialState()
         rank, count = state.process_index, state.num_processes
         names = [f"completions-{number}-of-{count}.jsonl" for number in range(count)]
+        if candidate.budget is not None:
+            sampling = sampling.model_copy(update={"max_new_tokens": candidate.budget})
         alpha = (candidate.schedule or candidate.alpha) if KINDS[candidate.kind].takes_alpha else None
 
         def do(folder: Path) -> Callable[[Path], None]:
-            own = self.questions[rank::count]
-            if own:
+            if own := self.questions[rank::count]:
                 drawn = sample_and_grade(
-                    open_engine,
+                    lambda: self._engine(candidate),
                     own,
                     self.tokenizer,
                     sampling,
@@ -91,6 +102,16 @@ class Evaluator:
 
         return do_once(self.work / candidate.name, "generations.parquet", self._description(candidate, sampling), do)
 
+    def _engine(self, candidate: Candidate) -> Engine:
+        """The engine of the last candidate if it serves this one too, else a new one in its place."""
+        kind = KINDS[candidate.kind]
+        fixed_alpha = candidate.alpha if kind.has_alpha and not kind.takes_alpha else None
+        serves = (kind.open, candidate.checkpoints, fixed_alpha)
+        if self._opened is None or self._opened[0] != serves:
+            self._opened = None  # before the next one needs the memory
+            self._opened = serves, kind.open(candidate, len(self.tokenizer))
+        return self._opened[1]
+
     def _description(self, candidate: Candidate, sampling: Sampling) -> dict[str, Any]:
         """All that the candidate's completions depend on."""
         return {
@@ -100,7 +121,7 @@ class Evaluator:
             },
             **self.problems,
             "sampling": sampling.model_dump(),
-            "stops": [GenerationConfig.from_pretrained(path).eos_token_id for path in candidate.checkpoints],
+            "stops": [read_stops(path) for path in candidate.checkpoints],
         }
 
     def _frame(self, candidate: Candidate, files: Sequence[Path]) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The kinds of candidates: the one table from which the sweep, tables and figures take theirs.
 
-To add a kind, add a row to `_KINDS` and let the job of alpha_sweep list candidates of it.
+To add a kind, add a row to `_KINDS`, and candidates of it to `pipelines/alpha_sweep/job.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a run that only draws figures starts without torch
-    import torch
-    from transformers import PreTrainedModel
-
-    from realign_pipes.generation.engine import Alpha
+    from realign_pipes.generation.engine import Engine
+    from realign_pipes.paper.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,13 @@ class Candidate:
     kind: str
     """A name in `KINDS`."""
     alpha: float
-    """NaN where the kind has none, and where alpha follows a budget."""
+    """NaN if the kind has none, or if alpha follows a schedule."""
     checkpoints: tuple[Path, ...]
-    """One checkpoint; of DeRa the reference's and the aligned model's."""
+    """One checkpoint; for DeRa the reference's and the aligned model's."""
     budget: int | None = None
     """Tokens of a whole completion, for the kinds of budgets."""
-    schedule: Alpha | None = None
-    """What alpha follows where it changes from token to token."""
+    schedule: Schedule | None = None
+    """What alpha follows if it changes from token to token; a dataclass, as it is part of the work's description."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,15 @@ class Kind:
     """Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too."""
     marker: str
     """A symbol of Plotly."""
-    load: Callable[[Candidate, int, torch.device], PreTrainedModel]
-    """(candidate, number of the tokenizer's tokens, device) -> a model with `generate`."""
+    open: Callable[[Candidate, int], Engine]
+    """(candidate, number of the tokenizer's tokens) -> what draws its completions."""
     about: str
     """What it is, in a sentence for the report."""
     has_alpha: bool = True
     takes_alpha: bool = False
-    """Alpha is an argument of `generate`, so that one loaded model serves every alpha."""
+    """Alpha is an argument of each completion, so that one engine serves every alpha."""
     of_budgets: bool = False
-    """A row of the table of token budgets and not of the sweep's."""
+    """In the table of token budgets, and not in the sweep's."""
     panel: str | None = None
     """The kind in whose panel of the alpha figure it is drawn; None for a panel of its own."""
     joined: bool = True
@@ -63,43 +61,46 @@ class Kind:
     """What alpha 1 is: the aligned model, or the kind's own adapter."""
 
 
-def _load_plain(candidate: Candidate, vocab_size: int, device: torch.device) -> PreTrainedModel:
-    from realign_pipes.models.load import load_model
+def _open_checkpoint(candidate: Candidate, vocab_size: int) -> Engine:
+    from realign_pipes.generation.transformers_engine import TransformersEngine
 
-    return load_model(candidate.checkpoints[0], device=device)
+    return TransformersEngine.of_checkpoint(candidate.checkpoints[0])
 
 
-def _load_dera(candidate: Candidate, vocab_size: int, device: torch.device) -> PreTrainedModel:
-    from realign_pipes.models.load import load_model
+def _open_dera(candidate: Candidate, vocab_size: int) -> Engine:
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.models.load import default_device, load_model
     from realign_pipes.paper.dera import DeRaForCausalLM
 
-    reference, aligned = (load_model(path, device=device) for path in candidate.checkpoints)
-    return DeRaForCausalLM(reference, aligned, candidate.alpha, vocab_size)
+    reference, aligned = (load_model(path, device=default_device()) for path in candidate.checkpoints)
+    return TransformersEngine(DeRaForCausalLM(reference, aligned, candidate.alpha, vocab_size))
 
 
-def _load_inra(candidate: Candidate, vocab_size: int, device: torch.device) -> PreTrainedModel:
+def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.models.load import default_device
     from realign_pipes.paper.inra import InRaForCausalLM
 
-    return InRaForCausalLM.from_pretrained(candidate.checkpoints[0]).to(device)
+    return TransformersEngine(InRaForCausalLM.from_pretrained(candidate.checkpoints[0]).to(default_device()))
 
 
 # fmt: off
 _KINDS = (
-    Kind("reference", "Reference", "#222222", "star", _load_plain, has_alpha=False,
+    Kind("reference", "Reference", "#222222", "star", _open_checkpoint, has_alpha=False,
          about="The model to start from: alpha 0."),
-    Kind("aligned", "Aligned", "#D55E00", "diamond", _load_plain, has_alpha=False,
+    Kind("aligned", "Aligned", "#D55E00", "diamond", _open_checkpoint, has_alpha=False,
          about="The model whose behaviour to move towards: alpha 1."),
-    Kind("dera", "DeRa", "#0072B2", "square", _load_dera, is_models_at_ends=True,
+    Kind("dera", "DeRa", "#0072B2", "square", _open_dera, is_models_at_ends=True,
          about="Decodes with both models at once and mixes their logits."),
-    Kind("trra", "TrRa", "#009E73", "circle", _load_plain,
+    Kind("trra", "TrRa", "#009E73", "circle", _open_checkpoint,
          about="One model, distilled from the mixture of both at one alpha."),
-    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _load_plain, panel="trra", joined=False,
+    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_checkpoint, panel="trra", joined=False,
          about="TrRa repeated, with its own result as the aligned model."),
-    Kind("inra", "InRa", "#B8860B", "cross", _load_inra, takes_alpha=True, alpha_one="adapter",
+    Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter",
          about="One model with a trained adapter layer; alpha is set as it generates."),
-    Kind("truncation", "Plain truncation", "#222222", "circle", _load_plain, has_alpha=False, of_budgets=True,
+    Kind("truncation", "Plain truncation", "#222222", "circle", _open_checkpoint, has_alpha=False, of_budgets=True,
          about="The reference, cut off at the budget."),
-    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _load_inra, takes_alpha=True, of_budgets=True,
+    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True,
          about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "
                "that it still answers."),
 )

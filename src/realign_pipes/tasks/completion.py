@@ -1,17 +1,73 @@
 """Reading a completion: what was thought, and what was answered."""
 
-THINK_OPEN = "<think>"
-THINK_CLOSE = "</think>"
+import re
+from typing import Annotated, Self
+
+from pydantic import StringConstraints, model_validator
+
+from realign_pipes.runtime.parameters import Parameters
+
+Tag = Annotated[str, StringConstraints(pattern=r"^\S(.*\S)?$")]
 
 
-def answer_part(prompt: str, completion: str) -> str | None:
-    """The part of `completion` that is the answer to the user, or None if it never got there.
+class ThinkingTags(Parameters):
+    """What a model writes around its thinking."""
 
-    A completion of a thinking model answers after its last `</think>`. One that opened `<think>` (itself, or in
-    the prompt through the chat template) and never closed it ran out of tokens while thinking: it has no answer.
-    Text without any thinking is an answer as a whole.
+    open: Tag
+    close: Tag
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.open == self.close:
+            raise ValueError(f"open and close are both {self.open!r}, so that nothing would tell where thinking ends")
+        return self
+
+
+THINK = ThinkingTags(open="<think>", close="</think>")
+"""The tags of most models that think."""
+
+_BRACKETS = {"<": ">", "<|": "|>", "[": "]", "◁": "▷"}
+_TAG = re.compile(
+    r"(?P<left><\||<|◁|(?<![\w)\]])\[)"  # no subscript: `[` after a name belongs to Jinja
+    r"(?P<slash>/?)(?P<name>[\w:]*(?:think|thought|reason)[\w:]*)"
+    r"(?P<right>\|>|>|▷|\])",
+    re.IGNORECASE,
+)
+_ENDS = re.compile(r"(^|_)end(_|$)", re.IGNORECASE)
+
+
+def tags_named_in(template: str) -> ThinkingTags | None:
+    """The thinking tags in the text of a chat template, or None if it names none.
+
+    Tags are in brackets and speak of thinking: `<think>`, `[THINK]`, `<seed:think>`, `<|END_THINKING|>`, … The first
+    that opens and the first that closes count; where one of the two is not named, it is the other with or without `/`.
     """
-    if THINK_CLOSE in completion:
-        return completion.rpartition(THINK_CLOSE)[2].strip()
-    thinking = prompt.rstrip().endswith(THINK_OPEN) or THINK_OPEN in completion
+    opening = closing = None
+    for found in _TAG.finditer(template):
+        left, slash, name, right = found.group("left", "slash", "name", "right")
+        if _BRACKETS[left] != right:
+            continue
+        if slash or _ENDS.search(name):
+            closing = closing or found
+        else:
+            opening = opening or found
+    if opening and closing:
+        return ThinkingTags(open=opening[0], close=closing[0])
+    named = opening or (closing if closing and closing["slash"] else None)
+    if named is None:
+        return None
+    left, name, right = named.group("left", "name", "right")
+    return ThinkingTags(open=f"{left}{name}{right}", close=f"{left}/{name}{right}")
+
+
+def answer_part(prompt: str, completion: str, tags: ThinkingTags = THINK) -> str | None:
+    """The part of `completion` that is the answer to the user, or None if it has none.
+
+    A completion of a thinking model answers after the last tag that closes thinking. One that opened its thinking
+    (itself, or in the prompt through the chat template) and never closed it ran out of tokens: it has no answer. Text
+    without any thinking is an answer as a whole.
+    """
+    if tags.close in completion:
+        return completion.rpartition(tags.close)[2].strip()
+    thinking = prompt.rstrip().endswith(tags.open) or tags.open in completion
     return None if thinking else completion.strip()

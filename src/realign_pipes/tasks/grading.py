@@ -1,4 +1,4 @@
-"""One door to grading: completions, their problems and tasks go in, right or wrong comes out.
+"""Grading: completions, their problems and tasks go in, right or wrong comes out.
 
 Verifiers read what a model wrote, and some of it keeps them busy for ever (`9^{9^{9^9}}`), takes all memory, or ends
 the process. So they run in a worker process with limits, which is killed and replaced. math-verify could stop itself,
@@ -20,7 +20,7 @@ from pathlib import Path
 from pebble import ProcessExpired, ProcessPool
 
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
-from realign_pipes.tasks.completion import answer_part
+from realign_pipes.tasks.completion import THINK, ThinkingTags, answer_part
 from realign_pipes.tasks.parameters import DatasetTask, Task
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,14 @@ class Attempt:
     answer: str
     metadata: str
     """JSON text: what the task's verifier needs."""
+    tags: ThinkingTags = THINK
 
 
 def grade(attempts: Sequence[Attempt]) -> Iterator[bool]:
     """Whether each completion answers its problem, in order. Nothing that a model wrote is ever executed.
 
-    What a verifier takes too long or too much memory for is wrong, and logged as a warning with the problem's id.
+    A completion over which the verifier exceeds its time or memory counts as wrong, with a warning that names the
+    problem.
     """
     futures = [_worker().schedule(_is_correct, args=[attempt, TIME_LIMIT], timeout=TIME_LIMIT) for attempt in attempts]
     for attempt, future in zip(attempts, futures, strict=True):
@@ -61,14 +63,23 @@ def grade(attempts: Sequence[Attempt]) -> Iterator[bool]:
             yield False
 
 
-def is_correct(task: Task, prompt: str, completion: str, answer: str, metadata: str) -> bool:
+def is_correct(
+    task: Task, prompt: str, completion: str, answer: str, metadata: str, tags: ThinkingTags = THINK
+) -> bool:
     """Whether `completion` answers the problem; `grade` does the same within limits."""
-    answered = answer_part(prompt, completion)
+    answered = answer_part(prompt, completion, tags)
     if answered is None:
         return False
     if isinstance(task, DatasetTask):
         return dataset_task.verify(task.verifier, answered, answer)
     return reasoning_gym_task.verify(task, answered, answer, metadata)
+
+
+def looked_for(task: Task, answer: str) -> str:
+    """What the task's verifier looks for in the text after the thinking, to say so in a message."""
+    if not isinstance(task, DatasetTask):
+        return f"<answer>{answer}</answer>"
+    return f"\\boxed{{{answer}}}" if task.verifier == "math" else f"{answer!r} and nothing else"
 
 
 @functools.cache
@@ -96,6 +107,8 @@ def _is_correct(attempt: Attempt, time_limit: int) -> bool:
     # Where the parent was killed, nothing else ends a worker that hangs: an alarm without a handler, also in C code.
     signal.alarm(2 * time_limit)
     try:
-        return is_correct(attempt.task, attempt.prompt, attempt.completion, attempt.answer, attempt.metadata)
+        return is_correct(
+            attempt.task, attempt.prompt, attempt.completion, attempt.answer, attempt.metadata, attempt.tags
+        )
     finally:
         signal.alarm(0)

@@ -1,15 +1,17 @@
 """The job of the stage alpha_sweep: measure every candidate, and thinking inside token budgets."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
 from pydantic import BaseModel
 
 from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.generation.graded import Question, check_length
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import check_pair, default_device
+from realign_pipes.models.load import check_pair, max_positions
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.trra.parameters import TrRa
@@ -45,27 +47,22 @@ class MeasureCandidates(Job[Generations]):
         """All completions.
 
         FileNotFoundError or ValueError, before anything is decoded, for a checkpoint that is missing or was trained
-        from another reference.
+        from another reference, and for completions that would be longer than the models' positions.
         """
-        candidates, inra = self._candidates()
+        sweep, budgets = self._sweep_candidates(), self._budget_candidates()
         evaluator = Evaluator(
             Dataset.load_from_disk(str(self.problems)),
             self.tasks,
-            fingerprints=self._fingerprints(candidates),
+            fingerprints=self._fingerprints(sweep),
             tokenizer=check_pair(self.reference, self.aligned),
-            device=default_device(),
             work=self.work,
         )
-        sampling, sweep, budgets = self.parameters.sampling, {}, {}
-        for together in [*([candidate] for candidate in candidates), inra]:  # InRa's alphas are one model
-            sweep.update(evaluator.evaluate(together, sampling))
-        for candidate in self._budget_candidates():
-            within = sampling.model_copy(update={"max_new_tokens": candidate.budget})
-            budgets.update(evaluator.evaluate([candidate], within))
-        return Generations(sweep=sweep, budgets=budgets)
+        self._check_lengths(evaluator.questions)
+        sampling = self.parameters.sampling
+        return Generations(sweep=evaluator.evaluate(sweep, sampling), budgets=evaluator.evaluate(budgets, sampling))
 
-    def _candidates(self) -> tuple[list[Candidate], list[Candidate]]:
-        """All candidates but InRa's, and InRa's."""
+    def _sweep_candidates(self) -> list[Candidate]:
+        """FileNotFoundError if a checkpoint that the parameters of trra name is missing."""
         named = {alpha: self.trra.checkpoint_names(alpha) for alpha in self.trra.alphas}
         wanted = [name for names in named.values() for name in names]
         if missing := [name for name in wanted if name not in self.trra_checkpoints]:
@@ -74,7 +71,7 @@ class MeasureCandidates(Job[Generations]):
                 "kedro run --pipeline trra, or dvc repro"
             )
         both = (self.reference, self.aligned)
-        candidates = [
+        return [
             Candidate("reference", "reference", math.nan, (self.reference,)),
             Candidate("aligned", "aligned", math.nan, (self.aligned,)),
             *(Candidate(f"dera-{alpha:g}", "dera", alpha, both) for alpha in self.parameters.dera_alphas),
@@ -85,29 +82,39 @@ class MeasureCandidates(Job[Generations]):
                 for alpha, names in named.items()
                 for iteration, name in enumerate(names)
             ),
+            *(
+                Candidate(f"inra-{alpha:g}", "inra", alpha, (self.inra_checkpoint,))
+                for alpha in self.parameters.inra_alphas
+            ),
         ]
-        inra = [
-            Candidate(f"inra-{alpha:g}", "inra", alpha, (self.inra_checkpoint,))
-            for alpha in self.parameters.inra_alphas
-        ]
-        return candidates, inra
 
     def _budget_candidates(self) -> list[Candidate]:
-        """At each token budget, the reference cut off there and InRa whose alpha follows TokenBudget."""
-        budgets = self.parameters.budgets
-        candidates = []
-        for tokens in budgets.tokens:
-            schedule = TokenBudget(tokens, budgets.ramp)
-            candidates += [
-                Candidate(f"truncation-{tokens}", "truncation", math.nan, (self.reference,), tokens),
-                Candidate(
-                    f"token-budget-{tokens}", "token_budget", math.nan, (self.inra_checkpoint,), tokens, schedule
-                ),
-            ]
-        return candidates
+        """At each token budget, InRa whose alpha follows TokenBudget, and the reference cut off there."""
+        inra, reference = (self.inra_checkpoint,), (self.reference,)
+        tokens, ramp = self.parameters.budgets.tokens, self.parameters.budgets.ramp
+        return [
+            *(
+                Candidate(f"token-budget-{budget}", "token_budget", math.nan, inra, budget, TokenBudget(budget, ramp))
+                for budget in tokens
+            ),
+            *(Candidate(f"truncation-{budget}", "truncation", math.nan, reference, budget) for budget in tokens),
+        ]
+
+    def _check_lengths(self, questions: Sequence[Question]) -> None:
+        """Raise ValueError if a completion could be longer than the positions of the models.
+
+        What was trained has those of the reference.
+        """
+        wanted = [
+            ("sampling.max_new_tokens", self.parameters.sampling.max_new_tokens),
+            *(("budgets.tokens", budget) for budget in self.parameters.budgets.tokens),
+        ]
+        for path in (self.reference, self.aligned):
+            for name, tokens in wanted:
+                check_length(questions, tokens, max_positions(path), parameter=f"alpha_sweep.{name}", model=str(path))
 
     def _fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
-        """Those of all checkpoints, after checking that what was trained was trained from this reference."""
+        """Those of all checkpoints. ValueError for one that was trained from another reference."""
         fingerprints = {path: fingerprint_model(path) for path in (self.reference, self.aligned)}
         stages = {one.checkpoints[0]: "trra" for one in candidates if one.kind.startswith("trra")}
         for path, stage in {**stages, self.inra_checkpoint: "inra"}.items():

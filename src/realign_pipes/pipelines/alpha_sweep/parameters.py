@@ -29,7 +29,7 @@ class AlphaSweep(Parameters):
     dera_alphas: list[float]
     """Alphas at which the two models decode together (DeRa)."""
     inra_alphas: list[float]
-    """Alphas of the InRa model; all of them are decoded together."""
+    """Alphas of the InRa model, which is loaded once."""
     budgets: Budgets
     sampling: Sampling
     bootstrap_samples: PositiveInt

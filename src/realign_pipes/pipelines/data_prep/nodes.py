@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.data_prep.parameters import DataPrep, SampledCalibration
 from realign_pipes.runtime.launch import Folders
 
@@ -12,23 +13,37 @@ else:
     Dataset = Any  # Kedro evaluates these annotations; importing `datasets` for them would take a second
 
 
-def collect_samples(parameters: DataPrep, folders: Folders, reference_model: Path, aligned_model: Path) -> Dataset:
+def collect_samples(
+    parameters: DataPrep, models: Models, folders: Folders, reference_model: Path, aligned_model: Path
+) -> Dataset:
     """Graded completions of the calibration problems, sampled from the reference or read from disk.
 
-    The first node of a realignment: so it checks here that the two models fit together, and that the evaluation's
-    problems can be had.
+    This is the first node of a realignment. So it also checks that the two models fit together, and that there are
+    problems for the evaluation.
     """
     from realign_pipes.data import samples
     from realign_pipes.data.problems import draw_problems
-    from realign_pipes.models.load import check_pair
+    from realign_pipes.data.prompts import thinking_tags
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.models.load import check_pair, load_chat_tokenizer
 
     check_pair(reference_model, aligned_model)
-    for name, task in parameters.tasks.items():
-        draw_problems(f"data_prep.tasks.{name}", name, task, parameters.seed)
+    tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
+    tags = models.thinking or thinking_tags(tokenizer)
     calibration, seed = parameters.calibration, parameters.seed
+    for name, task in parameters.tasks.items():
+        draw_problems(f"data_prep.tasks.{name}", name, task, seed)
     if isinstance(calibration, SampledCalibration):
-        work = folders.work / "data_prep"
-        return samples.draw_samples(calibration.task, calibration.sampling, reference_model, seed=seed, work=work)
+        return samples.draw_samples(
+            lambda: TransformersEngine.of_checkpoint(reference_model),
+            calibration.task,
+            calibration.sampling,
+            tokenizer,
+            tags,
+            reference=reference_model,
+            seed=seed,
+            work=folders.work / "data_prep",
+        )
     return samples.read_samples(
         calibration.path,
         question_column=calibration.question_column,
@@ -36,13 +51,14 @@ def collect_samples(parameters: DataPrep, folders: Folders, reference_model: Pat
         answer_column=calibration.answer_column,
         verifier=calibration.verifier,
         limit=calibration.limit,
-        reference=reference_model,
+        tokenizer=tokenizer,
+        tags=tags,
         seed=seed,
     )
 
 
 def select_calibration(parameters: DataPrep, calibration_samples: Dataset) -> Dataset:
-    """The right completions of a wanted length, the longest of each problem or all of them."""
+    """The right completions of the lengths asked for: the longest of each problem, or all of them."""
     from realign_pipes.data import calibration
 
     wanted = parameters.calibration
@@ -51,27 +67,43 @@ def select_calibration(parameters: DataPrep, calibration_samples: Dataset) -> Da
     )
 
 
-def make_short_solutions(parameters: DataPrep, reference_model: Path, calibration_samples: Dataset) -> Dataset:
+def make_short_solutions(
+    parameters: DataPrep, models: Models, reference_model: Path, calibration_samples: Dataset
+) -> Dataset:
     """Solutions of the right completions without their thinking, for the SFT of InRa's adapter."""
     from realign_pipes.data import adapter_data
+    from realign_pipes.models.load import load_chat_tokenizer
 
-    cut_share = parameters.short_solutions.cut_share
     return adapter_data.make_short_solutions(
-        reference_model, calibration_samples, cut_share=cut_share, seed=parameters.seed
+        load_chat_tokenizer(reference_model, models.chat_template),
+        calibration_samples,
+        cut_share=parameters.short_solutions.cut_share,
+        seed=parameters.seed,
     )
 
 
-def make_preference_pairs(reference_model: Path, calibration_samples: Dataset) -> Dataset:
+def make_preference_pairs(models: Models, reference_model: Path, calibration_samples: Dataset) -> Dataset:
     """Short right completions against long or wrong ones, for the DPO of InRa's adapter."""
     from realign_pipes.data import adapter_data
+    from realign_pipes.models.load import load_chat_tokenizer
 
-    return adapter_data.make_preference_pairs(reference_model, calibration_samples)
+    tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
+    return adapter_data.make_preference_pairs(tokenizer, calibration_samples)
 
 
-def make_evaluation_set(parameters: DataPrep, reference_model: Path, calibration_samples: Dataset) -> Dataset:
-    """Problems of every evaluation task, none of them among those of the calibration."""
+def make_evaluation_set(
+    parameters: DataPrep, models: Models, reference_model: Path, calibration_samples: Dataset
+) -> Dataset:
+    """Problems of every evaluation task, none of which the calibration has seen."""
     from realign_pipes.data import evaluation_set
+    from realign_pipes.data.prompts import thinking_tags
+    from realign_pipes.models.load import load_chat_tokenizer
 
+    tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
     return evaluation_set.make_evaluation_set(
-        parameters.tasks, reference_model, calibration_samples, seed=parameters.seed
+        parameters.tasks,
+        tokenizer,
+        models.thinking or thinking_tags(tokenizer),
+        calibration_samples,
+        seed=parameters.seed,
     )

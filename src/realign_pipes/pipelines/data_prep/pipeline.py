@@ -17,7 +17,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 collect_samples,
-                inputs=["params:data_prep", "params:folders", "reference_model", "aligned_model"],
+                inputs=["params:data_prep", "params:models", "params:folders", "reference_model", "aligned_model"],
                 outputs="calibration_samples",
                 name="collect_samples",
             ),
@@ -29,19 +29,19 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 make_short_solutions,
-                inputs=["params:data_prep", "reference_model", "calibration_samples"],
+                inputs=["params:data_prep", "params:models", "reference_model", "calibration_samples"],
                 outputs="short_solutions",
                 name="make_short_solutions",
             ),
             Node(
                 make_preference_pairs,
-                inputs=["reference_model", "calibration_samples"],
+                inputs=["params:models", "reference_model", "calibration_samples"],
                 outputs="preference_pairs",
                 name="make_preference_pairs",
             ),
             Node(
                 make_evaluation_set,
-                inputs=["params:data_prep", "reference_model", "calibration_samples"],
+                inputs=["params:data_prep", "params:models", "reference_model", "calibration_samples"],
                 outputs="evaluation_set",
                 name="make_evaluation_set",
             ),

@@ -54,6 +54,8 @@ class TrainAdapter(Job[Adapter]):
     """Columns `id`, `prompt_ids`, `chosen_ids` and `rejected_ids`."""
     calibration_set: AbsolutePath
     teacher_cache: AbsolutePath
+    chat_template: AbsolutePath | None = None
+    """A file with the chat template that the checkpoint gets; None: the reference's own."""
     work: AbsolutePath
 
     def run(self) -> Adapter:
@@ -107,6 +109,8 @@ class TrainAdapter(Job[Adapter]):
                 return train_by_trl(model, examples, self.reference, parameters, folder)
 
         metadata["reference"] = reference
+        if self.chat_template is not None:
+            metadata["chat_template"] = fingerprint(self.chat_template.read_text(encoding="utf-8"))
 
         def do(folder: Path) -> Callable[[Path], None]:
             model, _ = _fresh_model(self.reference, parameters, student_device())
@@ -124,6 +128,7 @@ class TrainAdapter(Job[Adapter]):
                     introduction=_introduction(metadata),
                     tags=["inra"],
                     metadata=metadata,
+                    chat_template=self.chat_template,
                 )
 
             return write

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
 from realign_pipes.teachers.parameters import Teachers
@@ -11,6 +12,7 @@ from realign_pipes.teachers.parameters import Teachers
 def train_adapter(
     parameters: InRa,
     teachers: Teachers,
+    models: Models,
     launcher: Launcher,
     folders: Folders,
     reference_model: Path,
@@ -33,6 +35,7 @@ def train_adapter(
         preference_pairs=folder_of(preference_pairs),
         calibration_set=folder_of(calibration_set),
         teacher_cache=teacher_cache,
+        chat_template=models.chat_template,
         work=folders.work / "inra",
     )
     return launch(job, Adapter, launcher, folders.work / "launch" / "inra", training=parameters).checkpoint

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from transformers import PreTrainedModel, TrainingArguments
 
 from realign_pipes.models.card import checkpoint_name, describe_checkpoint
-from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
 from realign_pipes.models.load import load_model
 from realign_pipes.models.trust import read_config
 from realign_pipes.paper.trra import Teacher, TrRaTrainer
@@ -50,6 +50,8 @@ class TrainStudents(Job[Students]):
     examples: AbsolutePath
     """The calibration set: columns `id`, `prompt_ids` and `completion_ids`."""
     teacher_cache: AbsolutePath
+    chat_template: AbsolutePath | None = None
+    """A file with the chat template that the checkpoints get; None: the reference's own."""
     work: AbsolutePath
 
     def run(self) -> Students:
@@ -68,7 +70,9 @@ class TrainStudents(Job[Students]):
             last = self.aligned
             for iteration, name in enumerate(self.parameters.checkpoint_names(alpha)):
                 student = Student(Path(name).name, float(alpha), iteration, last)
-                last = checkpoints[name] = train_student(student, teachers, self.parameters, self.work)
+                last = checkpoints[name] = train_student(
+                    student, teachers, self.parameters, self.work, self.chat_template
+                )
         return Students(checkpoints=checkpoints)
 
 
@@ -83,7 +87,9 @@ class Student:
     """The aligned model in round 0, and the last round's result after it."""
 
 
-def train_student(student: Student, teachers: FusedTeachers, parameters: TrRa, work: Path) -> Path:
+def train_student(
+    student: Student, teachers: FusedTeachers, parameters: TrRa, work: Path, chat_template: Path | None = None
+) -> Path:
     """The student's finished checkpoint folder, trained now or found finished in `work`."""
     reference, aligned = teachers.reference, student.aligned
     unread = {"alphas", "only_alpha", "iterations", "iteration_alphas"}
@@ -104,6 +110,8 @@ def train_student(student: Student, teachers: FusedTeachers, parameters: TrRa, w
             "teachers": teachers.teachers.model_dump(include={"mode", "dtype"}),
         },
     }
+    if chat_template is not None:
+        metadata["chat_template"] = fingerprint(chat_template.read_text(encoding="utf-8"))
 
     def do(folder: Path) -> Callable[[Path], None]:
         model, _ = _fresh_student(reference, parameters, student_device())
@@ -131,6 +139,7 @@ def train_student(student: Student, teachers: FusedTeachers, parameters: TrRa, w
                 introduction=_introduction(metadata),
                 tags=["trra"],
                 metadata=metadata,
+                chat_template=chat_template,
             )
 
         return write

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
 from realign_pipes.teachers.parameters import Teachers
@@ -11,6 +12,7 @@ from realign_pipes.teachers.parameters import Teachers
 def train_students(
     parameters: TrRa,
     teachers: Teachers,
+    models: Models,
     launcher: Launcher,
     folders: Folders,
     reference_model: Path,
@@ -32,6 +34,7 @@ def train_students(
         aligned=aligned_model,
         examples=folder_of(calibration_set),
         teacher_cache=teacher_cache,
+        chat_template=models.chat_template,
         work=folders.work / "trra",
     )
     return launch(job, Students, launcher, folders.work / "launch" / "trra", training=parameters).checkpoints

@@ -12,6 +12,7 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "params:trra",
                     "params:teachers",
+                    "params:models",
                     "params:launcher",
                     "params:folders",
                     "reference_model",

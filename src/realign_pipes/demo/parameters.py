@@ -1,4 +1,4 @@
-"""parameters_demo_models.yml: the embedded slow thinker and its aligned model."""
+"""Parameters of the demo: the embedded slow thinker and its aligned model."""
 
 from typing import Annotated, Self
 
