@@ -44,6 +44,8 @@ def example(suite: str) -> Callable[[int], dict[str, Any]]:
             "answer": f"{n + 1}",
             "metadata": "{}",
             "prompt": f"user {n} + 1",
+            "think_open": "<think>",
+            "think_close": "</think>",
             "prompt_ids": [5] * (n + 1),
             "prompt_tokens": n + 1,
         }
@@ -89,6 +91,7 @@ def short(n: int) -> dict[str, Any]:
         "id": f"row-{n}",
         "problem_id": f"p-{n}",
         "prompt": f"user {n} + 1 <think>",
+        "think_close": "</think>",
         "completion": f"\n</think>\n{n + 1}" if n % 2 else f"{n + 1}",
         "prompt_ids": [5] * (n + 1),
         "completion_ids": [1] * 4,
@@ -200,10 +203,10 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"completion_tokens": 9}, f"completion_tokens counts completion_ids: {ONE_ROW}", ["row-3, 9, 8"]),
         ({"correct": False}, f"every completion is right: {ONE_ROW}", ["row-3, False"]),
         ({"finished": False}, f"no completion was cut off: {ONE_ROW}", ["row-3, False"]),
-        ({"completion": "b"}, f"every completion has exactly one </think>: {ONE_ROW}", ["row-3, 0"]),
+        ({"completion": "b"}, f"every completion closes the thinking exactly once: {ONE_ROW}", ["row-3, 0"]),
         (
             {"completion": "a </think> b </think>"},
-            f"every completion has exactly one </think>: {ONE_ROW}",
+            f"every completion closes the thinking exactly once: {ONE_ROW}",
             ["row-3, 2"],
         ),
         ({"min_tokens": 9}, f"no completion is shorter than min_tokens: {ONE_ROW}", ["row-3, 8, 9"]),
@@ -237,8 +240,8 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"thinking_tokens": 5}, f"the prompt holds all of its thinking_tokens: {ONE_ROW}", ["row-3, 4, 5"]),
         (
             {"completion": "hm\n</think>\n4"},
-            f"no completion has thinking before its </think>: {ONE_ROW}",
-            ["row-3, hm\n</think>\n4"],
+            f"no completion thinks before it closes the thinking: {ONE_ROW}",
+            ["row-3, hm\n"],
         ),
     ],
     "generations": [
@@ -334,7 +337,7 @@ def test_every_expectation_of_every_suite_is_seen_failing() -> None:
         "all columns are there",
         "there are rows",
         "at least 90% of the completions are right",
-        "no completion has more than one </think>",
+        "no completion closes the thinking more than once",
         "token_reduction is at most 1",
         "pass_at_1 is a share between 0 and 1",
         "finished is true or false",
@@ -352,8 +355,8 @@ def test_corruptions_that_break_two_expectations(tmp_path) -> None:
         "short_solutions", corrupted("short_solutions", 3, completion="</think> a </think> 4"), tmp_path
     )
     assert {one.check for one in raised.failures} == {
-        f"no completion has more than one </think>: {ONE_ROW}",
-        f"no completion has thinking before its </think>: {ONE_ROW}",
+        f"no completion closes the thinking more than once: {ONE_ROW}",
+        f"no completion thinks before it closes the thinking: {ONE_ROW}",
     }
     raised, _ = failure("sweep_results", corrupted("sweep_results", 3, pass_at_1=1.1, pass_at_1_high=1.1), tmp_path)
     assert {one.check for one in raised.failures} == {
