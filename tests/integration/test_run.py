@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -178,7 +179,7 @@ def test_every_data_set_was_checked_and_the_page_on_them_is_linked(finished):
     assert all(f"<summary>{name}: all {one['expectations']} met" in docs for name, one in found.items())
 
 
-def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished):
+def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished, hashed):
     run, data = project
     validation = data / "08_reporting" / "validation"
     before = (data / "08_reporting" / "sweep_metrics.json").read_bytes()
@@ -189,6 +190,13 @@ def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, f
     assert (data / "08_reporting" / "sweep_metrics.json").read_bytes() == before
     assert {path: path.read_bytes() for path in validation.iterdir()} == checked
     assert weights.stat().st_mtime_ns == trained
+    # One file may have several names: the catalog's is a hard link to the one in the work folder.
+    read = Counter()
+    for path, times in hashed.items():
+        read[path.stat().st_ino] += times
+    assert read[(data / "06_models" / "reference" / "model.safetensors").stat().st_ino] == 1
+    assert len(read) > 8
+    assert set(read.values()) == {1}
 
 
 def test_each_stage_runs_alone_from_what_is_on_disk(project, finished):
