@@ -235,7 +235,7 @@ def test_a_stage_without_its_input_names_it_and_the_stage_that_makes_it(project,
         ({"trra": {"only_alpha": 9.0}}, "not among alphas"),
         ({"inra": {"lora": {"rnk": 3}}}, "no parameter 'rnk': did you mean 'rank'"),
         ({"tra": {"steps": 3}}, "no parameter 'tra': did you mean 'trra'"),
-        ({"trra": {"batch_size": 3, "micro_batch_size": 2}}, "no multiple"),
+        ({"trra": {"batch_size": 3, "micro_batch_size": 2}}, "not a multiple"),
         ({"trra": {"iteration_alphas": [9.0]}}, "not among alphas"),
     ],
 )
