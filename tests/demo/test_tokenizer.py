@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
-from realign_pipes.demo.tokenizer import build_tokenizer
-from realign_pipes.models.load import QUESTION
+from realign_pipes.demo.tokenizer import QUESTION, build_tokenizer
 
 CONVERSATION = [{"role": "user", "content": f"{QUESTION} 4 - 5 + 12 ="}]
 

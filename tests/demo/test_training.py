@@ -1,17 +1,23 @@
 """Two tiny steps of each training: what comes out is an ordinary checkpoint, and work is not done twice."""
 
 import hashlib
-import json
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTTrainer
 
 from realign_pipes.demo import training
 from realign_pipes.demo.parameters import DemoModels
-from realign_pipes.generation.engine import Completion
+from realign_pipes.errors import InputError
+from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.models.load import load_tokenizer
+from realign_pipes.paper.adapters import sft_trainer
 from realign_pipes.runtime.training import last_complete_checkpoint
 
 RUN = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.1, "save_steps": 1}
@@ -75,18 +81,22 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(reference: 
     assert weights_digest(training.train_reference(seeded, tmp_path / "other")) != weights_digest(reference)
 
 
-def test_an_interrupted_training_goes_on_and_ends_the_same(
+class Interruption(TrainerCallback):
+    def on_save(self, *args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_resumes_and_ends_the_same(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interruption(TrainerCallback):
-        def on_save(self, *args: object, **kwargs: object) -> None:
-            raise KeyboardInterrupt
+    def interrupted(*arguments: object) -> SFTTrainer:
+        trainer = sft_trainer(*arguments)
+        trainer.add_callback(Interruption())
+        return trainer
 
-    trainer = training.Trainer
-    monkeypatch.setattr(training, "Trainer", lambda **rest: trainer(callbacks=[Interruption()], **rest))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "sft_trainer", interrupted)
         training.train_reference(PARAMETERS, tmp_path / "reference")
-    monkeypatch.undo()
     saved = last_complete_checkpoint(tmp_path / "reference" / "trainer")
     assert saved is not None and saved.name == "checkpoint-1"
     assert not (tmp_path / "reference" / "checkpoint").exists()
@@ -102,52 +112,124 @@ def test_an_incomplete_trainer_checkpoint_is_passed_over(tmp_path: Path) -> None
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_only_completion_tokens_are_in_the_loss(
+def test_training_is_sft_on_the_completion_tokens_alone(
     reference: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    batches = []
-
-    class Recorder:
-        def __init__(self, train_dataset, data_collator, **_):
-            batches.append(data_collator(list(train_dataset)))
-
-    monkeypatch.setattr(training, "Trainer", Recorder)
-    monkeypatch.setattr(training, "train", lambda trainer, description: None)
+    trainers: list[SFTTrainer] = []
+    monkeypatch.setattr(training, "train", lambda trainer, description: trainers.append(trainer))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(reference), AutoTokenizer.from_pretrained(reference)
     examples = [([5, 6, 7], [8, 9]), ([5], [8])]
     training._train(model, tokenizer, examples, PARAMETERS.reference, tmp_path, "")
+    [trainer] = trainers
+    assert len(trainer.train_dataset) == PARAMETERS.reference.steps * PARAMETERS.reference.batch_size
+    assert (trainer.args.max_steps, trainer.args.learning_rate, trainer.args.adam_beta2) == (2, 1e-3, 0.98)
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(2)])
     pad = tokenizer.pad_token_id
-    rows = {tuple(ids): tuple(labels) for ids, labels in zip(*(batches[0][k].tolist() for k in ("input_ids", "labels")),
-                                                           strict=True)}  # fmt: skip
+    rows = {
+        tuple(ids): tuple(labels)
+        for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+    }
     assert rows == {(5, 6, 7, 8, 9): (-100, -100, -100, 8, 9), (5, 8, pad, pad, pad): (-100, 8, -100, -100, -100)}
+    # The loss of the batch is the mean cross-entropy of its three completion tokens.
+    logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits.log_softmax(-1)
+    expected = (
+        -sum(logits[r, at - 1, batch["input_ids"][r, at]] for r, at in (batch["labels"] >= 0).nonzero().tolist()) / 3
+    )
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), expected)
 
 
-def test_the_aligned_model_comes_from_the_shortest_correct_completions(
-    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def write(prompt: str, sample: int) -> str:
+    """Of a long right, a short right, a shorter wrong and a shortest unfinished completion."""
+    answer = eval_sum(prompt)
+    return (
+        f" 1 1</think><answer> {answer}</answer><|im_end|>",
+        f" 1</think><answer> {answer}</answer><|im_end|>",
+        f"</think><answer> {answer + 1}</answer><|im_end|>",
+        f"</think><answer> {answer}</answer>",
+    )[sample]
+
+
+def eval_sum(prompt: str) -> int:
+    terms = re.search(r": (.*?) =", prompt)[1].replace("+ ", "+").replace("- ", "-").split()
+    return sum(map(int, terms))
+
+
+@pytest.fixture
+def four_samples() -> DemoModels:
+    sampling = PARAMETERS.aligned.sampling.model_copy(update={"samples": 4})
+    return PARAMETERS.model_copy(update={"aligned": PARAMETERS.aligned.model_copy(update={"sampling": sampling})})
+
+
+def test_examples_of_the_aligned_model_are_the_shortest_correct_completions(
+    reference: Path, tmp_path: Path, scripted_engine: Callable[..., Any], four_samples: DemoModels
 ) -> None:
-    """A stand-in for sampling: of a long right, a short right and a shorter wrong completion the second is kept."""
-    tokenizer = AutoTokenizer.from_pretrained(reference)
+    """With an engine that only writes text, in two runs, the first of which is killed."""
+    tokenizer = load_tokenizer(reference)
+    killed = scripted_engine(write, tokenizer, killed_in=1)
+    with pytest.raises(KeyboardInterrupt):
+        training.shortest_correct(killed.open, tokenizer, four_samples, tmp_path / "completions.jsonl")
+    engine = scripted_engine(write, tokenizer)
+    chosen = training.shortest_correct(engine.open, tokenizer, four_samples, tmp_path / "completions.jsonl")
+    assert len(engine.asked) == 1, "two problems of four were done"
+    questions = training.aligned_questions(four_samples, tokenizer)
+    assert [prompt for prompt, _ in chosen] == [question.prompt_ids for question in questions]
+    for question, (_, completion) in zip(questions, chosen, strict=True):
+        assert tokenizer.decode(completion) == f" 1</think><answer> {question.answer}</answer><|im_end|>"
+        assert question.prompt == tokenizer.decode(question.prompt_ids)
 
-    def drawn(model, prompts, keys, sampling, **_):
-        for index, key in enumerate(keys):
-            answer = training.make_problems(training._task(PARAMETERS.problems), 4, seed=2000)[index]["answer"]
-            assert key.endswith("=")
-            texts = (f" 1 1</think><answer> {answer}</answer>", f"</think><answer> {answer}</answer>", "</think>")
-            yield [
-                Completion(index, sample, tokenizer(text + tokenizer.eos_token)["input_ids"], finished=True)
-                for sample, text in enumerate(texts)
-            ]
 
-    monkeypatch.setattr(training, "sample_completions", drawn)
-    aligned = training.train_aligned(PARAMETERS, reference, tmp_path / "aligned")
-    chosen = json.loads((tmp_path / "aligned" / "chosen.json").read_text())
-    assert len(chosen) == 4
-    assert all(tokenizer.decode(completion).startswith("</think><answer>") for _, completion in chosen)
+def test_problems_without_a_correct_completion_are_left_out(
+    reference: Path, tmp_path: Path, scripted_engine: Callable[..., Any]
+) -> None:
+    tokenizer = load_tokenizer(reference)
+    first = training.aligned_questions(PARAMETERS, tokenizer)[0]
+    engine = scripted_engine(lambda prompt, sample: write(prompt, 0 if prompt == first.prompt else 2), tokenizer)
+    [(prompt, _)] = training.shortest_correct(engine.open, tokenizer, PARAMETERS, tmp_path / "completions.jsonl")
+    assert prompt == first.prompt_ids
+
+
+def test_the_aligned_model_is_the_reference_trained_on_them(
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scripted_engine: Callable[..., Any],
+    four_samples: DemoModels,
+) -> None:
+    opened = []
+    engine = scripted_engine(write, load_tokenizer(reference))
+    monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda path: opened.append(path) or engine)
+    trained = []
+    train = training._train
+    monkeypatch.setattr(training, "_train", lambda *arguments: trained.append(arguments) or train(*arguments))
+    aligned = training.train_aligned(four_samples, reference, tmp_path / "aligned")
+    assert opened == [reference]
+    [(_, _, examples, given, _, _)] = trained
+    assert examples == training.shortest_correct(engine.open, load_tokenizer(reference), four_samples, tmp_path / "c")
+    assert given == four_samples.aligned
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path) for path in (reference, aligned))
     assert not torch.equal(ours.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
+    assert sorted(path.name for path in aligned.parent.iterdir()) == ["checkpoint", "work.json"]
+    assert (aligned / "curves").is_dir()
+    training.train_aligned(four_samples, reference, tmp_path / "aligned")
+    assert len(trained) == 1, "a finished model is not trained again"
 
 
 def test_a_reference_that_solves_nothing_is_an_error(reference: Path, tmp_path: Path) -> None:
     """Two steps teach nothing, and eight tokens hold no answer."""
-    with pytest.raises(ValueError, match=r"reference solved none of the problems.*more steps"):
+    with pytest.raises(InputError, match=r"reference solved none of the problems.*more steps"):
         training.train_aligned(PARAMETERS, reference, tmp_path / "aligned")
+
+
+def test_completions_longer_than_the_model_s_positions_are_refused_before_any_training(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("trained"))
+    tokenizer = training.build_tokenizer(50)
+    [longest] = {len(question.prompt_ids) for question in training.aligned_questions(PARAMETERS, tokenizer)}
+    sampling = PARAMETERS.aligned.sampling.model_copy(update={"max_new_tokens": 1025 - longest})
+    long = PARAMETERS.model_copy(update={"aligned": PARAMETERS.aligned.model_copy(update={"sampling": sampling})})
+    message = rf"demo_models.aligned.sampling.max_new_tokens is {1025 - longest} .* 1025 tokens, .* is 1024. "
+    with pytest.raises(InputError, match=message):
+        training.train_reference(long, tmp_path / "reference")
+    with pytest.raises(InputError, match=message):
+        training.train_aligned(long, reference, tmp_path / "aligned")

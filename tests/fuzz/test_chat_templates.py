@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realign_pipes.data.prompts import end_of_turn_id, render_prompt
-from realign_pipes.models.load import load_tokenizer
+from realign_pipes.models.load import load_chat_tokenizer
 
 PARTS = st.sampled_from(
     [
@@ -44,7 +44,7 @@ def with_template(tmp_path, make_checkpoint):
 def test_made_up_templates(parts, with_template):
     folder = with_template("".join(parts))
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_chat_tokenizer(folder)
         text, ids = render_prompt(tokenizer, "1 + 1")
         end_of_turn_id(tokenizer)
     except ValueError as error:
@@ -81,9 +81,9 @@ def test_injections_reach_nothing(template, with_template, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "here")
     folder = with_template(template)
     with pytest.raises(ValueError, match=rf"the chat template of {folder} (is damaged|leaves out what the user says)"):
-        load_tokenizer(folder)
+        load_chat_tokenizer(folder)
     try:
-        text, _ = render_prompt(load_tokenizer(with_template("{{ messages[0].content }}" + template)), "1 + 1")
+        text, _ = render_prompt(load_chat_tokenizer(with_template("{{ messages[0].content }}" + template)), "1 + 1")
         assert text in ("1 + 1", "1 + 1[Undefined]")
     except ValueError as error:
         assert "the chat template of" in str(error)
@@ -105,10 +105,10 @@ def test_injections_reach_nothing(template, with_template, tmp_path, monkeypatch
 )
 def test_templates_that_fail(template, reason, with_template):
     with pytest.raises(ValueError, match=f"the chat template of .*{reason}"):
-        load_tokenizer(with_template(template))
+        load_chat_tokenizer(with_template(template))
 
 
 @pytest.mark.parametrize("question", ["{{ 7 * 7 }}", "{% raw %}", "{{ ''.__class__ }}", "{# x #}"])
 def test_questions_are_no_templates(question, with_template):
-    text, _ = render_prompt(load_tokenizer(with_template("{{ messages[0].content }}<|im_end|>")), question)
+    text, _ = render_prompt(load_chat_tokenizer(with_template("{{ messages[0].content }}<|im_end|>")), question)
     assert text == f"{question}<|im_end|>"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import check_pair, load_model, load_tokenizer
+from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model
 from realign_pipes.models.trust import CheckpointError, check_checkpoint
 from realign_pipes.paper.inra import InRaForCausalLM
 
@@ -41,6 +41,7 @@ def nobody_answers(monkeypatch) -> None:
 def use(path: Path, other: Path) -> None:
     """All that is done with a checkpoint before it runs."""
     check_pair(path, other)
+    load_chat_tokenizer(path)
     fingerprint_model(path)
     load_model(path, device=CPU)
 
@@ -204,7 +205,7 @@ def test_sizes_that_the_weights_do_not_have(copy, good, name, value):
 @pytest.mark.parametrize("stops", ["x", 10**12, -1, 1.5, True, [3, "x"], {"a": 1}])
 def test_stops_that_are_no_tokens(copy, good, stops):
     change(copy / "generation_config.json", eos_token_id=stops)
-    assert "is none of the head's 267 tokens" in refused(copy, good)
+    assert "is not one of the head's 267 tokens" in refused(copy, good)
 
 
 def test_no_stops(copy, good):
@@ -238,4 +239,4 @@ def test_templates_that_are_no_text(copy, template):
     (copy / "chat_template.jinja").unlink(missing_ok=True)
     change(copy / "tokenizer_config.json", chat_template=template)
     with pytest.raises(ValueError, match=r"chat template|tokenizer.json is damaged"):
-        load_tokenizer(copy)
+        load_chat_tokenizer(copy)

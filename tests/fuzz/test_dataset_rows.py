@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.data.problems import draw_problems
 from realign_pipes.pipelines.data_prep.nodes import collect_samples
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.runtime.launch import Folders
 from realign_pipes.tasks.parameters import DatasetProblems
 
 KEY = "data_prep.tasks.x"
@@ -93,7 +95,9 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, tiny_tokenizer
         }
     )
     try:
-        samples = collect_samples(parameters, reference, tmp_path / "work")
+        models = Models(chat_template=None, thinking=None)
+        folders = Folders(work=tmp_path, logs=tmp_path, validation=tmp_path)
+        samples = collect_samples(parameters, models, folders, reference, reference)
     except ValueError as error:
         assert "data_prep." in str(error)
         return

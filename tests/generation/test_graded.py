@@ -164,12 +164,12 @@ def test_the_file_is_json_lines_of_groups(draw, tmp_path, scripted_engine):
 
 
 def test_prompt_and_completion_have_to_fit_the_positions(questions):
-    longest = max(len(question.prompt_ids) for question in questions)  # ????4+1<think>
-    assert longest == 8
+    prompts = [question.prompt_ids for question in questions]
+    assert len(prompts[-1]) == 8  # ????4+1<think>
     for limit in (None, 28, 10_000):
-        check_length(questions, 20, limit, parameter="p.max_new_tokens", model="models/a")
+        check_length(prompts, 20, limit, parameter="p.max_new_tokens", model="models/a")
     with pytest.raises(ValueError) as refusal:
-        check_length(questions, 20, 27, parameter="p.max_new_tokens", model="models/a")
+        check_length(prompts, 20, 27, parameter="p.max_new_tokens", model="models/a")
     assert str(refusal.value) == (
         "p.max_new_tokens is 20 and the longest prompt has 8 tokens. Together they are 28 tokens, but "
         "max_position_embeddings of models/a is 27. Set p.max_new_tokens to 19 or less, or choose shorter problems."

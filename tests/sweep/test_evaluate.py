@@ -1,23 +1,28 @@
-"""Evaluating a candidate: what is counted, and what an interrupted sweep keeps."""
+"""Evaluating candidates: what is counted, which engine draws it, and what an interrupted sweep keeps."""
+
+import dataclasses
+import math
 
 import pandas as pd
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Dataset
-from realign_pipes.evaluation.sampling import sample_completions
-from realign_pipes.evaluation.sweep import evaluate_budgets
 
+from realign_pipes.generation import graded
+from realign_pipes.generation.engine import Prompt
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.models.load import load_model, load_tokenizer
+from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.models.load import load_tokenizer
 from realign_pipes.paper.inra import InRaForCausalLM
-from realign_pipes.pipelines.alpha_sweep.nodes import sweep
+from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.sweep.evaluate import Evaluator
-from realign_pipes.sweep.kinds import Candidate
-from realign_pipes.tasks.parameters import ReasoningGymTask
+from realign_pipes.sweep.kinds import KINDS, Candidate
+from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS
+from realign_pipes.tasks.parameters import DatasetTask
 
-CPU = torch.device("cpu")
 SAMPLING = Sampling(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=12, batch_size=4, seed=1)
-TASKS = {"sums": ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum")}
+TASKS = {"sums": DatasetTask(kind="dataset", path="unused", verifier="exact")}
 
 
 @pytest.fixture
@@ -26,145 +31,233 @@ def checkpoints(tmp_path, make_checkpoint):
 
 
 @pytest.fixture
-def problems(tiny_tokenizer):
-    rows = []
-    for number, answer in enumerate(["7", "8", "9"]):
-        prompt = f"<|im_start|> user 3 + {answer} <|im_end|>"
-        rows.append({"id": f"p{number}", "task": "sums", "question": prompt, "answer": answer, "metadata": "{}",
-                     "prompt": prompt, "prompt_ids": tiny_tokenizer(prompt).input_ids})  # fmt: skip
-    return Dataset.from_list(rows)
-
-
-def make_evaluator(candidate, problems, work):
-    return Evaluator(
-        problems,
-        TASKS,
-        fingerprints={path: path.name for path in candidate.checkpoints},
-        tokenizer=load_tokenizer(candidate.checkpoints[0]),
-        device=CPU,
-        work=work / "work",
-    )
-
-
-def run(candidate, problems, work, sampling=SAMPLING):
-    return make_evaluator(candidate, problems, work).evaluate([candidate], sampling)[candidate.name]
-
-
-def test_rows_are_the_sampled_completions_with_their_lengths_and_grades(monkeypatch, tmp_path, checkpoints, problems):
-    graded = []
-
-    def grade(attempts):
-        for attempt in attempts:
-            graded.append((attempt.completion, attempt.answer))
-            yield len(graded) % 2 == 0
-
-    monkeypatch.setattr(sweep, "grade", grade)
-    frame = run(Candidate("trra-1.5", "trra", 1.5, checkpoints[:1]), problems, tmp_path)
-    model, tokenizer = load_model(checkpoints[0], device=CPU), load_tokenizer(checkpoints[0])
-    expected = {}
-    for batch in sample_completions(model, problems["prompt_ids"], problems["id"], SAMPLING):
-        for completion in batch:
-            expected[f"p{completion.prompt_index}", completion.sample] = completion
-    assert len(frame) == len(expected) == 9
-    assert set(frame["kind"]) == {"trra"}
-    assert set(frame["alpha"]) == {1.5}
-    for row in frame.itertuples():
-        completion = expected[row.problem_id, row.sample]
-        assert row.completion_tokens == len(completion.token_ids)
-        assert row.finished == completion.finished
-        text = tokenizer.decode(completion.token_ids)
-        assert row.completion == text.removesuffix(tokenizer.eos_token)
-    by_text = dict(zip([text for text, _ in graded], range(len(graded)), strict=True))
-    for row in frame.itertuples():
-        position = by_text[row.completion]
-        assert row.correct == ((position + 1) % 2 == 0)
-        assert graded[position][1] == {"p0": "7", "p1": "8", "p2": "9"}[row.problem_id]
-
-
-def test_dera_at_the_ends_writes_what_each_model_writes(tmp_path, checkpoints, problems):
-    alone = [run(Candidate(path.name, path.name, a, (path,)), problems, tmp_path) for a, path in enumerate(checkpoints)]
-    for alpha, frame in enumerate(alone):
-        together = run(Candidate(f"dera-{alpha}", "dera", float(alpha), checkpoints), problems, tmp_path)
-        pd.testing.assert_series_equal(together["completion"], frame["completion"])
-    assert not alone[0]["completion"].equals(alone[1]["completion"])
-
-
-def test_alphas_of_inra_decoded_together_write_what_each_writes_alone(tmp_path, checkpoints, problems):
-    """And at alpha 0 what the reference writes, at alpha 1 what the expanded model does, with the same seeds."""
+def inra(tmp_path, checkpoints):
+    """A checkpoint whose adapter does something."""
     model = InRaForCausalLM.from_base(checkpoints[0])
     with torch.no_grad():
         for parameter in model.adapter_layers[0].parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
     model.save_pretrained(tmp_path / "inra")
     load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
-    alphas = [-0.5, 0.0, 0.6, 1.0]
-    together = [Candidate(f"inra-{alpha:g}", "inra", alpha, (tmp_path / "inra",)) for alpha in alphas]
-    frames = make_evaluator(together[0], problems, tmp_path / "together").evaluate(together, SAMPLING)
-    assert list(frames) == [candidate.name for candidate in together]
-    for candidate in together:
-        alone = run(candidate, problems, tmp_path / "alone").drop(columns="seconds")
-        pd.testing.assert_frame_equal(frames[candidate.name].drop(columns="seconds"), alone)
-    for name, path in (("inra-0", checkpoints[0]), ("inra-1", tmp_path / "inra")):
-        stock = run(Candidate("reference", "reference", 0.0, (path,)), problems, tmp_path / name)
-        pd.testing.assert_series_equal(frames[name]["completion"], stock["completion"])
-    assert len({tuple(frame["completion"]) for frame in frames.values()}) == 4
+    return tmp_path / "inra"
 
 
-def test_only_alphas_that_are_new_are_decoded(monkeypatch, tmp_path, checkpoints, problems):
-    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(tmp_path / "inra")
-    load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
-    candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (tmp_path / "inra",)) for alpha in (0.0, 0.5, 1.5)]
-    evaluator = make_evaluator(candidates[0], problems, tmp_path)
-    decoded = []
-    generate = Evaluator._generate
-    monkeypatch.setattr(
-        Evaluator, "_generate", lambda self, todo, *rest: decoded.append(todo) or generate(self, todo, *rest)
-    )
-    evaluator.evaluate(candidates[:2], SAMPLING)
-    evaluator.evaluate(candidates, SAMPLING)
-    assert decoded == [candidates[:2], candidates[2:]]
+@pytest.fixture
+def problems(tiny_tokenizer):
+    rows = []
+    for number, answer in enumerate(["7", "8", "9"]):
+        prompt = f"<|im_start|> user 3 + {answer} <|im_end|>"
+        rows.append({"id": f"p{number}", "task": "sums", "question": prompt, "answer": answer, "metadata": "{}",
+                     "prompt": prompt, "prompt_ids": tiny_tokenizer(prompt).input_ids, "think_open": "<think>",
+                     "think_close": "</think>"})  # fmt: skip
+    return Dataset.from_list(rows)
 
 
-def test_alphas_that_were_decoded_together_are_so_again_after_a_kill_between_their_files(
-    monkeypatch, tmp_path, checkpoints, problems
+@pytest.fixture
+def make_evaluator(tmp_path, problems, tiny_tokenizer):
+    """`make_evaluator(work="work")`; a checkpoint's fingerprint is its name."""
+
+    class Names(dict):
+        def __missing__(self, path):
+            return path.name
+
+    def make(work="work", problems=problems):
+        return Evaluator(problems, TASKS, fingerprints=Names(), tokenizer=tiny_tokenizer, work=tmp_path / work)
+
+    return make
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The name of the function in the table of kinds and of the candidate, each time that an engine is opened."""
+    calls, recorders = [], {}
+    for name, kind in KINDS.items():
+
+        def record(candidate, vocab_size, open_it=kind.open):
+            calls.append((open_it.__name__, candidate.name))
+            return open_it(candidate, vocab_size)
+
+        one = recorders.setdefault(kind.open, record)  # kinds that open alike still do
+        monkeypatch.setitem(KINDS, name, dataclasses.replace(kind, open=one))
+    return calls
+
+
+def frames(evaluator, candidates, sampling=SAMPLING):
+    return {name: pd.read_parquet(file) for name, file in evaluator.evaluate(candidates, sampling).items()}
+
+
+def completions_of(model, problems, sampling=SAMPLING, alpha=None):
+    """{(problem, sample): completion}, from the engine itself."""
+    prompts = [Prompt(row["id"], row["prompt_ids"], alpha) for row in problems]
+    return {(one.key, one.sample): one for group in TransformersEngine(model).draw(prompts, sampling) for one in group}
+
+
+def test_rows_are_the_sampled_completions_with_their_lengths_and_grades(
+    make_evaluator, checkpoints, problems, tiny_tokenizer, monkeypatch
 ):
-    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(tmp_path / "inra")
-    load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
-    candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (tmp_path / "inra",)) for alpha in (0.0, 0.5, 1.5)]
-    evaluator = make_evaluator(candidates[0], problems, tmp_path)
-    evaluator.evaluate(candidates[:1], SAMPLING)
-    join = sweep._join
+    asked = []
 
-    def killed(parts, whole):
-        if whole.parent.name == "inra-1.5":
-            raise KeyboardInterrupt
-        join(parts, whole)
+    def grade(attempts):
+        for attempt in attempts:
+            asked.append(attempt)
+            yield len(asked) % 2 == 0
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sweep, "_join", killed)
-        evaluator.evaluate(candidates, SAMPLING)
-    assert (tmp_path / "work" / "inra-0.5" / "generations.parquet").exists()
-    decoded = []
-    generate = Evaluator._generate
-    monkeypatch.setattr(
-        Evaluator, "_generate", lambda self, todo, *rest: decoded.append(todo) or generate(self, todo, *rest)
-    )
-    evaluator.evaluate(candidates, SAMPLING)
-    evaluator.evaluate(candidates, SAMPLING)
-    assert decoded == [candidates[1:]]
+    monkeypatch.setattr(graded, "grade", grade)
+    frame = frames(make_evaluator(), [Candidate("trra-1.5", "trra", 1.5, checkpoints[:1])])["trra-1.5"]
+    expected = completions_of(TransformersEngine.of_checkpoint(checkpoints[0]).model, problems)
+    assert frame.dtypes.astype(str).to_dict() == GENERATIONS
+    assert len(frame) == len(expected) == 9
+    assert set(frame["kind"]) == {"trra"} and set(frame["candidate"]) == {"trra-1.5"}
+    assert set(frame["alpha"]) == {1.5}
+    assert list(zip(frame["problem_id"], frame["sample"], strict=True)) == sorted(expected)
+    for row in frame.itertuples():
+        completion = expected[row.problem_id, row.sample]
+        assert row.completion_tokens == len(completion.token_ids)
+        assert row.finished == completion.finished
+        assert row.completion == tiny_tokenizer.decode(completion.token_ids).removesuffix(tiny_tokenizer.eos_token)
+        [position] = [n for n, attempt in enumerate(asked, 1) if attempt.completion == row.completion]
+        assert row.correct == (position % 2 == 0)
+        attempt = asked[position - 1]
+        assert (attempt.problem_id, attempt.task) == (row.problem_id, TASKS["sums"])
+        assert attempt.answer == {"p0": "7", "p1": "8", "p2": "9"}[row.problem_id]
+        assert attempt.prompt == problems["prompt"][int(row.problem_id[1])]
+    assert frame["seconds"].nunique() == 1 and frame["seconds"][0] > 0
 
 
-def test_budgets_cut_the_reference_off_and_never_let_inra_past(tmp_path, checkpoints, problems):
-    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(tmp_path / "inra")
-    load_tokenizer(checkpoints[0]).save_pretrained(tmp_path / "inra")
-    whole = Candidate("reference", "reference", 0.0, (checkpoints[0],))
-    evaluator = make_evaluator(whole, problems, tmp_path)
-    evaluator.fingerprints = {checkpoints[0]: "a", tmp_path / "inra": "b"}
-    frames = evaluate_budgets(evaluator, checkpoints[0], tmp_path / "inra", [3, 7], 0.5, SAMPLING)
-    assert list(frames) == ["truncation-3", "token-budget-3", "truncation-7", "token-budget-7"]
-    everything = evaluator.evaluate([whole], SAMPLING)["reference"]
-    for name, frame in frames.items():
+def test_completions_are_graded_with_the_tags_of_their_problem(make_evaluator, problems, scripted_engine, monkeypatch):
+    engine = scripted_engine(lambda prompt, sample: ("x</think>7", "x[/T]7", "7")[sample])
+    monkeypatch.setitem(KINDS, "reference", dataclasses.replace(KINDS["reference"], open=lambda *_: engine.open()))
+    candidates = [Candidate("reference", "reference", math.nan, ())]
+    first = frames(make_evaluator(), candidates)["reference"]
+    assert first[first["problem_id"] == "p0"]["correct"].tolist() == [True, False, True]
+    other = problems.map(lambda row: {"think_open": "[T]", "think_close": "[/T]"})
+    changed = frames(make_evaluator(problems=other), candidates)["reference"]
+    assert changed[changed["problem_id"] == "p0"]["correct"].tolist() == [False, True, True]
+    assert engine.opened == 2, "other tags are other work"
+
+
+def test_any_engine_measures_a_candidate(make_evaluator, scripted_engine, monkeypatch):
+    """Nothing in the sweep knows Transformers: an engine that only writes text does."""
+    engine = scripted_engine(lambda prompt, sample: f"<think>{'a' * sample}</think>7" + "<|im_end|>" * (sample < 2))
+    monkeypatch.setitem(KINDS, "inra", dataclasses.replace(KINDS["inra"], open=lambda *_: engine.open()))
+    candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, ()) for alpha in (0.0, 1.0)]
+    for name, frame in frames(make_evaluator(), candidates).items():
+        assert frame["completion"].tolist() == ["<think></think>7", "<think>a</think>7", "<think>aa</think>7"] * 3, name
+        assert frame["finished"].tolist() == [True, True, False] * 3
+        assert frame["completion_tokens"].tolist() == [4, 5, 5] * 3
+        assert frame["correct"].tolist() == [True] * 3 + [False] * 6
+    assert engine.opened == 1
+
+
+def test_dera_at_the_ends_writes_what_each_model_writes(make_evaluator, checkpoints):
+    """And with the same random numbers as they: candidates differ by their distributions alone."""
+    alone = [
+        Candidate("reference", "reference", math.nan, checkpoints[:1]),
+        Candidate("aligned", "aligned", math.nan, checkpoints[1:]),
+    ]
+    ends = [Candidate(f"dera-{alpha:g}", "dera", alpha, checkpoints) for alpha in (0.0, 1.0)]
+    drawn = frames(make_evaluator(), [*alone, *ends])
+    pd.testing.assert_series_equal(drawn["dera-0"]["completion"], drawn["reference"]["completion"])
+    pd.testing.assert_series_equal(drawn["dera-1"]["completion"], drawn["aligned"]["completion"])
+    assert not drawn["reference"]["completion"].equals(drawn["aligned"]["completion"])
+
+
+def test_alphas_of_inra_from_one_model_are_what_each_writes_alone(make_evaluator, checkpoints, inra, opened):
+    """And at alpha 0 what the reference writes, at alpha 1 what the expanded model does, with the same seeds."""
+    candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (inra,)) for alpha in (-0.5, 0.0, 0.6, 1.0)]
+    together = frames(make_evaluator("together"), candidates)
+    assert list(together) == [candidate.name for candidate in candidates]
+    assert opened == [("_open_inra", "inra--0.5")]
+    for candidate in candidates:
+        alone = frames(make_evaluator("alone"), [candidate])[candidate.name].drop(columns="seconds")
+        pd.testing.assert_frame_equal(together[candidate.name].drop(columns="seconds"), alone)
+    for name, path in (("inra-0", checkpoints[0]), ("inra-1", inra)):
+        stock = frames(make_evaluator(name), [Candidate("trra", "trra", 1.0, (path,))])["trra"]
+        pd.testing.assert_series_equal(together[name]["completion"], stock["completion"])
+    assert len({tuple(frame["completion"]) for frame in together.values()}) == 4
+
+
+def test_an_engine_serves_as_many_candidates_as_it_can(make_evaluator, checkpoints, inra, opened):
+    reference = checkpoints[:1]
+    candidates = [
+        Candidate("reference", "reference", math.nan, reference),
+        Candidate("truncation-3", "truncation", math.nan, reference, 3),  # the reference's engine
+        Candidate("aligned", "aligned", math.nan, checkpoints[1:]),
+        Candidate("dera-0.5", "dera", 0.5, checkpoints),
+        Candidate("dera-1.5", "dera", 1.5, checkpoints),  # alpha is the model's
+        Candidate("inra-0.5", "inra", 0.5, (inra,)),
+        Candidate("inra-1.5", "inra", 1.5, (inra,)),
+        Candidate("token-budget-5", "token_budget", math.nan, (inra,), 5, TokenBudget(5)),
+        Candidate("token-budget-9", "token_budget", math.nan, (inra,), 9, TokenBudget(9)),
+    ]
+    make_evaluator().evaluate(candidates, SAMPLING)
+    assert opened == [
+        ("_open_checkpoint", "reference"),
+        ("_open_checkpoint", "aligned"),
+        ("_open_dera", "dera-0.5"),
+        ("_open_dera", "dera-1.5"),
+        ("_open_inra", "inra-0.5"),
+    ]
+
+
+def test_only_candidates_that_are_new_are_measured(make_evaluator, inra, opened):
+    candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (inra,)) for alpha in (0.0, 0.5, 1.5)]
+    first = frames(make_evaluator(), candidates[:2])
+    again = frames(make_evaluator(), candidates)
+    assert opened == [("_open_inra", "inra-0"), ("_open_inra", "inra-1.5")]
+    for name, frame in first.items():
+        pd.testing.assert_frame_equal(again[name], frame)
+    frames(make_evaluator(), candidates)
+    assert len(opened) == 2, "nothing is left to measure"
+    other = frames(make_evaluator(), candidates[:1], SAMPLING.model_copy(update={"seed": 2}))
+    assert not other["inra-0"]["completion"].equals(first["inra-0"]["completion"])
+
+
+def test_a_sweep_that_was_killed_resumes_inside_a_candidate(make_evaluator, checkpoints, tmp_path, monkeypatch):
+    """Its completions come out to the bit as without the interruption, also after a line that was cut off."""
+    candidate = Candidate("dera-0.5", "dera", 0.5, checkpoints)
+    whole = frames(make_evaluator("whole"), [candidate])["dera-0.5"].drop(columns="seconds")
+    batches = []
+    draw = TransformersEngine.draw
+
+    def killed_in_third_batch(*arguments, **named):
+        for group in draw(*arguments, **named):
+            batches.append(group)
+            if len(batches) == 3:
+                raise KeyboardInterrupt
+            yield group
+
+    monkeypatch.setattr(TransformersEngine, "draw", killed_in_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        make_evaluator().evaluate([candidate], SAMPLING)
+    file = tmp_path / "work" / "dera-0.5" / "completions-0-of-1.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"seconds": 0.')
+    resumed = frames(make_evaluator(), [candidate])["dera-0.5"].drop(columns="seconds")
+    pd.testing.assert_frame_equal(resumed, whole)
+    assert len(batches) == 4 and batches[2] == batches[3], "two batches of three are not drawn again"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["generations.parquet", "work.json"]
+
+
+def test_budgets_cut_the_reference_off_and_never_let_inra_past(make_evaluator, tmp_path, checkpoints):
+    untrained = tmp_path / "untrained"
+    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(untrained)
+    load_tokenizer(checkpoints[0]).save_pretrained(untrained)
+    whole = Candidate("reference", "reference", math.nan, checkpoints[:1])
+    budgets = [
+        candidate
+        for budget in (3, 7)
+        for candidate in (
+            Candidate(f"truncation-{budget}", "truncation", math.nan, checkpoints[:1], budget),
+            Candidate(f"token-budget-{budget}", "token_budget", math.nan, (untrained,), budget, TokenBudget(budget)),
+        )
+    ]
+    drawn = frames(make_evaluator(), [whole, *budgets])
+    everything = drawn.pop("reference")
+    assert list(drawn) == ["truncation-3", "token-budget-3", "truncation-7", "token-budget-7"]
+    for name, frame in drawn.items():
         budget = int(name.rpartition("-")[2])
+        assert frame.dtypes.astype(str).to_dict() == BUDGET_GENERATIONS
         assert set(frame["budget"]) == {budget}
         assert frame["completion_tokens"].max() <= budget
         # An untrained adapter is the identity, so both are the reference's completions, cut off.
@@ -173,11 +266,30 @@ def test_budgets_cut_the_reference_off_and_never_let_inra_past(tmp_path, checkpo
             assert of_all.completion.startswith(row.completion)
 
 
-def test_a_finished_candidate_is_read_and_not_measured_again(monkeypatch, tmp_path, checkpoints, problems):
-    candidate = Candidate("reference", "reference", 0.0, checkpoints[:1])
-    first = run(candidate, problems, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "_generate", lambda *args, **kwargs: pytest.fail("measured again"))
-        pd.testing.assert_frame_equal(run(candidate, problems, tmp_path), first)
-    other = run(candidate, problems, tmp_path, SAMPLING.model_copy(update={"seed": 2}))
-    assert not other["completion"].equals(first["completion"])
+def test_a_token_budget_s_alpha_follows_its_schedule(make_evaluator, inra, problems):
+    schedule = TokenBudget(12, ramp=0.25, alpha=-1.0, fast=2.0)
+    candidates = [Candidate("token-budget-12", "token_budget", math.nan, (inra,), 12, schedule)]
+    frame = frames(make_evaluator(), candidates)["token-budget-12"]
+    expected = completions_of(InRaForCausalLM.from_pretrained(inra), problems, alpha=schedule)
+    for row in frame.itertuples():
+        assert row.completion_tokens == len(expected[row.problem_id, row.sample].token_ids)
+    constant = frames(make_evaluator(), [Candidate("inra--1", "inra", -1.0, (inra,))])["inra--1"]
+    assert not frame["completion"].equals(constant["completion"])
+
+
+def test_processes_share_the_problems_and_the_main_one_joins_the_parts(
+    make_evaluator, checkpoints, monkeypatch, tmp_path
+):
+    """One rank after the other, the main process last, so that all parts are there when it joins them."""
+    candidate = Candidate("reference", "reference", math.nan, checkpoints[:1])
+    alone = frames(make_evaluator("alone"), [candidate])["reference"].drop(columns="seconds")
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 5)
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: None)
+    for rank in (4, 3, 2, 1, 0):  # of three problems, ranks 3 and 4 get none
+        monkeypatch.setitem(PartialState._shared_state, "process_index", rank)
+        files = make_evaluator().evaluate([candidate], SAMPLING)
+        if rank == 1:
+            kept = {path.name for path in (tmp_path / "work" / "reference").glob("*.jsonl")}
+            assert kept == {"completions-1-of-5.jsonl", "completions-2-of-5.jsonl"}
+    together = pd.read_parquet(files["reference"])
+    pd.testing.assert_frame_equal(together.drop(columns="seconds"), alone)

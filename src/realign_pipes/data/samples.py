@@ -55,7 +55,7 @@ def draw_samples(
     problems = {problem.id: problem for problem in draw_problems(f"{KEY}.task", NAME, task, seed)}
     questions = {name: _question(problem, task, tokenizer, tags) for name, problem in problems.items()}
     check_length(
-        list(questions.values()),
+        [question.prompt_ids for question in questions.values()],
         sampling.max_new_tokens,
         max_positions(reference),
         parameter=f"{KEY}.sampling.max_new_tokens",

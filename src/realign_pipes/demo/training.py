@@ -138,7 +138,7 @@ def aligned_questions(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast
         for number, (prompt, problem) in enumerate(zip(_prompts(tokenizer, problems), problems, strict=True))
     ]
     check_length(
-        questions,
+        [question.prompt_ids for question in questions],
         parameters.aligned.sampling.max_new_tokens,
         MAX_POSITIONS,
         parameter="demo_models.aligned.sampling.max_new_tokens",

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,13 @@ class GradedCompletion:
 
 
 def check_length(
-    questions: Sequence[Question], max_new_tokens: int, max_positions: int | None, *, parameter: str, model: str
+    prompt_ids: Iterable[Sequence[int]], max_new_tokens: int, max_positions: int | None, *, parameter: str, model: str
 ) -> None:
-    """Raise ValueError unless the longest prompt and `max_new_tokens` fit into the positions of a model (None: any).
+    """Raise InputError unless the longest prompt and `max_new_tokens` fit into the positions of a model (None: any).
 
     `parameter` is where a user finds `max_new_tokens`, `model` names the checkpoint.
     """
-    longest = max(len(question.prompt_ids) for question in questions)
+    longest = max(map(len, prompt_ids))
     if max_positions is not None and longest + max_new_tokens > max_positions:
         raise InputError(
             f"{parameter} is {max_new_tokens} and the longest prompt has {longest} tokens. Together they are "

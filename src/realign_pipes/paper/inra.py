@@ -25,6 +25,7 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import read_model
 from realign_pipes.models.trust import check_checkpoint, read_config
@@ -125,12 +126,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             path = Path(model_or_path)
             config = read_config(path)
             if config.is_encoder_decoder:
-                raise ValueError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
+                raise InputError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
             check_checkpoint(path)
             model = read_model(path)
             fingerprint = fingerprint_model(path)
         if model.config.is_encoder_decoder:
-            raise ValueError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
+            raise InputError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
         if num_adapter_layers < 1:
             raise ValueError(f"num_adapter_layers must be at least 1, not {num_adapter_layers}.")
         inra = InRaConfig(num_adapter_layers, placement, fingerprint)
@@ -165,7 +166,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             and inra.base_fingerprint is not None
             and fingerprint_model(Path(base)) != inra.base_fingerprint
         ):
-            raise ValueError(
+            raise InputError(
                 f"the adapter in {path} was trained from another base than {base}: their fingerprints differ."
             )
         check_checkpoint(Path(path))

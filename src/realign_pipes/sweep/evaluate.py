@@ -24,22 +24,6 @@ from realign_pipes.tasks.parameters import Task
 ORDER = ["task", "problem_id", "sample"]
 
 
-def read_questions(problems: Dataset, tasks: Mapping[str, Task]) -> list[Question]:
-    """The problems of an evaluation set, and what grades them."""
-    return [
-        Question(
-            row["id"],
-            tasks[row["task"]],
-            row["prompt"],
-            row["prompt_ids"],
-            row["answer"],
-            row["metadata"],
-            ThinkingTags(open=row["think_open"], close=row["think_close"]),
-        )
-        for row in problems
-    ]
-
-
 class Evaluator:
     """Measures candidates on one evaluation set. What an interrupted run finished in the folder `work` is kept.
 
@@ -58,7 +42,18 @@ class Evaluator:
     ) -> None:
         self.fingerprints, self.tokenizer, self.work = fingerprints, tokenizer, work
         self._opened: tuple[Any, Engine] | None = None
-        self.questions = read_questions(problems, tasks)
+        self.questions = [
+            Question(
+                row["id"],
+                tasks[row["task"]],
+                row["prompt"],
+                row["prompt_ids"],
+                row["answer"],
+                row["metadata"],
+                ThinkingTags(open=row["think_open"], close=row["think_close"]),
+            )
+            for row in problems
+        ]
         self.task_names = dict(zip(problems["id"], problems["task"], strict=True))
         read = ("id", "prompt_ids", "answer", "metadata", "think_open", "think_close")
         self.problems = {

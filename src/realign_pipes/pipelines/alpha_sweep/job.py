@@ -1,14 +1,13 @@
 """The job of the stage alpha_sweep: measure every candidate, and thinking inside token budgets."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
 from pydantic import BaseModel
 
 from realign_pipes.errors import InputError, MissingFileError
-from realign_pipes.generation.graded import Question, check_length
+from realign_pipes.generation.graded import check_length
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import check_pair, max_positions
@@ -44,25 +43,23 @@ class MeasureCandidates(Job[Generations]):
     work: AbsolutePath
 
     def run(self) -> Generations:
-        """All completions.
+        """The completions of all candidates.
 
-        FileNotFoundError or ValueError, before anything is decoded, for a checkpoint that is missing or was trained
-        from another reference, and for completions that would be longer than the models' positions.
+        Raises MissingFileError or InputError, before anything is decoded, for a checkpoint that is missing or was
+        trained from another reference, and for completions that could be longer than the models' positions.
         """
+        problems = Dataset.load_from_disk(str(self.problems))
         sweep, budgets = self._sweep_candidates(), self._budget_candidates()
+        tokenizer = check_pair(self.reference, self.aligned)
+        self._check_lengths(problems)
         evaluator = Evaluator(
-            Dataset.load_from_disk(str(self.problems)),
-            self.tasks,
-            fingerprints=self._fingerprints(sweep),
-            tokenizer=check_pair(self.reference, self.aligned),
-            work=self.work,
+            problems, self.tasks, fingerprints=self._fingerprints(sweep), tokenizer=tokenizer, work=self.work
         )
-        self._check_lengths(evaluator.questions)
         sampling = self.parameters.sampling
         return Generations(sweep=evaluator.evaluate(sweep, sampling), budgets=evaluator.evaluate(budgets, sampling))
 
     def _sweep_candidates(self) -> list[Candidate]:
-        """FileNotFoundError if a checkpoint that the parameters of trra name is missing."""
+        """MissingFileError if a checkpoint that the parameters of trra name is missing."""
         named = {alpha: self.trra.checkpoint_names(alpha) for alpha in self.trra.alphas}
         wanted = [name for names in named.values() for name in names]
         if missing := [name for name in wanted if name not in self.trra_checkpoints]:
@@ -100,21 +97,22 @@ class MeasureCandidates(Job[Generations]):
             *(Candidate(f"truncation-{budget}", "truncation", math.nan, reference, budget) for budget in tokens),
         ]
 
-    def _check_lengths(self, questions: Sequence[Question]) -> None:
-        """Raise ValueError if a completion could be longer than the positions of the models.
+    def _check_lengths(self, problems: Dataset) -> None:
+        """Raise InputError if a completion could be longer than the positions of the reference or the aligned model.
 
         What was trained has those of the reference.
         """
+        prompt_ids = list(problems["prompt_ids"])
         wanted = [
             ("sampling.max_new_tokens", self.parameters.sampling.max_new_tokens),
             *(("budgets.tokens", budget) for budget in self.parameters.budgets.tokens),
         ]
         for path in (self.reference, self.aligned):
             for name, tokens in wanted:
-                check_length(questions, tokens, max_positions(path), parameter=f"alpha_sweep.{name}", model=str(path))
+                check_length(prompt_ids, tokens, max_positions(path), parameter=f"alpha_sweep.{name}", model=str(path))
 
     def _fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
-        """Those of all checkpoints. ValueError for one that was trained from another reference."""
+        """Those of all checkpoints. InputError for one that was trained from another reference."""
         fingerprints = {path: fingerprint_model(path) for path in (self.reference, self.aligned)}
         stages = {one.checkpoints[0]: "trra" for one in candidates if one.kind.startswith("trra")}
         for path, stage in {**stages, self.inra_checkpoint: "inra"}.items():

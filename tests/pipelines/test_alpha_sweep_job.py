@@ -1,0 +1,238 @@
+"""Which candidates a sweep measures, and what is refused before anything is decoded."""
+
+import json
+import math
+
+import pytest
+from datasets import Dataset
+
+from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.paper.inra import InRaForCausalLM
+from realign_pipes.paper.schedules import TokenBudget
+from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
+from realign_pipes.pipelines.alpha_sweep.nodes import sweep
+from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.runtime.launch import Folders, Launcher
+from realign_pipes.sweep.evaluate import Evaluator
+
+TASK = {"kind": "dataset", "path": "unused", "verifier": "exact"}
+
+
+def make_parameters(**changes):
+    sampling = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 4, "seed": 1}
+    return AlphaSweep.model_validate(
+        {
+            "dera_alphas": [0.5],
+            "inra_alphas": [0.0, -0.25],
+            "budgets": {"tokens": [6, 3], "ramp": 0.25},
+            "bootstrap_samples": 10,
+            "bootstrap_seed": 1,
+            **changes,
+            "sampling": {**sampling, **changes.get("sampling", {})},
+        }
+    )
+
+
+def make_trra(**changes):
+    values = {
+        "alphas": [1, 1.5],
+        "only_alpha": None,
+        "iterations": 1,
+        "iteration_alphas": [1.5],
+        "divergence": "forward_kl",
+        "temperature": 1.0,
+        "chunk_tokens": 7,
+        "adapter": "full",
+        "lora": {"rank": 4, "alpha": 8, "merge": False},
+        "steps": 4,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": False,
+        "save_steps": 2,
+        "seed": 5,
+    }
+    return TrRa.model_validate({**values, **changes})
+
+
+def trained_from(reference, path):
+    """Note in the checkpoint `path`, as the stages trra and inra do, what it was trained from."""
+    metadata = {"reference": {"name": reference.name, "fingerprint": fingerprint_model(reference)}}
+    (path / "realignment.json").write_text(json.dumps(metadata))
+    return path
+
+
+@pytest.fixture
+def problems(tmp_path, tiny_tokenizer):
+    """Three problems whose prompts have 6, 7 and 8 tokens."""
+    rows = [
+        {"id": f"p{n}", "task": "sums", "question": "?", "answer": "7", "metadata": "{}", "prompt": "1 + 1 "[: 5 + n],
+         "prompt_ids": tiny_tokenizer("3 + 4 = "[: 6 + n]).input_ids, "think_open": "<think>",
+         "think_close": "</think>"}
+        for n in range(3)
+    ]  # fmt: skip
+    Dataset.from_list(rows).save_to_disk(tmp_path / "problems")
+    return tmp_path / "problems"
+
+
+@pytest.fixture
+def make_job(tmp_path, make_checkpoint, problems):
+    """`make_job(**fields)`: a job on tiny checkpoints; `positions` has those of the reference and the aligned model."""
+
+    def make(positions=(512, 512), **fields):
+        reference, aligned = (
+            make_checkpoint(tmp_path / name, seed=seed, max_position_embeddings=limit)
+            for seed, (name, limit) in enumerate(zip(("reference", "aligned"), positions, strict=True))
+        )
+        students = {
+            name: trained_from(reference, make_checkpoint(tmp_path / name.replace("/", "-"), seed=2 + seed))
+            for seed, name in enumerate(("1/trra-1", "1.5/trra-1.5", "1.5/trra-iter1-1.5"))
+        }
+        InRaForCausalLM.from_base(reference).save_pretrained(tmp_path / "inra")
+        values = {
+            "parameters": make_parameters(),
+            "tasks": {"sums": TASK},
+            "trra": make_trra(),
+            "reference": reference,
+            "aligned": aligned,
+            "trra_checkpoints": students,
+            "inra_checkpoint": trained_from(reference, tmp_path / "inra"),
+            "problems": problems,
+            "work": tmp_path / "work",
+        }
+        return MeasureCandidates.model_validate({**values, **fields})
+
+    return make
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The candidates that are evaluated, without decoding: (candidate, sampling)."""
+    calls = []
+
+    def evaluate(self, candidates, sampling):
+        calls.extend((candidate, sampling) for candidate in candidates)
+        return {candidate.name: self.work / candidate.name for candidate in candidates}
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    return calls
+
+
+def test_candidates_are_those_of_the_parameters(make_job, evaluated, tmp_path):
+    job = make_job()
+    made = job.run()
+    described = [(c.name, c.kind, c.alpha, [p.name for p in c.checkpoints], c.budget, c.schedule) for c, _ in evaluated]
+    nan = math.nan
+    assert str(described) == str(
+        [
+            ("reference", "reference", nan, ["reference"], None, None),
+            ("aligned", "aligned", nan, ["aligned"], None, None),
+            ("dera-0.5", "dera", 0.5, ["reference", "aligned"], None, None),
+            ("trra-1", "trra", 1.0, ["1-trra-1"], None, None),
+            ("trra-1.5", "trra", 1.5, ["1.5-trra-1.5"], None, None),
+            ("trra-iter1-1.5", "trra_iter", 1.5, ["1.5-trra-iter1-1.5"], None, None),
+            ("inra-0", "inra", 0.0, ["inra"], None, None),
+            ("inra--0.25", "inra", -0.25, ["inra"], None, None),
+            ("token-budget-6", "token_budget", nan, ["inra"], 6, TokenBudget(6, 0.25)),
+            ("token-budget-3", "token_budget", nan, ["inra"], 3, TokenBudget(3, 0.25)),
+            ("truncation-6", "truncation", nan, ["reference"], 6, None),
+            ("truncation-3", "truncation", nan, ["reference"], 3, None),
+        ]
+    )
+    assert {sampling for _, sampling in evaluated} == {job.parameters.sampling}
+    assert list(made.sweep) == [name for name, *_ in described[:8]]
+    assert list(made.budgets) == [name for name, *_ in described[8:]]
+    assert made.sweep["trra-1"] == tmp_path / "work" / "trra-1"
+
+
+def test_only_the_checkpoints_that_trra_names_are_measured(make_job, evaluated):
+    make_job(trra=make_trra(alphas=[1.5], iterations=0)).run()
+    assert [c.name for c, _ in evaluated if c.kind.startswith("trra")] == ["trra-1.5"]
+
+
+@pytest.fixture
+def nothing_decoded(monkeypatch):
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: pytest.fail("decodes"))
+    monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda *_: pytest.fail("a model was loaded"))
+
+
+@pytest.mark.usefixtures("nothing_decoded")
+class TestRefusals:
+    def test_a_checkpoint_that_is_missing(self, make_job):
+        with pytest.raises(MissingFileError, match=r"not there: 2/trra-2. Train them: kedro run --pipeline trra"):
+            make_job(trra=make_trra(alphas=[1.5, 2])).run()
+
+    @pytest.mark.parametrize(("name", "stage"), [("1-trra-1", "trra"), ("inra", "inra")])
+    def test_a_checkpoint_of_another_reference(self, make_job, tmp_path, name, stage):
+        job = make_job()
+        (tmp_path / name / "realignment.json").write_text('{"reference": {"fingerprint": "another"}}')
+        with pytest.raises(InputError, match=rf"{name} was trained from another .*kedro run --pipeline {stage}"):
+            job.run()
+
+    @pytest.mark.parametrize(
+        ("positions", "changes", "message"),
+        [
+            ((15, 512), {}, "sampling.max_new_tokens is 8 .* 16 tokens, but .*reference is 15. Set .* to 7"),
+            ((512, 15), {}, "sampling.max_new_tokens is 8 .* 16 tokens, but .*aligned is 15. Set .* to 7"),
+            (
+                (16, 16),
+                {"budgets": {"tokens": [8, 9, 3], "ramp": 0.5}},
+                "budgets.tokens is 9 .* longest prompt has 8 tokens. .* 17 tokens, but .*reference is 16. Set .* to 8",
+            ),
+        ],
+    )
+    def test_completions_longer_than_the_positions(self, make_job, positions, changes, message):
+        with pytest.raises(InputError, match=rf"^alpha_sweep.{message}"):
+            make_job(positions, parameters=make_parameters(**changes)).run()
+
+
+def test_completions_that_just_fit_are_drawn(make_job, tmp_path):
+    """The longest prompt has 8 tokens. And the job's results are files of graded completions."""
+    import pandas as pd
+
+    made = make_job((16, 16)).run()
+    frames = {name: pd.read_parquet(file) for name, file in {**made.sweep, **made.budgets}.items()}
+    assert len(frames) == 12 and all(len(frame) == 3 for frame in frames.values())
+    assert frames["truncation-3"]["completion_tokens"].max() <= 3
+    pd.testing.assert_series_equal(frames["inra-0"]["completion"], frames["reference"]["completion"])
+
+
+def test_the_node_names_checkpoints_that_it_leaves_out(make_job, tmp_path, sampled_data_prep, caplog):
+    job = make_job()
+    left = {**job.trra_checkpoints, "0.75/trra-0.75": job.reference}
+    arguments = {
+        "data_prep": sampled_data_prep,
+        "trra": job.trra,
+        "launcher": Launcher(num_processes=1, config_file=None),
+        "folders": Folders(work=tmp_path / "node", logs=tmp_path, validation=tmp_path),
+        "reference_model": job.reference,
+        "aligned_model": job.aligned,
+        "trra_checkpoints": left,
+        "inra_checkpoint": job.inra_checkpoint,
+        "evaluation_set": Dataset.load_from_disk(str(job.problems)),
+    }
+    generations, budgets, results = sweep(make_parameters(), **arguments)
+    assert "not measured, as the parameters of trra do not name them: 0.75/trra-0.75" in caplog.text
+    assert list(generations) == [*job.run().sweep]
+    assert set(budgets) == {"truncation-6", "truncation-3", "token-budget-6", "token-budget-3"}
+    assert results["candidate"].tolist() == ["truncation-3", "token-budget-3", "truncation-6", "token-budget-6"]
+
+
+@pytest.fixture
+def sampled_data_prep():
+    """Parameters of data_prep with the one task of the problems."""
+    return DataPrep.model_validate(
+        {
+            "seed": 1,
+            "calibration": {"source": "dataset", "path": "x", "keep": "all", "min_tokens": 1, "max_tokens": 9},
+            "short_solutions": {"cut_share": 0.0},
+            "tasks": {"sums": TASK},
+        }
+    )
