@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from realign_pipes.models.load import check_pair, load_model, load_tokenizer
+from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, load_tokenizer, render_chat
 
 
 def test_a_pair_with_heads_of_different_size_is_fine(pair, tiny_tokenizer):
@@ -49,10 +49,19 @@ def test_paths_that_are_no_checkpoints_are_refused(tmp_path, pair):
         check_pair(pair[0], pickled)
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, make_checkpoint, tiny_tokenizer):
+def test_a_chat_needs_a_template_which_may_be_a_file_of_the_users(tmp_path, make_checkpoint, tiny_tokenizer):
     tiny_tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
-        load_tokenizer(make_checkpoint(tmp_path / "plain", tokenizer=tiny_tokenizer))
+    plain = make_checkpoint(tmp_path / "plain", tokenizer=tiny_tokenizer)
+    assert load_tokenizer(plain).chat_template is None  # enough for whoever has token ids already
+    with pytest.raises(ValueError, match=r"plain has no chat template.*`models: \{chat_template: conf/"):
+        load_chat_tokenizer(plain)
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for message in messages %}Q: {{ message['content'] }}\nA:{% endfor %}")
+    chat = [{"role": "user", "content": "3 + 4"}]
+    assert render_chat(load_chat_tokenizer(plain, template), chat, add_generation_prompt=True) == "Q: 3 + 4\nA:"
+    template.write_text("Q: none")
+    with pytest.raises(ValueError, match=r"the chat template .*mine.jinja leaves out what the user says"):
+        load_chat_tokenizer(plain, template)
 
 
 def test_models_load_in_the_dtype_they_were_saved_in(tmp_path, pair):
