@@ -87,7 +87,8 @@ def write_model_card(folder: Path, *, title: str, introduction: str, tags: list[
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The realignment.json of a checkpoint."""
-    return json.loads((folder / METADATA).read_text())
+    metadata: dict[str, Any] = json.loads((folder / METADATA).read_text())
+    return metadata
 
 
 def describe_checkpoint(

@@ -76,7 +76,7 @@ def base_config(expanded: PreTrainedConfig, inra: InRaConfig) -> PreTrainedConfi
     return config
 
 
-def _per_layer_lists(config: PreTrainedConfig) -> dict[str, list]:
+def _per_layer_lists(config: PreTrainedConfig) -> dict[str, list[Any]]:
     """Attributes with one entry a layer (`layer_types`, and what else an architecture has)."""
     layers = config.num_hidden_layers
     return {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers}
