@@ -55,6 +55,22 @@ def test_what_it_writes_is_an_environment_for_the_two_checkpoints(project):
     ]
 
 
+def test_a_reference_without_a_chat_template_is_told_how_to_get_one(project, make_checkpoint, tiny_tokenizer):
+    tiny_tokenizer.chat_template = None
+    make_checkpoint(project / "models" / "bare", tokenizer=tiny_tokenizer)
+    said = write_environment(project, "mine", "models/bare", "models/fast", None, None)
+    assert (
+        "The reference has no chat template. Write one to a file, and name it in conf/mine/parameters.yml: models: "
+        "{chat_template: conf/mine/chat_template.jinja}"
+    ) in said.splitlines()
+
+
+def test_a_chat_template_that_fails_is_refused(project):
+    (project / "models" / "slow" / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(InputError, match=r"the chat template of .*slow is damaged"):
+        write_environment(project, "mine", "models/slow", "models/fast", None, None)
+
+
 def test_nothing_of_the_demo_is_left_in_it(project):
     write_environment(project, "mine", "models/slow", "models/fast", None, None)
     parameters = loader_of(project, "mine")["parameters"]

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from realign_pipes.datasets.folders import CheckpointDataset
 from realign_pipes.errors import InputError
-from realign_pipes.models.load import check_pair
+from realign_pipes.models.load import check_pair, load_chat_tokenizer
 from realign_pipes.models.trust import read_config
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -109,7 +109,9 @@ def write_environment(
     if folder.exists():
         raise InputError(f"{folder} is there already, and is left as it is. Choose another name, or remove it.")
     paths, entries = zip(*(_find(project, checkpoint) for checkpoint in (reference, aligned)), strict=True)
-    check_pair(*paths)
+    has_template = check_pair(*paths).chat_template is not None
+    if has_template:
+        load_chat_tokenizer(paths[0])
     sizes = _sizes(paths)
     problems = {
         "calibration": calibration or Path(f"data/01_raw/{name}/calibration.jsonl"),
@@ -125,6 +127,11 @@ def write_environment(
     if missing:
         lines.append(
             f"Put your problems into {' and '.join(missing)}: a JSON object a line, with `question` and `answer`."
+        )
+    if not has_template:
+        lines.append(
+            f"The reference has no chat template. Write one to a file, and name it in conf/{name}/parameters.yml: "
+            f"models: {{chat_template: conf/{name}/chat_template.jinja}}"
         )
     lines.append(f"Then run: kedro run --env {name} --pipeline realign")
     return "\n".join(lines)
