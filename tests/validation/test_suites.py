@@ -203,10 +203,10 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"completion_tokens": 9}, f"completion_tokens counts completion_ids: {ONE_ROW}", ["row-3, 9, 8"]),
         ({"correct": False}, f"every completion is right: {ONE_ROW}", ["row-3, False"]),
         ({"finished": False}, f"no completion was cut off: {ONE_ROW}", ["row-3, False"]),
-        ({"completion": "b"}, f"every completion closes its thinking exactly once: {ONE_ROW}", ["row-3, 0"]),
+        ({"completion": "b"}, f"every completion closes the thinking exactly once: {ONE_ROW}", ["row-3, 0"]),
         (
             {"completion": "a </think> b </think>"},
-            f"every completion closes its thinking exactly once: {ONE_ROW}",
+            f"every completion closes the thinking exactly once: {ONE_ROW}",
             ["row-3, 2"],
         ),
         ({"min_tokens": 9}, f"no completion is shorter than min_tokens: {ONE_ROW}", ["row-3, 8, 9"]),
@@ -240,8 +240,8 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"thinking_tokens": 5}, f"the prompt holds all of its thinking_tokens: {ONE_ROW}", ["row-3, 4, 5"]),
         (
             {"completion": "hm\n</think>\n4"},
-            f"no completion thinks before the tag that closes it: {ONE_ROW}",
-            ["row-3, True"],
+            f"no completion thinks before it closes the thinking: {ONE_ROW}",
+            ["row-3, hm\n"],
         ),
     ],
     "generations": [
@@ -337,7 +337,7 @@ def test_every_expectation_of_every_suite_is_seen_failing() -> None:
         "all columns are there",
         "there are rows",
         "at least 90% of the completions are right",
-        "no completion closes a thinking more than once",
+        "no completion closes the thinking more than once",
         "token_reduction is at most 1",
         "pass_at_1 is a share between 0 and 1",
         "finished is true or false",
@@ -352,11 +352,11 @@ def test_every_expectation_of_every_suite_is_seen_failing() -> None:
 
 def test_corruptions_that_break_two_expectations(tmp_path) -> None:
     raised, _ = failure(
-        "short_solutions", corrupted("short_solutions", 3, completion="a </think> b </think> 4"), tmp_path
+        "short_solutions", corrupted("short_solutions", 3, completion="</think> a </think> 4"), tmp_path
     )
     assert {one.check for one in raised.failures} == {
-        f"no completion closes a thinking more than once: {ONE_ROW}",
-        f"no completion thinks before the tag that closes it: {ONE_ROW}",
+        f"no completion closes the thinking more than once: {ONE_ROW}",
+        f"no completion thinks before it closes the thinking: {ONE_ROW}",
     }
     raised, _ = failure("sweep_results", corrupted("sweep_results", 3, pass_at_1=1.1, pass_at_1_high=1.1), tmp_path)
     assert {one.check for one in raised.failures} == {
@@ -445,12 +445,12 @@ def test_tags_of_the_data_are_counted(tmp_path) -> None:
     validate("calibration", as_data("calibration", rows), tmp_path)
     rows[3]["completion"] = "<think> a </think> b"
     raised, _ = failure("calibration", as_data("calibration", rows), tmp_path)
-    assert [one.check for one in raised.failures] == [f"every completion closes its thinking exactly once: {ONE_ROW}"]
+    assert [one.check for one in raised.failures] == [f"every completion closes the thinking exactly once: {ONE_ROW}"]
     solutions = [row | {"think_close": "</t>", "completion": "hm</think> 4"} for row in good_rows("short_solutions")]
     validate("short_solutions", as_data("short_solutions", solutions), tmp_path)
     solutions[3]["completion"] = "hm</t> 4"
     raised, _ = failure("short_solutions", as_data("short_solutions", solutions), tmp_path)
-    check = f"no completion thinks before the tag that closes it: {ONE_ROW}"
+    check = f"no completion thinks before it closes the thinking: {ONE_ROW}"
     assert [one.check for one in raised.failures] == [check]
 
 

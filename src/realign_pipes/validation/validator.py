@@ -95,11 +95,10 @@ def _frame(data: Any) -> pd.DataFrame:
         table = table.append_column("chosen_is_rejected", compute.equal(table["chosen"], table["rejected"]))
     frame = table.to_pandas()
     if {"completion", "think_close"} <= set(frame):
-        # What is missing fails an expectation of its own, so that it counts as missing here too.
-        texts = frame[["completion", "think_close"]].dropna()
-        parts = pd.Series([text.split(tag) for text, tag in texts.itertuples(index=False)], texts.index, dtype=object)
-        frame["think_closes"] = parts.map(len) - 1
-        frame["thinks_before_close"] = parts.map(lambda part: len(part) > 1 and part[0].strip() != "")
+        pairs = zip(frame["completion"], frame["think_close"], strict=True)
+        known = [pair if all(isinstance(text, str) for text in pair) else None for pair in pairs]  # else is missing
+        frame["think_closes"] = [pair and pair[0].count(pair[1]) for pair in known]
+        frame["thinking"] = [pair and pair[0].rpartition(pair[1])[0] for pair in known]
     return frame
 
 
