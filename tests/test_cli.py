@@ -4,6 +4,7 @@ import pytest
 from kedro.io import DatasetError
 from kedro.pipeline import Pipeline
 
+from realign_pipes.__main__ import main
 from realign_pipes.cli import MAX_LINES, explain, report
 from realign_pipes.errors import InputError, MissingFileError, UserError
 from realign_pipes.models.trust import CheckpointError
@@ -101,3 +102,10 @@ def test_where_the_traceback_is_comes_last_or_the_traceback_itself_first(capsys)
     report(raised(KeyError("x")), verbose=False)
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last):") and said.endswith("KeyError: 'x'\n")
+
+
+def test_without_the_pipelines_the_program_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("realign_pipes.__main__.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert str(error.value).endswith("pip install 'realign_pipes[pipeline]'") and "\n" not in str(error.value)

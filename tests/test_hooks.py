@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
 
 from realign_pipes.config import ConfigLoader
 from realign_pipes.errors import InputError
 from realign_pipes.hooks import check_parameters
+from realign_pipes.runtime.launch import Folders
 from realign_pipes.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -16,6 +19,20 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def load(env, params=None):
     return ConfigLoader(CONF, env, runtime_params=params, **CONFIG_LOADER_ARGS)["parameters"]
+
+
+def test_a_run_that_starts_elsewhere_works_in_the_projects_folders(copy_project, tmp_path, monkeypatch):
+    """As the catalog's data sets are: two runs in one data folder have one lock, wherever they start."""
+    root = copy_project()
+    bootstrap_project(CONF.parent)
+    monkeypatch.chdir(tmp_path)
+    with KedroSession.create(root, env="smoke") as session:
+        context = session.load_context()
+    folders = context.params["folders"]
+    assert folders.work == root / "data" / "smoke" / "work"
+    assert folders == Folders.of_run(context) == context.catalog["params:folders"].load()
+    assert folders.validation.parent == context.catalog["data_docs"]._filepath.parent
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("env", sorted(path.parent.name for path in CONF.glob("*/globals.yml")))

@@ -65,6 +65,16 @@ class DataDocsOfFailure:
         error.add_note(f"What was found: {from_here(catalog.load('data_docs') / 'index.html')}")
 
 
+class FoldersOfTheProject:
+    """Makes the paths of `folders` those of the project, as Kedro does with the catalog's: a run may start anywhere."""
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        parameters = context.config_loader["parameters"]
+        folders = {name: str(context.project_path / path) for name, path in parameters["folders"].items()}
+        context.config_loader["parameters"] = {**parameters, "folders": folders}
+
+
 class WrongParameters:
     """Stops a run whose parameters do not fit, with a line for each of them; Kedro would show Pydantic's own text."""
 

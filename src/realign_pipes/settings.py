@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from realign_pipes.config import ConfigLoader
-from realign_pipes.hooks import DataDocsOfFailure, MissingInputs, WrongParameters
+from realign_pipes.hooks import DataDocsOfFailure, FoldersOfTheProject, MissingInputs, WrongParameters
 from realign_pipes.runtime.lock import OneRunAtATime
 from realign_pipes.runtime.run_log import RunLog
 
@@ -15,7 +15,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # A bar for the writing of every data set would bury the bars that matter.
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
-HOOKS = (WrongParameters(), OneRunAtATime(), MissingInputs(), DataDocsOfFailure(), RunLog())
+# Kedro calls the last first. Those that are called before all others: WrongParameters, then FoldersOfTheProject.
+HOOKS = (
+    FoldersOfTheProject(),
+    WrongParameters(),
+    OneRunAtATime(),
+    MissingInputs(),
+    DataDocsOfFailure(),
+    RunLog(),
+)
 
 CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {

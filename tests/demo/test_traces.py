@@ -3,9 +3,9 @@ import re
 
 import pytest
 
+from realign_pipes.demo.parameters import DemoTraces
 from realign_pipes.demo.tokenizer import build_tokenizer
 from realign_pipes.demo.traces import slow_trace
-from realign_pipes.pipelines.demo_models.parameters import DemoTraces
 from realign_pipes.tasks.grading import is_correct
 from realign_pipes.tasks.parameters import ReasoningGymTask
 from realign_pipes.tasks.reasoning_gym_task import make_problems

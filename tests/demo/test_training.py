@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTTrainer
 
 from realign_pipes.demo import training
+from realign_pipes.demo.parameters import DemoModels
 from realign_pipes.errors import InputError
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.load import load_tokenizer
 from realign_pipes.paper.adapters import sft_trainer
-from realign_pipes.pipelines.demo_models.parameters import DemoModels
 from realign_pipes.runtime.training import last_complete_checkpoint
 
 RUN = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.1, "save_steps": 1}

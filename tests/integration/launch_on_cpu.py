@@ -1,7 +1,8 @@
-"""`realign_pipes.launch` for tests: FSDP2 on CPUs, and a process that fails.
+"""What a process of a launch runs in tests: several jobs, FSDP2 on CPUs, and a failure.
 
-torch shards over gloo, but accelerate takes FSDP for accelerators alone. With FAIL_AT=3, the second process finds a
-loss that is not a number in the third optimizer step.
+Each argument is the name of a job's class and its folder: `TrainStudents:/folder`. Starting processes takes longer than
+what tests do in them, so one launch does many jobs. torch shards over gloo, but accelerate takes FSDP for accelerators
+alone. With FAIL_AT=3, the second process finds a loss that is not a number in the third optimizer step.
 """
 
 import os
@@ -14,8 +15,14 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from realign_pipes.paper.trra import TrRaTrainer
-from realign_pipes.runtime.launch import launch
+from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
+from realign_pipes.pipelines.inra.job import TrainAdapter
+from realign_pipes.pipelines.teacher_logits.job import WriteCaches
+from realign_pipes.pipelines.trra.job import TrainStudents
+from realign_pipes.runtime.launch import joined_processes, run_written_job
 from realign_pipes.runtime.training import FiniteGradients, uses_fsdp
+
+JOBS = {job.__name__: job for job in (WriteCaches, TrainStudents, TrainAdapter, MeasureCandidates)}
 
 initialise, compute_loss = AcceleratorState.__init__, TrRaTrainer.compute_loss
 look_at_gradients = FiniteGradients.on_pre_optimizer_step
@@ -51,4 +58,7 @@ TrRaTrainer.compute_loss = with_failure
 FiniteGradients.on_pre_optimizer_step = check_sharded
 
 if __name__ == "__main__":
-    launch.main([Path(argument) for argument in sys.argv[1:]])
+    with joined_processes():
+        for argument in sys.argv[1:]:
+            name, folder = argument.split(":")
+            run_written_job(JOBS[name], Path(folder))

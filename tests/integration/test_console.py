@@ -262,16 +262,20 @@ def test_a_full_disk(project):
     assert "No space left to write" in "\n".join(lines) and "Make room" in "\n".join(lines)
 
 
-def test_a_training_that_diverges(project):
+@pytest.mark.parametrize(
+    ("how", "processes"),
+    [(failed, 1), pytest.param(failed_in_processes, 2, marks=pytest.mark.full)],
+    ids=["one", "several"],
+)
+def test_a_training_that_diverges(project, how, processes):
     for stage in ("data_prep", "teacher_logits"):
         result = ran("--pipeline", stage)
         assert result.exit_code == 0, result.output
-    diverging = "trra.learning_rate=1e30,trra.micro_batch_size=8"
-    for how, processes in ((failed, 1), (failed_in_processes, 2)):
-        lines = how("--pipeline", "trra", "--params", f"{diverging},launcher.num_processes={processes}")
-        text = "\n".join(lines)
-        assert "not finite" in text or "the loss is nan" in text
-        assert "Traceback (most recent call last)" in log_of(lines) and "TrainingDivergedError" in log_of(lines)
+    parameters = f"trra.learning_rate=1e30,trra.micro_batch_size=8,launcher.num_processes={processes}"
+    lines = how("--pipeline", "trra", "--params", parameters)
+    text = "\n".join(lines)
+    assert "not finite" in text or "the loss is nan" in text
+    assert "Traceback (most recent call last)" in log_of(lines) and "TrainingDivergedError" in log_of(lines)
 
 
 # -- anything else ----------------------------------------------------------------------------------------------------
@@ -285,7 +289,11 @@ def test_an_unexpected_error_keeps_its_traceback_and_prints_it_once(project, mon
 
 
 # -- every spelling ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("command", [["kedro"], ["realign_pipes"], SCRIPT], ids=["kedro", "module", "script"])
+@pytest.mark.parametrize(
+    "command",
+    [["kedro"], pytest.param(["realign_pipes"], marks=pytest.mark.full), pytest.param(SCRIPT, marks=pytest.mark.full)],
+    ids=["kedro", "module", "script"],
+)
 def test_an_error_is_short_however_the_run_is_started(project, command):
     options = ["run", "--env", "mine", "--pipeline", "trra", "--params", "trra.stepps=3"]
     python = [sys.executable, "-c", command] if command == SCRIPT else [sys.executable, "-m", *command]
@@ -294,6 +302,15 @@ def test_an_error_is_short_however_the_run_is_started(project, command):
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) <= MAX_LINES + 1
     assert "did you mean 'steps'?" in result.stderr
+
+
+def test_a_run_imports_no_torch_before_a_node_needs_it(project):
+    command = [sys.executable, "-X", "importtime", "-m", "kedro", "run", "--env", "mine", "--pipeline", "trra"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "stage data_prep makes it" in result.stderr  # it came as far as the inputs of the first node
+    imported = set(re.findall(r"\| +(\w+)$", result.stderr, re.MULTILINE))
+    assert "kedro" in imported
+    assert not imported & {"torch", "transformers", "datasets", "great_expectations"}
 
 
 def test_the_console_script_is_the_program():

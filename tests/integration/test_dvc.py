@@ -26,13 +26,14 @@ PROBLEM = "State the final answer to the following arithmetic problem: {} + {} =
 SMALL = {
     "demo_models": {
         "problems": {"min_terms": 2, "max_terms": 2},
-        "traces": {"max_rechecks": 1, "slip_rate": 0.0, "cut_share": 0.0},
-        "reference": {"steps": 350, "save_steps": 350},
-        "aligned": {"problems": 24, "steps": 4, "save_steps": 4, "sampling": {"samples": 2, "max_new_tokens": 40}},
+        "traces": {"max_rechecks": 0, "slip_rate": 0.0, "cut_share": 0.0},
+        "architecture": {"layers": 2},
+        "reference": {"steps": 250, "learning_rate": 0.004, "save_steps": 250},  # it solves a quarter
+        "aligned": {"problems": 40, "steps": 4, "save_steps": 4, "sampling": {"samples": 2, "max_new_tokens": 40}},
     },
     "data_prep": {
         "calibration": {
-            "task": {"problems": 24, "options": {"min_terms": 2, "max_terms": 2}},
+            "task": {"problems": 60, "options": {"min_terms": 2, "max_terms": 2}},
             "sampling": {"samples": 2, "max_new_tokens": 40},
             "min_tokens": 1,
             "max_tokens": 40,
@@ -43,7 +44,7 @@ SMALL = {
             "sums_of_mine": {"kind": "dataset", "path": "data/01_raw/problems.jsonl", "verifier": "exact"},
         },
     },
-    "trra": {"alphas": [0.5, 1.5], "iterations": 0, "steps": 4, "save_steps": 2},
+    "trra": {"alphas": [0.5], "iterations": 0, "iteration_alphas": [], "steps": 4, "save_steps": 2},
     "inra": {"steps": 2, "save_steps": 2},
     "alpha_sweep": {
         "dera_alphas": [],
@@ -110,6 +111,10 @@ class Project:
             values = yaml.safe_load(file.read_text())
             small = {name: merge(values[name], SMALL[name]) for name in values if name in SMALL}
             file.write_text(yaml.safe_dump(values | small, sort_keys=False))
+        catalog = root / "conf" / "base" / "catalog.yml"
+        entries = yaml.safe_load(catalog.read_text())
+        entries["calibration_samples"]["validator"]["options"]["min_correct"] = 0.01
+        catalog.write_text(yaml.safe_dump(entries))
         problems = [{"question": PROBLEM.format(a, b), "answer": str(a + b)} for a, b in ((2, 3), (4, 1), (3, 3))]
         self.problems = root / "data" / "01_raw" / "problems.jsonl"
         self.problems.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
@@ -169,7 +174,7 @@ class Project:
 def project(tmp_path_factory) -> Project:
     """The project after `dvc repro` and a commit of what that made."""
     project = Project(tmp_path_factory.mktemp("dvc") / "project")
-    stages = {"demo_models", "data_prep", "teacher_logits", "trra@0.5", "trra@1.5", "inra", "alpha_sweep", "reporting"}
+    stages = {"demo_models", "data_prep", "teacher_logits", "trra@0.5", "inra", "alpha_sweep", "reporting"}
     assert project.ran("dvc", "repro") == stages
     project.commit("First results")
     return project
@@ -190,7 +195,7 @@ def test_a_second_repro_does_nothing_and_a_run_leaves_git_alone(project):
     (project.root / "dvc.lock").rename(project.root / "lock")  # what a clone has before its first run
     everything = project("dvc", "repro", "--dry")
     (project.root / "lock").rename(project.root / "dvc.lock")
-    assert everything.count("Running stage ") == 8
+    assert everything.count("Running stage ") == 7
 
 
 def test_a_stage_depends_on_what_its_process_opens_and_imports(project):
@@ -243,7 +248,7 @@ def test_metrics_fit_on_a_line(project):
     [
         ("reporting/figures.py", {"reporting"}),
         ("reporting/report.html.jinja", {"reporting"}),
-        ("teachers/fused.py", {"teacher_logits", "trra@0.5", "trra@1.5", "inra"}),
+        ("teachers/fused.py", {"teacher_logits", "trra@0.5", "inra"}),
         ("generation/graded.py", {"demo_models", "data_prep", "alpha_sweep"}),
         ("demo/traces.py", {"demo_models"}),
         ("pipelines/alpha_sweep/job.py", {"alpha_sweep"}),
@@ -261,16 +266,18 @@ def test_a_module_that_changes_concerns_the_stages_that_use_it(project, module, 
     assert changed == stages
 
 
+@pytest.mark.full
 def test_a_module_that_changes_reruns_what_is_downstream(changing):
     with (changing.root / "src" / "realign_pipes" / "reporting" / "figures.py").open("a") as stream:
         stream.write("\n")
     assert changing.ran("dvc", "repro") == {"reporting"}
 
 
+@pytest.mark.full
 def test_an_experiment_with_another_alpha_trains_and_measures_that_one(changing):
     before = changing.read("data/08_reporting/sweep_metrics.json")
     headline = changing.read(HEADLINE)
-    said = changing("dvc", "exp", "run", "--name", "further", "--set-param", f"{TRRA}:trra.alphas=[0.5,1.5,2.0]")
+    said = changing("dvc", "exp", "run", "--name", "further", "--set-param", f"{TRRA}:trra.alphas=[0.5,2.0]")
     assert set(re.findall(r"^Running stage '(.*)':", said, re.MULTILINE)) == {"trra@2.0", "alpha_sweep", "reporting"}
     assert set(re.findall(r"^(?:training|evaluating) [^:]*", said, re.MULTILINE)) == {
         "training trra-2",
@@ -280,7 +287,7 @@ def test_an_experiment_with_another_alpha_trains_and_measures_that_one(changing)
     assert {name: after.pop(name) for name in before} == before
     assert set(after) == {"trra-2"}
     [changed] = json.loads(changing("dvc", "params", "diff", "--json"))[TRRA].items()
-    assert changed == ("trra.alphas", {"old": "[0.5, 1.5]", "new": "[0.5, 1.5, 2.0]"})
+    assert changed == ("trra.alphas", {"old": "[0.5]", "new": "[0.5, 2.0]"})
     differences = json.loads(changing("dvc", "metrics", "diff", "--all", "--json"))[HEADLINE]
     assert {name: values["old"] for name, values in differences.items()} == headline
     assert {name: values["new"] for name, values in differences.items()} == changing.read(HEADLINE)
@@ -293,23 +300,25 @@ def test_experiments_with_another_divergence_and_learning_rate_are_shown_side_by
     assert changing.ran("dvc", "exp", "run", "--name", "jsd", *set_params, "trra@0.5") == {"trra@0.5"}
     made = changing.read("data/06_models/trra/0.5/trra-0.5/realignment.json")["parameters"]
     assert (made["divergence"], made["learning_rate"]) == ("jsd", 0.003)
-    shown = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(changing("dvc", "exp", "show", "--csv")))}
+    rows = csv.DictReader(io.StringIO(changing("dvc", "exp", "show", "--csv")))
+    shown = {row["Experiment"] or row["rev"]: row for row in rows}
     assert shown["jsd"]["trra.divergence"] == "jsd"
     assert float(shown["jsd"]["trra.learning_rate"]) == 0.003
-    assert shown["further"]["trra.divergence"] == "forward_kl"
-    for row in shown.values():
-        if row["Experiment"] in ("further", "jsd"):
-            assert float(row["reference_mean_tokens"]) == pytest.approx(
-                changing.read(HEADLINE)["reference_mean_tokens"]
-            )
+    main = shown[changing("git", "branch", "--show-current").strip()]
+    assert main["trra.divergence"] == "forward_kl"
+    for name, figure in changing.read(HEADLINE).items():
+        for row in (main, shown["jsd"]):
+            assert row[name] == figure if name == "candidate" else float(row[name]) == pytest.approx(figure, abs=1e-4)
 
 
+@pytest.mark.full
 def test_a_data_file_that_changes_reruns_what_is_downstream(changing):
     with changing.problems.open("a") as stream:
         stream.write(json.dumps({"question": PROBLEM.format(1, 1), "answer": "2"}) + "\n")
     assert changing.ran("dvc", "repro") == {"data_prep", "alpha_sweep", "reporting"}
 
 
+@pytest.mark.full
 def test_a_stage_that_was_killed_resumes(changing):
     file = changing.root / TRRA
     values = yaml.safe_load(file.read_text())

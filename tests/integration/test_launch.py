@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -18,22 +20,21 @@ from accelerate.utils.other import get_free_port
 from datasets import Dataset
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from realign_pipes.evaluation.sweep import measure
-from realign_pipes.launcher import run_job
-from realign_pipes.realignment.inra.training import make_adapter
-from realign_pipes.realignment.teachers import make_caches
-from realign_pipes.realignment.trra import make_students
 from safetensors.torch import load_file
 
-from realign_pipes import launcher as launchers
+from realign_pipes.pipelines.alpha_sweep.job import Generations, MeasureCandidates
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
+from realign_pipes.pipelines.inra.job import Adapter, TrainAdapter
 from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.pipelines.teacher_logits.job import Caches, WriteCaches
+from realign_pipes.pipelines.trra.job import Students, TrainStudents
 from realign_pipes.pipelines.trra.parameters import TrRa
-from realign_pipes.runtime.launch import Launcher, LaunchError, write_job
+from realign_pipes.runtime.launch import Launcher, launch, start_processes, write_job
 from realign_pipes.tasks.parameters import ReasoningGymProblems
 from realign_pipes.teachers.parameters import Teachers
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), os.environ.get("PYTHONPATH", "")])}
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
 DDP, FSDP2 = (["--config_file", str(PROJECT / "conf" / "accelerate" / name)] for name in ("ddp.yaml", "fsdp2.yaml"))
 TRAINING = {
@@ -94,7 +95,8 @@ def models(tmp_path, make_checkpoint):
 
 
 @pytest.fixture
-def examples(tiny_tokenizer):
+def examples(tiny_tokenizer, tmp_path):
+    """The folder of a data set that has the columns of every kind of training."""
     generator = torch.Generator().manual_seed(3)
 
     def tokens(count):
@@ -106,62 +108,85 @@ def examples(tiny_tokenizer):
         rows.append({"id": f"e{number}", "prompt": prompt, "prompt_ids": tiny_tokenizer(prompt).input_ids,
                      "completion_ids": tokens(3 + 2 * (number % 4)), "chosen_ids": tokens(2 + number % 3),
                      "rejected_ids": tokens(4)})  # fmt: skip
-    return Dataset.from_list(rows)
+    return saved(Dataset.from_list(rows), tmp_path / "examples")
+
+
+def saved(data, folder):
+    data.save_to_disk(folder)
+    return folder
 
 
 @pytest.fixture
-def of_students(models, examples, tmp_path):
-    """`of_students(**parameters)`: the arguments of `make_students` but for its work folder."""
+def students(models, examples, tmp_path):
+    """`students(work, **parameters)`: the job; cached teachers are those that `caches` wrote in one process."""
 
-    def arguments(teachers=ONLINE, reference=None, **changes):
-        return {
-            **models,
-            **({"reference": reference} if reference else {}),
-            "examples": examples,
-            "parameters": TrRa.model_validate({**STUDENT, **changes}),
-            "teachers": teachers,
-            "teacher_cache": tmp_path / "one" / "caches" / "teacher_logits",
-        }
+    def job(work, teachers=ONLINE, reference=None, **changes):
+        return TrainStudents(
+            **{**models, **({"reference": reference} if reference else {})},
+            parameters=TrRa.model_validate({**STUDENT, **changes}),
+            teachers=teachers,
+            examples=examples,
+            teacher_cache=tmp_path / "one" / "caches" / "teacher_logits",
+            work=work,
+        )
 
-    return arguments
+    return job
 
 
 @pytest.fixture
-def of_adapter(models, examples, tmp_path):
-    def arguments(**changes):
-        return {
-            **models,
-            "parameters": InRa.model_validate({**ADAPTER, **changes}),
-            "teachers": ONLINE,
-            "short_solutions": examples.select_columns(["id", "prompt_ids", "completion_ids"]),
-            "preference_pairs": examples.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"]),
-            "calibration_set": examples,
-            "teacher_cache": tmp_path / "none",
-        }
+def adapter(models, examples, tmp_path):
+    """`adapter(work, **parameters)`: the job."""
 
-    return arguments
+    def job(work, **changes):
+        data = Dataset.load_from_disk(examples)
+        solutions = data.select_columns(["id", "prompt_ids", "completion_ids"])
+        pairs = data.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
+        return TrainAdapter(
+            **models,
+            parameters=InRa.model_validate({**ADAPTER, **changes}),
+            teachers=ONLINE,
+            short_solutions=saved(solutions, tmp_path / "solutions"),
+            preference_pairs=saved(pairs, tmp_path / "pairs"),
+            calibration_set=examples,
+            teacher_cache=tmp_path / "none",
+            work=work,
+        )
+
+    return job
+
+
+@pytest.fixture
+def caches(models, examples):
+    """`caches(work)`: the job."""
+    return partial(WriteCaches, **models, examples=examples, teachers=CACHED)
 
 
 def in_one_process(jobs, tmp_path):
-    return {name: job(**arguments, work=tmp_path / "one" / name) for name, (job, arguments) in jobs.items()}
+    """The result of each job, done in the folder `one`."""
+    return {name: job(work=tmp_path / "one" / name).run() for name, job in jobs.items()}
 
 
 def in_two_processes(jobs, options, tmp_path, **env):
     """The exit code of one launch that does all jobs, in the folder `two`, and what was said."""
-    files = [
-        str(write_job(job, tmp_path / "jobs" / name, {**arguments, "work": tmp_path / "two" / name}))
-        for name, (job, arguments) in jobs.items()
-    ]
-    path = os.pathsep.join([str(PROJECT / "src"), os.environ.get("PYTHONPATH", "")])
+    arguments = []
+    for name, make in jobs.items():
+        job = make(work=tmp_path / "two" / name)
+        write_job(job, tmp_path / "jobs" / name)
+        arguments.append(f"{type(job).__name__}:{tmp_path / 'jobs' / name}")
     done = subprocess.run(
-        [*LAUNCH, *options, str(PROJECT / "tests" / "launch_on_cpu.py"), *files],
-        env={**os.environ, "PYTHONPATH": path, **env},
+        [*LAUNCH, *options, str(Path(__file__).with_name("launch_on_cpu.py")), *arguments],
+        env={**ENVIRONMENT, **env},
         stderr=subprocess.PIPE,
         text=True,
         check=False,
         timeout=300,
     )
     return done.returncode, done.stderr
+
+
+def result_of(result, name, tmp_path):
+    """What the two processes wrote as the result of the job `name`."""
+    return result.model_validate_json((tmp_path / "jobs" / name / "result.json").read_text())
 
 
 def fail_then_finish(jobs, options, tmp_path):
@@ -206,59 +231,71 @@ def check_same_checkpoints(tmp_path, name):
             assert (weight - theirs[key]).norm() <= 0.02 * max(weight.norm(), 1e-3), f"{name}: {key}"
 
 
-def test_data_parallel_makes_what_one_process_makes(models, examples, of_students, of_adapter, tmp_path):
-    caches = {"caches": (make_caches, {**models, "examples": examples, "teachers": CACHED})}
+def test_data_parallel_makes_what_one_process_makes(models, examples, students, adapter, caches, tmp_path):
     jobs = {
-        "students": (make_students, of_students(CACHED, iterations=1)),
-        "lora": (make_students, of_students(adapter="lora")),
-        "checkpointing": (make_students, of_students(gradient_checkpointing=True)),
-        **{method: (make_adapter, of_adapter(method=method)) for method in ("sft", "dpo", "trra")},
+        "students": partial(students, teachers=CACHED, iterations=1),
+        "lora": partial(students, adapter="lora"),
+        "checkpointing": partial(students, gradient_checkpointing=True),
+        **{method: partial(adapter, method=method) for method in ("sft", "dpo", "trra")},
     }
-    made = in_one_process(caches | jobs, tmp_path)
-    problems = examples.select_columns(["id", "prompt", "prompt_ids"]).add_column("task", ["sums"] * 9)
-    sweep = {
+    made = in_one_process({"caches": caches, **jobs}, tmp_path)
+    problems = Dataset.load_from_disk(examples).select_columns(["id", "prompt", "prompt_ids"])
+    for column, value in (("task", "sums"), ("answer", "7"), ("metadata", "{}")):
+        problems = problems.add_column(column, [value] * 9)
+    sweep = partial(
+        MeasureCandidates,
         **models,
-        "parameters": SWEEP,
-        "tasks": {"sums": ReasoningGymProblems(kind="reasoning_gym", dataset="chain_sum", problems=9)},
-        "trra": TrRa.model_validate(STUDENT),
-        "trra_checkpoints": made["lora"],
-        "inra_checkpoint": made["sft"],
-        "problems": problems.add_column("answer", ["7"] * 9).add_column("metadata", ["{}"] * 9),
-    }
-    expected = in_one_process({"sweep": (measure, sweep)}, tmp_path)["sweep"]
-    said = fail_then_finish({**jobs, **caches, "sweep": (measure, sweep)}, DDP, tmp_path)
+        parameters=SWEEP,
+        tasks={"sums": ReasoningGymProblems(kind="reasoning_gym", dataset="chain_sum", problems=9)},
+        trra=TrRa.model_validate(STUDENT),
+        trra_checkpoints=made["lora"].checkpoints,
+        inra_checkpoint=made["sft"].checkpoint,
+        problems=saved(problems, tmp_path / "problems"),
+    )
+    expected = in_one_process({"sweep": sweep}, tmp_path)["sweep"]
+    said = fail_then_finish({**jobs, "caches": caches, "sweep": sweep}, DDP, tmp_path)
     assert said.count("training the adapter (SFT): 4/4") == 1, "one process shows bars"
     for name in jobs:
         check_same_checkpoints(tmp_path, name)
+    assert result_of(Students, "students", tmp_path).checkpoints == {
+        name: tmp_path / "two" / path.relative_to(tmp_path / "one")
+        for name, path in made["students"].checkpoints.items()
+    }
+    assert result_of(Adapter, "dpo", tmp_path).checkpoint == tmp_path / "two" / "dpo" / "checkpoint"
 
-    caches = [tmp_path / folder / "caches" / "teacher_logits" for folder in ("one", "two")]
+    written = result_of(Caches, "caches", tmp_path)
+    assert written.folder == tmp_path / "two" / "caches" / "teacher_logits"
+    assert written.report == made["caches"].report
+    folders = [made["caches"].folder, written.folder]
     for cache in ("reference", "aligned"):
-        files = sorted(path.name for path in (caches[0] / cache).iterdir())
+        files = sorted(path.name for path in (folders[0] / cache).iterdir())
         assert len(files) > 4
-        assert sorted(path.name for path in (caches[1] / cache).iterdir()) == files
-        indices = [json.loads((folder / cache / "index.json").read_text()) for folder in caches]
+        assert sorted(path.name for path in (folders[1] / cache).iterdir()) == files
+        indices = [json.loads((folder / cache / "index.json").read_text()) for folder in folders]
         assert [shard["stop"] for shard in indices[0]["shards"]] == [shard["stop"] for shard in indices[1]["shards"]]
         for name in files[1:]:
-            assert (caches[0] / cache / name).read_bytes() == (caches[1] / cache / name).read_bytes()
+            assert (folders[0] / cache / name).read_bytes() == (folders[1] / cache / name).read_bytes()
 
-    found = measure(**sweep, work=tmp_path / "two" / "sweep")
-    for ours, theirs in zip(expected, found, strict=True):
+    found = result_of(Generations, "sweep", tmp_path)
+    for ours, theirs in ((expected.sweep, found.sweep), (expected.budgets, found.budgets)):
         assert ours.keys() == theirs.keys()
-        for name, frame in ours.items():
-            pd.testing.assert_frame_equal(theirs[name].drop(columns="seconds"), frame.drop(columns="seconds"))
-    assert not list((tmp_path / "two" / "sweep").rglob("part-*"))
+        for name, file in ours.items():
+            assert theirs[name] == tmp_path / "two" / file.relative_to(tmp_path / "one")
+            frames = [pd.read_parquet(path).drop(columns="seconds") for path in (theirs[name], file)]
+            pd.testing.assert_frame_equal(*frames)
+    assert not list((tmp_path / "two" / "sweep").rglob("completions-*"))
 
 
-def test_fsdp_makes_what_one_process_makes(of_students, of_adapter, make_checkpoint, tmp_path):
+def test_fsdp_makes_what_one_process_makes(students, adapter, make_checkpoint, tmp_path):
     tied = make_checkpoint(tmp_path / "tied", seed=3, tie_word_embeddings=True)
     jobs = {
-        "full": (make_students, of_students()),
-        "tied": (make_students, of_students(reference=tied)),
-        "lora": (make_students, of_students(adapter="lora")),
-        "merged": (make_students, of_students(adapter="lora", lora={"rank": 4, "alpha": 8, "merge": True})),
-        "checkpointing": (make_students, of_students(gradient_checkpointing=True)),
-        **{method: (make_adapter, of_adapter(method=method)) for method in ("sft", "dpo", "trra")},
-        "adapter_lora": (make_adapter, of_adapter(method="sft", adapter="lora")),
+        "full": students,
+        "tied": partial(students, reference=tied),
+        "lora": partial(students, adapter="lora"),
+        "merged": partial(students, adapter="lora", lora={"rank": 4, "alpha": 8, "merge": True}),
+        "checkpointing": partial(students, gradient_checkpointing=True),
+        **{method: partial(adapter, method=method) for method in ("sft", "dpo", "trra")},
+        "adapter_lora": partial(adapter, method="sft", adapter="lora"),
     }
     in_one_process(jobs, tmp_path)
     fail_then_finish(jobs, FSDP2, tmp_path)
@@ -266,46 +303,48 @@ def test_fsdp_makes_what_one_process_makes(of_students, of_adapter, make_checkpo
         check_same_checkpoints(tmp_path, name)
 
 
-def test_two_machines_write_one_cache(models, examples, tmp_path, caplog):
-    arguments = {**models, "examples": examples, "teachers": CACHED}
+def test_the_result_of_two_processes_is_read(adapter, tmp_path, monkeypatch):
+    """By a launch of the stage's own module, as a run starts it."""
+    job = adapter(tmp_path / "work", method="sft")
+    monkeypatch.setattr(TrainAdapter, "run", lambda self: pytest.fail("the job runs in this process"))
+    made = launch(job, Adapter, Launcher(num_processes=2, config_file=None), tmp_path / "launch", job.parameters)
+    assert made == Adapter(checkpoint=tmp_path / "work" / "checkpoint")
+    assert len(load_file(made.checkpoint / "model.safetensors")) > 10
+    assert not (tmp_path / "launch").exists()
+
+
+def test_two_machines_write_one_cache(caches, tmp_path, caplog):
     settings = yaml.safe_load((PROJECT / "conf" / "accelerate" / "ddp.yaml").read_text())
     settings |= {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": get_free_port()}
     (tmp_path / "machines.yaml").write_text(yaml.safe_dump(settings))
     launcher = Launcher(num_processes=2, config_file=tmp_path / "machines.yaml")
-    job = write_job(make_caches, tmp_path / "launch", {**arguments, "work": tmp_path / "two"})
-    options = [
-        "--config_file",
-        str(launcher.config_file),
-        "--machine_rank",
-        "1",
-        "-m",
-        "realign_pipes.launch",
-        str(job),
-    ]
-    path = os.pathsep.join([str(PROJECT / "src"), os.environ.get("PYTHONPATH", "")])
-    other = subprocess.Popen([*LAUNCH, *options], env={**os.environ, "PYTHONPATH": path})
+    folder = tmp_path / "launch"
+    write_job(caches(work=tmp_path / "two"), folder)
+    program = ["-m", WriteCaches.__module__, str(folder)]
+    options = ["--config_file", str(launcher.config_file), "--machine_rank", "1"]
+    other = subprocess.Popen([*LAUNCH, *options, *program], env=ENVIRONMENT)
     try:
         with caplog.at_level("INFO", "realign_pipes"):
-            launchers._launch(launcher, settings, job)
+            start_processes(launcher, settings, WriteCaches.__module__, folder)
         assert other.wait(60) == 0
     finally:
         other.kill()
     command = f"accelerate launch --machine_rank 1 --num_processes 2 --config_file {launcher.config_file} "
-    assert command + f"-m realign_pipes.launch {job}" in caplog.text
-    one, _ = make_caches(**arguments, work=tmp_path / "one")
+    assert command + shlex.join(program) in caplog.text
+    one = caches(work=tmp_path / "one").run().folder
     for shard in one.rglob("*.safetensors"):
         assert shard.read_bytes() == (tmp_path / "two" / shard.relative_to(tmp_path / "one")).read_bytes()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes may outlive the one that started them")
-def test_processes_end_with_the_run_that_started_them(of_students, tmp_path):
-    file = write_job(make_students, tmp_path / "job", {**of_students(steps=100_000), "work": tmp_path / "work"})
+def test_processes_end_with_the_run_that_started_them(students, tmp_path):
+    write_job(students(tmp_path / "work", steps=100_000), tmp_path / "launch" / "trra")
     script = (
-        "import sys; from pathlib import Path; from realign_pipes.launcher import _launch, Launcher;"
-        "_launch(Launcher(num_processes=2, config_file=None), {}, Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from realign_pipes.runtime.launch import Launcher, start_processes;"
+        "start_processes(Launcher(num_processes=2, config_file=None), {}, sys.argv[1], Path(sys.argv[2]))"
     )
-    path = os.pathsep.join([str(PROJECT / "src"), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.Popen([sys.executable, "-c", script, str(file)], env={**os.environ, "PYTHONPATH": path})
+    command = [sys.executable, "-c", script, TrainStudents.__module__, str(tmp_path / "launch" / "trra")]
+    run = subprocess.Popen(command, env=ENVIRONMENT)
     try:
         while not list((tmp_path / "work").glob("*/curves/plots/metrics/loss.tsv")):
             assert run.poll() is None
@@ -329,57 +368,3 @@ def test_a_kedro_stage_in_two_processes_gives_the_table_of_one(smoke_project, co
     with KedroSession.create(root, env="smoke", runtime_params={"launcher": {"num_processes": 2}}) as session:
         session.run(pipeline_names=["alpha_sweep"])
     pd.testing.assert_frame_equal(pd.read_csv(table).drop(columns="seconds"), before)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"distributed_type": "DEEPSPEED"}, "distributed_type DEEPSPEED is not supported"),
-        ({"distributed_type": "FSDP"}, "fsdp_config.fsdp_version is None and must be 2"),
-        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": True}},
-         "fsdp_cpu_ram_efficient_loading is True and must be False"),
-        ({"num_machines": 4}, "num_processes 6 is no multiple of the 4 machines"),
-        ({}, "batch_size 8 is no multiple of micro_batch_size 2 times launcher.num_processes 6"),
-    ],
-)  # fmt: skip
-def test_what_cannot_work_is_refused_before_anything_runs(changes, said, of_students, tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("starts processes"))
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump({"distributed_type": "MULTI_GPU", **changes}))
-    launcher = Launcher(num_processes=6, config_file=tmp_path / "accelerate.yaml")
-    arguments = of_students()
-    training = None if changes else arguments["parameters"]
-    with pytest.raises(ValueError, match=said):
-        run_job(make_students, launcher, tmp_path / "launch", training=training, **arguments, work=tmp_path / "work")
-    assert not (tmp_path / "work").exists()
-
-
-def test_a_launcher_is_checked_with_the_parameters(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing.yaml is no file in .*Give the path of a configuration"):
-        Launcher.model_validate({"num_processes": 1, "config_file": "nothing.yaml"})
-    with pytest.raises(ValueError, match="num_processes"):
-        Launcher.model_validate({"num_processes": 0, "config_file": None})
-
-
-def test_a_launch_that_fails_names_stage_and_exit_code(models, examples, tmp_path, monkeypatch):
-    started = []
-
-    def run(command, **kwargs):
-        started.append(command)
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    arguments = {**models, "examples": examples, "teachers": CACHED, "work": tmp_path / "work"}
-    with pytest.raises(LaunchError, match=r"the 2 processes of the stage teacher_logits ended with exit code 3"):
-        run_job(make_caches, Launcher(num_processes=2, config_file=None), tmp_path / "launch" / "teacher_logits",
-                **arguments)  # fmt: skip
-    assert not (tmp_path / "work").exists(), "nothing is done in one process instead"
-    (command,) = started
-    assert command[-3:] == ["-m", "realign_pipes.launch", str(tmp_path / "launch" / "teacher_logits" / "job.json")]
-
-
-def test_one_process_runs_in_the_node(models, examples, tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("starts processes"))
-    arguments = {**models, "examples": examples, "teachers": CACHED, "work": tmp_path / "work"}
-    folder, report = run_job(make_caches, Launcher(num_processes=1, config_file=None), tmp_path / "launch", **arguments)
-    assert folder.is_dir()
-    assert report["reference"]["examples"] == 9

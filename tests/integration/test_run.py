@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines import reporting
 from realign_pipes.sweep.evaluate import Evaluator
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_a_failed_run_says_so_in_its_log(project, finished):
     assert "evaluation_set" in last["error"]
 
 
-def test_every_data_set_was_checked_and_the_pages_on_it_are_linked(finished):
+def test_every_data_set_was_checked_and_the_page_on_them_is_linked(finished):
     reporting = finished / "08_reporting"
     found = {path.stem: json.loads(path.read_text()) for path in (reporting / "validation").glob("*.json")}
     assert set(found) == {
@@ -174,10 +175,12 @@ def test_every_data_set_was_checked_and_the_pages_on_it_are_linked(finished):
     page = (reporting / "report.html").read_text()
     assert all(f'<td class="word">{name}</td><td>{one["rows"]:,}</td>' in page for name, one in found.items())
     (link,) = re.findall(r'href="(data_docs[^"]*)"', page)
-    assert all(f">{name}</a>" in (reporting / link).read_text() for name in found)
+    docs = (reporting / link).read_text()
+    assert all(f"<summary>{name}: all {one['expectations']} met" in docs for name, one in found.items())
 
 
-def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished):
+def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, finished, hashed, monkeypatch):
+    monkeypatch.setattr("realign_pipes.models.fingerprint._digests", {})  # as in a process that has read no file yet
     run, data = project
     validation = data / "08_reporting" / "validation"
     before = (data / "08_reporting" / "sweep_metrics.json").read_bytes()
@@ -188,6 +191,13 @@ def test_a_second_run_takes_what_is_finished_and_gives_the_same_table(project, f
     assert (data / "08_reporting" / "sweep_metrics.json").read_bytes() == before
     assert {path: path.read_bytes() for path in validation.iterdir()} == checked
     assert weights.stat().st_mtime_ns == trained
+    # One file may have several names: the catalog's is a hard link to the one in the work folder.
+    read = Counter()
+    for path, times in hashed.items():
+        read[path.stat().st_ino] += times
+    assert read[(data / "06_models" / "reference" / "model.safetensors").stat().st_ino] == 1
+    assert len(read) > 8
+    assert set(read.values()) == {1}
 
 
 def test_each_stage_runs_alone_from_what_is_on_disk(project, finished):
@@ -226,7 +236,7 @@ def test_a_stage_without_its_input_names_it_and_the_stage_that_makes_it(project,
         ({"trra": {"only_alpha": 9.0}}, "not among alphas"),
         ({"inra": {"lora": {"rnk": 3}}}, "no parameter 'rnk': did you mean 'rank'"),
         ({"tra": {"steps": 3}}, "no parameter 'tra': did you mean 'trra'"),
-        ({"trra": {"batch_size": 3, "micro_batch_size": 2}}, "no multiple"),
+        ({"trra": {"batch_size": 3, "micro_batch_size": 2}}, "not a multiple"),
         ({"trra": {"iteration_alphas": [9.0]}}, "not among alphas"),
     ],
 )

@@ -26,16 +26,20 @@ def greedy(model, batch, **kwargs):
 
 
 @torch.no_grad()
-def plain_greedy(models, batch, alpha, vocab_size, steps=12):
-    """Greedy decoding from the mixture without any cache, one row at a time and without padding."""
-    rows = []
-    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-        tokens = ids[mask.bool()].tolist()
-        for _ in range(steps):
-            z_ref, z_aligned = (model(torch.tensor([tokens])).logits[0, -1, :vocab_size] for model in models)
-            tokens.append(int(((1 - alpha) * z_ref + alpha * z_aligned).argmax()))
-        rows.append(tokens[-steps:])
-    return torch.tensor(rows)
+def assert_greedy(texts, models, batch, alphas, vocab_size):
+    """Each of the `texts` takes, token by token, the most likely one of the mixture: without a cache, without padding.
+
+    Most likely to within 1e-3: rounding, which is another on another processor, may decide between two logits that are
+    nearer to each other.
+    """
+    for text, ids, mask, alpha in zip(texts, batch["input_ids"], batch["attention_mask"], alphas, strict=True):
+        prompt = ids[mask.bool()].tolist()
+        own = slice(len(prompt) - 1, -1)
+        z_ref, z_aligned = (
+            model(torch.tensor([prompt + text.tolist()])).logits[0, own, :vocab_size] for model in models
+        )
+        z = (1 - alpha) * z_ref + alpha * z_aligned
+        assert (z.max(-1).values - z[torch.arange(len(text)), text]).max() < 1e-3
 
 
 @pytest.mark.parametrize("alpha", [-0.5, 0.3, 1.7])
@@ -53,7 +57,7 @@ def test_next_token_distribution_is_the_formula(models, batch, alpha, tiny_token
 def test_greedy_text_equals_decoding_without_a_cache(models, batch, alpha, tiny_tokenizer):
     vocab = len(tiny_tokenizer)
     generated = greedy(DeRaForCausalLM(*models, alpha, vocab_size=vocab), batch)[:, 5:]
-    assert torch.equal(generated, plain_greedy(models, batch, alpha, vocab))
+    assert_greedy(generated, models, batch, [alpha] * 2, vocab)
 
 
 def test_ends_reproduce_each_models_own_greedy_text(models, batch):
@@ -63,16 +67,16 @@ def test_ends_reproduce_each_models_own_greedy_text(models, batch):
     assert torch.equal(greedy(DeRaForCausalLM(*models, 1.0), batch), aligned)
 
 
-def test_one_alpha_per_row(models, batch):
-    both = greedy(DeRaForCausalLM(*models, torch.tensor([0.0, 1.0])), batch)
-    assert torch.equal(both[0], greedy(models[0], batch)[0])
-    assert torch.equal(both[1], greedy(models[1], batch)[1])
+def test_one_alpha_per_row(models, batch, tiny_tokenizer):
+    alphas = torch.tensor([-0.4, 1.5])
+    both = greedy(DeRaForCausalLM(*models, alphas, vocab_size=len(tiny_tokenizer)), batch)[:, 5:]
+    assert_greedy(both, models, batch, alphas, len(tiny_tokenizer))
 
 
-def test_a_pair_generates_again_with_a_fresh_cache(models, batch):
+def test_a_pair_generates_again_with_a_fresh_cache(models, batch, tiny_tokenizer):
     pair = DeRaForCausalLM(*models, 0.5)
     assert torch.equal(greedy(pair, batch), greedy(pair, batch))
-    assert torch.equal(greedy(pair, batch), greedy(pair, batch, use_cache=False))
+    assert_greedy(greedy(pair, batch, use_cache=False)[:, 5:], models, batch, [0.5] * 2, len(tiny_tokenizer) + 3)
 
 
 def test_alphas_for_another_number_of_rows_are_refused(models, batch):

@@ -89,22 +89,25 @@ def positions(attention_mask):
 
 
 @torch.no_grad()
-def plain_logits(base, expanded, tokens, alpha):
-    """z(alpha) for one unpadded row of tokens, without a cache: [T, V]."""
+def plain_logits(base, expanded, tokens, alpha, places=slice(None)):
+    """z(alpha) for one unpadded row of tokens, at these places of it, without a cache: [T, V]."""
     ids = torch.tensor([tokens])
-    return (1 - alpha) * base(ids).logits[0] + alpha * expanded(ids).logits[0]
+    return (1 - alpha) * base(ids).logits[0, places] + alpha * expanded(ids).logits[0, places]
 
 
-def plain_greedy(base, expanded, batch, alphas, steps):
-    """Greedy text of each row by itself; `alphas[row]` is a number or a function of the step."""
-    texts = []
-    for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
-        tokens = ids[mask.bool()].tolist()
-        for step in range(steps):
-            alpha = alphas[row](step) if callable(alphas[row]) else alphas[row]
-            tokens.append(int(plain_logits(base, expanded, tokens, alpha)[-1].argmax()))
-        texts.append(tokens[-steps:])
-    return torch.tensor(texts)
+@torch.no_grad()
+def assert_greedy(texts, base, expanded, batch, alphas):
+    """Each of the `texts` takes, token by token, the most likely one of the formula over two stock models.
+
+    Most likely to within 1e-3: rounding, which is another on another processor, may decide between two logits that are
+    nearer to each other. `alphas[row]` is a number, or a tensor with one for each token.
+    """
+    for text, ids, mask, alpha in zip(texts, batch["input_ids"], batch["attention_mask"], alphas, strict=True):
+        prompt = ids[mask.bool()].tolist()
+        at_tokens = torch.as_tensor(alpha).expand(len(text))[:, None]
+        z = plain_logits(base, expanded, prompt + text.tolist(), at_tokens, slice(len(prompt) - 1, -1))
+        chosen = z[torch.arange(len(text)), text]
+        assert (z.max(-1).values - chosen).max() < 1e-3
 
 
 def greedy(model, batch, steps=12, **kwargs):
@@ -135,11 +138,9 @@ def test_a_different_alpha_in_each_row(models, batch):
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_text_equals_plain_decoding(models, batch, use_cache):
     inra, base, expanded = models
-    expected = plain_greedy(base, expanded, batch, ALPHAS, steps=12)
-    assert torch.equal(greedy(inra, batch, alpha=ALPHAS, use_cache=use_cache), expected)
+    assert_greedy(greedy(inra, batch, alpha=ALPHAS, use_cache=use_cache), base, expanded, batch, ALPHAS)
     for alpha in (0.0, 1.7):
-        expected = plain_greedy(base, expanded, batch, [alpha] * 5, steps=12)
-        assert torch.equal(greedy(inra, batch, alpha=alpha, use_cache=use_cache), expected)
+        assert_greedy(greedy(inra, batch, alpha=alpha, use_cache=use_cache), base, expanded, batch, [alpha] * 5)
 
 
 def mixed_logits_of_two_passes(inra, batch, alphas):
@@ -254,8 +255,8 @@ def test_alpha_may_change_from_token_to_token(models, batch):
     def schedule(step, row):
         return 0.1 * row + (1.2 if step >= 5 else 0.0)
 
-    alphas = [lambda step, row=row: schedule(step, row) for row in range(5)]
-    assert torch.equal(greedy(inra, batch, alpha=schedule), plain_greedy(base, expanded, batch, alphas, steps=12))
+    alphas = [torch.tensor([schedule(step, row) for step in range(12)]) for row in range(5)]
+    assert_greedy(greedy(inra, batch, alpha=schedule), base, expanded, batch, alphas)
 
 
 def test_a_fresh_adapter_changes_nothing_and_a_random_one_does(models, batch):
@@ -282,7 +283,7 @@ def test_more_layers_and_the_other_end_are_saved_and_loaded(models, batch, tmp_p
     loaded = InRaForCausalLM.from_pretrained(tmp_path / "more")
     assert loaded.inra == made.inra
     assert torch.equal(greedy(loaded, batch, alpha=0.4), greedy(made, batch, alpha=0.4))
-    assert torch.equal(greedy(loaded, batch, alpha=ALPHAS), plain_greedy(base, expanded, batch, ALPHAS, steps=12))
+    assert_greedy(greedy(loaded, batch, alpha=ALPHAS), base, expanded, batch, ALPHAS)
 
 
 def test_a_foreign_expanded_checkpoint_loads(models, batch, tmp_path):
@@ -307,18 +308,13 @@ def test_adapter_starts_with_zero_projections_and_copies_the_rest():
 
 
 def test_sampling_with_several_sequences_shares_a_prompts_alpha(batch):
-    inra = train_a_little(InRaForCausalLM.from_base(make_base("qwen2")))
-    alone = {}
-    for row, alpha in ((0, 0.0), (1, 0.6)):
-        one = {key: value[row : row + 1] for key, value in batch.items()}
-        torch.manual_seed(0)
-        alone[row] = greedy(inra, one, alpha=alpha)
+    base = make_base("qwen2")
+    inra = train_a_little(InRaForCausalLM.from_base(base))
     two = {key: value[:2] for key, value in batch.items()}
-    torch.manual_seed(0)
     several = greedy(inra, two, alpha=[0.0, 0.6], do_sample=True, top_k=1, num_return_sequences=3)
     assert several.shape[0] == 6
-    for row in range(6):
-        assert torch.equal(several[row], alone[row // 3][0])
+    rows = {key: value.repeat_interleave(3, dim=0) for key, value in two.items()}
+    assert_greedy(several, base, inra.expanded, rows, [0.0] * 3 + [0.6] * 3)
 
 
 def test_a_conversation_goes_on_at_another_alpha_with_both_caches(models):
@@ -334,7 +330,7 @@ def test_a_conversation_goes_on_at_another_alpha_with_both_caches(models):
     second = turn_of(turn + reply, alpha=1.4, past_key_values=first.past_key_values).sequences
     batch = {"input_ids": torch.tensor([turn + reply]), "attention_mask": torch.ones(1, 13, dtype=torch.long)}
     assert first.past_key_values.get_seq_length() == 13 + 5
-    assert torch.equal(second[:, 13:], plain_greedy(base, expanded, batch, [1.4], steps=6))
+    assert_greedy(second[:, 13:], base, expanded, batch, [1.4])
 
 
 def test_rows_run_through_the_streams_they_need_and_no_more(batch):

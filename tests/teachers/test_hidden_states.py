@@ -38,7 +38,7 @@ def test_a_cache_holds_what_the_model_computes_one_example_at_a_time(tmp_path, p
     model = load_model(pair[0], device=CPU)
     write(tmp_path / "cache", model, examples)
     cache = open_cache(tmp_path / "cache", SOURCE, examples)
-    assert len(cache.index["shards"]) > 2
+    assert len(cache.index.shards) > 2
     for row, example in enumerate(examples):
         ids = torch.tensor([example["prompt_ids"] + example["completion_ids"]])
         with torch.no_grad():
@@ -197,12 +197,12 @@ def test_report_counts_bytes(tmp_path, pair, examples):
     write(tmp_path / "cache", load_model(pair[0], device=CPU), examples, dtype=torch.bfloat16)
     cache = open_cache(tmp_path / "cache", SOURCE, examples)
     report = cache.report(vocab_size=320)
-    width = cache.hidden_size
+    width = cache.index.hidden_size
     assert report["tokens"] == sum(len(row["completion_ids"]) for row in examples)
     assert report["bytes_per_token"] == 2 * width
     assert report["times_smaller"] == 320 / width
     headers = report["bytes"] - report["tokens"] * 2 * width
-    assert 0 < headers < 200 * len(cache.index["shards"])
+    assert 0 < headers < 200 * len(cache.index.shards)
 
 
 def test_the_order_of_examples_is_part_of_their_fingerprint(examples):

@@ -445,6 +445,21 @@ def test_results_hold_what_was_counted_and_nothing_of_the_run(tmp_path) -> None:
     assert (tmp_path / "elsewhere" / "validation" / "found.json").read_bytes() == written
 
 
+def test_tags_of_the_data_are_counted(tmp_path) -> None:
+    """And not `</think>`, whatever they are."""
+    rows = [row | {"think_close": "</t>", "completion": "<t> </think> </t> b"} for row in good_rows("calibration")]
+    validate("calibration", as_data("calibration", rows), tmp_path)
+    rows[3]["completion"] = "<think> a </think> b"
+    raised, _ = failure("calibration", as_data("calibration", rows), tmp_path)
+    assert [one.check for one in raised.failures] == [f"every completion closes the thinking exactly once: {ONE_ROW}"]
+    solutions = [row | {"think_close": "</t>", "completion": "hm</think> 4"} for row in good_rows("short_solutions")]
+    validate("short_solutions", as_data("short_solutions", solutions), tmp_path)
+    solutions[3]["completion"] = "hm</t> 4"
+    raised, _ = failure("short_solutions", as_data("short_solutions", solutions), tmp_path)
+    check = f"no completion thinks before it closes the thinking: {ONE_ROW}"
+    assert [one.check for one in raised.failures] == [check]
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_missing_columns_are_all_that_is_said(suite: str, tmp_path) -> None:
     lost = ["candidate", "kind"] if suite in ("generations", "sweep_results") else ["id", "prompt"]

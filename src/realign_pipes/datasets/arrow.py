@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class ArrowDataset(AbstractDataset):
-    """Loads and saves a `datasets.Dataset` as the folder `filepath`, which a save replaces as a whole.
+    """A `datasets.Dataset` in the folder `filepath`, which a save replaces.
 
-    kedro_datasets.huggingface has one too, but importing it takes eight seconds (it brings torch and transformers),
-    and saving into a folder that is there leaves its old files behind.
+    kedro_datasets.huggingface has one too, but importing it takes eight seconds (it imports torch and transformers),
+    and a save into an existing folder leaves old files behind.
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
@@ -47,8 +47,8 @@ class ArrowDataset(AbstractDataset):
 
 
 def folder_of(data: Dataset) -> Path:
-    """The folder that a data set was loaded from. ValueError for one that was made in memory."""
+    """The folder from which a data set was loaded. ValueError for one that was made in memory."""
     files = {Path(file["filename"]).parent for file in data.cache_files}
     if len(files) != 1:
-        raise ValueError("a data set that is only in memory has no folder: save it and load it again")
+        raise ValueError("a data set in memory has no folder: save it and load it again")
     return files.pop()

@@ -1,7 +1,7 @@
-"""Kedro's datasets of files and partitions, saved whole.
+"""Kedro's datasets of files and partitions, saved completely or not at all.
 
-Those of kedro_datasets write straight under the final name, so that a run which dies leaves half a file there. Here a
-save writes under a temporary name and renames. The rest, Kedro-Viz's previews too, is kedro_datasets' own.
+Those of kedro_datasets write under the final name, so a run that dies leaves half a file there. Here a save writes
+under a temporary name and renames. Everything else, Kedro-Viz's previews included, is kedro_datasets' own.
 """
 
 from copy import copy
@@ -14,7 +14,7 @@ from realign_pipes.runtime.files import atomic_path
 
 
 class _SavedWhole:
-    """Goes before a dataset of one local file, whose `save` it hands another name."""
+    """A mixin for a dataset of one local file: its `save` writes to a temporary name first."""
 
     _filepath: PurePosixPath
 
@@ -22,31 +22,31 @@ class _SavedWhole:
         with atomic_path(Path(self._filepath)) as temporary:
             writer = copy(self)
             writer._filepath = PurePosixPath(temporary)
-            super().save.__wrapped__(writer, data)  # type: ignore[misc]  # less Kedro's words on the temporary name
+            super().save.__wrapped__(writer, data)  # type: ignore[misc]  # without Kedro's log of the temporary name
 
 
 class JSONDataset(_SavedWhole, json.JSONDataset):
-    """kedro_datasets.json.JSONDataset, saved whole."""
+    """kedro_datasets.json.JSONDataset, saved completely or not at all."""
 
 
 class TextDataset(_SavedWhole, text.TextDataset):
-    """kedro_datasets.text.TextDataset, saved whole."""
+    """kedro_datasets.text.TextDataset, saved completely or not at all."""
 
 
 class CSVDataset(_SavedWhole, pandas.CSVDataset):
-    """kedro_datasets.pandas.CSVDataset, saved whole."""
+    """kedro_datasets.pandas.CSVDataset, saved completely or not at all."""
 
 
 class PlotlyDataset(_SavedWhole, plotly.JSONDataset):
-    """kedro_datasets.plotly.JSONDataset, saved whole."""
+    """kedro_datasets.plotly.JSONDataset, saved completely or not at all."""
 
 
 class PartitionedDataset(partitions.PartitionedDataset):
-    """kedro_datasets.partitions.PartitionedDataset in a local folder, which a save replaces as a whole."""
+    """kedro_datasets.partitions.PartitionedDataset in a local folder, which a save replaces."""
 
     def save(self, data: dict[str, Any]) -> None:
         with atomic_path(Path(self._path)) as temporary:
-            temporary.mkdir()  # there is a folder of no partitions too
+            temporary.mkdir()  # without partitions, nobody else makes it
             writer = copy(self)
             writer._path = str(temporary)
             super().save.__wrapped__(writer, data)  # type: ignore[attr-defined]

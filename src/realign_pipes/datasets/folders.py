@@ -1,4 +1,4 @@
-"""Folders as Kedro datasets. Nodes hand over paths, never live models; these check them and put them in place."""
+"""Folders as Kedro datasets. Nodes hand over paths, never live models; these datasets check them and copy them."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 class FolderDataset(AbstractDataset[Path, Path]):
-    """A folder that a node made elsewhere. `save(path)` puts a copy in place at once, `load()` returns its path."""
+    """A folder that a node made elsewhere. `save(path)` puts a copy in place in one step; `load()` returns its path."""
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         self._filepath = Path(filepath)
@@ -48,10 +48,10 @@ class FolderDataset(AbstractDataset[Path, Path]):
 
 
 class TeacherCacheDataset(FolderDataset):
-    """The folder of the stage teacher_logits: a cache of hidden states for each model, or none with online teachers."""
+    """The folder of the stage teacher_logits: a cache of hidden states per model, or none with online teachers."""
 
     def preview(self) -> JSONPreview:
-        """What each cache was made from and how large it is, for Kedro-Viz; not its list of lengths and shards."""
+        """What each cache was made from and how large it is, for Kedro-Viz, without its lists of lengths and shards."""
         caches = {}
         for file in sorted(self.load().glob("*/index.json")):
             index = json.loads(file.read_text())
@@ -69,7 +69,7 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
     """A Hugging Face checkpoint: a directory (`filepath`), or a repository of the hub (`repo_id`, `revision`).
 
     `load()` returns the path of a local directory with a config and safetensors; a hub repository is downloaded into
-    the Hugging Face cache first. `save(path)` puts a copy of a finished checkpoint directory in place at once.
+    the Hugging Face cache first. `save(path)` puts a copy of a finished checkpoint directory in place in one step.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
         return {"filepath": str(self._filepath), "repo_id": self._repo_id, "revision": self._revision}
 
     def preview(self) -> JSONPreview:
-        """The JSON files of the checkpoint that say what it is, for Kedro-Viz. Nothing is downloaded for it."""
+        """The JSON files that describe the checkpoint, for Kedro-Viz. It downloads nothing."""
         if self._filepath is None:
             return JSONPreview(json.dumps({"repo_id": self._repo_id, "revision": self._revision}))
         files = [self._filepath / name for name in ("realignment.json", "inra_config.json", "config.json")]
@@ -122,7 +122,7 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
 class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
     """Checkpoints by their path below `filepath`, such as `1.5/trra-1.5`.
 
-    Saving leaves other checkpoints in place, as a run may make one of many; loading gives all that are there.
+    Saving leaves other checkpoints in place, as a run may make only one of many; loading returns all of them.
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
@@ -132,7 +132,7 @@ class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
     def load(self) -> dict[str, Path]:
         files = [file for name in ("config.json", "adapter_config.json") for file in self._filepath.rglob(name)]
         folders = {file.parent.relative_to(self._filepath): file.parent for file in files}
-        # A name with a leading dot is a copy that was interrupted.
+        # A leading dot is the name of a copy that was interrupted.
         names = sorted(name for name in folders if not any(part.startswith(".") for part in name.parts))
         return {name.as_posix(): folders[name] for name in names}
 

@@ -5,8 +5,8 @@
 
 import random
 
+from realign_pipes.demo.parameters import DemoTraces
 from realign_pipes.demo.tokenizer import ANSWER_CLOSE, ANSWER_OPEN, CHECK, RIGHT, THINK_CLOSE, WRONG
-from realign_pipes.pipelines.demo_models.parameters import DemoTraces
 
 SLIPS = (-10, -2, -1, 1, 2, 10)
 """By how much a step that slips is wrong."""

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from realign_pipes.demo.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining
 from realign_pipes.demo.tokenizer import THINK_CLOSE, build_tokenizer
 from realign_pipes.demo.traces import SLIPS, slow_trace
 from realign_pipes.errors import InputError
@@ -19,7 +20,6 @@ from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import default_device, load_model, load_tokenizer
 from realign_pipes.paper.adapters import sft_trainer
-from realign_pipes.pipelines.demo_models.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining
 from realign_pipes.runtime.parameters import Training
 from realign_pipes.runtime.training import CURVES, in_training_order, train, trainer_arguments, training_state
 from realign_pipes.runtime.work import do_once

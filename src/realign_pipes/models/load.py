@@ -77,7 +77,8 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: list[dict[str, str]], 
     Transformers renders it in Jinja's sandbox: it can neither reach Python's objects nor read files.
     """
     with reading(f"the chat template of {tokenizer.name_or_path}"):
-        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return text
 
 
 def copy_tokenizer(source: Path, target: Path, chat_template: Path | None = None) -> None:
@@ -137,7 +138,8 @@ def default_device() -> torch.device:
     """The accelerator that accelerate finds, else the CPU."""
     from accelerate import PartialState
 
-    return PartialState().device
+    device: torch.device = PartialState().device
+    return device
 
 
 def check_same_tokenizer(

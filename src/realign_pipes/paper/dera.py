@@ -68,8 +68,8 @@ class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache:
             first = past_key_values if past_key_values is not None else PairCache(config=self.reference.config)
             if first.get_seq_length() == 0:
-                first.aligned = DynamicCache(config=self.aligned.config)  # type: ignore[attr-defined]
-            caches = (first, first.aligned)  # type: ignore[attr-defined]
+                first.aligned = DynamicCache(config=self.aligned.config)
+            caches = (first, first.aligned)
         z_reference, z_aligned = (
             model(
                 input_ids=input_ids,
@@ -84,7 +84,7 @@ class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
         alpha = self.alpha[:, None, None] if isinstance(self.alpha, torch.Tensor) else self.alpha
         return CausalLMOutputWithPast(logits=fuse_logits(z_reference, z_aligned, alpha), past_key_values=caches[0])
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Transformers' `generate`."""
         if kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = PairCache(config=self.reference.config)

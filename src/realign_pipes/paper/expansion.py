@@ -16,6 +16,7 @@ from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.trust import CheckpointError
 
 CONFIG_NAME = "inra_config.json"
@@ -66,7 +67,7 @@ def base_config(expanded: PreTrainedConfig, inra: InRaConfig) -> PreTrainedConfi
     """The stock configuration without the adapter's layers: what was expanded."""
     layers = expanded.num_hidden_layers - inra.num_adapter_layers
     if layers < 1:
-        raise ValueError(f"a model of {expanded.num_hidden_layers} layers has no {inra.num_adapter_layers} to spare")
+        raise InputError(f"a model of {expanded.num_hidden_layers} layers has no {inra.num_adapter_layers} to spare")
     kept = slice(inra.num_adapter_layers, None) if inra.placement == "bottom" else slice(0, layers)
     config = copy.deepcopy(expanded)
     for name, value in _per_layer_lists(expanded).items():
@@ -75,7 +76,7 @@ def base_config(expanded: PreTrainedConfig, inra: InRaConfig) -> PreTrainedConfi
     return config
 
 
-def _per_layer_lists(config: PreTrainedConfig) -> dict[str, list]:
+def _per_layer_lists(config: PreTrainedConfig) -> dict[str, list[Any]]:
     """Attributes with one entry a layer (`layer_types`, and what else an architecture has)."""
     layers = config.num_hidden_layers
     return {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers}
@@ -85,7 +86,7 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The stack of decoder layers. ValueError, naming the architecture, if the model has none."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, torch.nn.ModuleList) or len(layers) != model.config.num_hidden_layers:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} is not supported: its decoder has no stack `layers` of decoder layers."
         )
     return layers
@@ -100,7 +101,7 @@ def zero_output_projections(layer: torch.nn.Module, architecture: str) -> None:
         try:
             projection = layer.get_submodule(name)
         except AttributeError as error:
-            raise ValueError(f"{architecture} is not supported: its layers have no {name}.") from error
+            raise InputError(f"{architecture} is not supported: its layers have no {name}.") from error
         for parameter in projection.parameters():
             torch.nn.init.zeros_(parameter)
 

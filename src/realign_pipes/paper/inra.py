@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import read_model
 from realign_pipes.models.trust import check_checkpoint, read_config
@@ -128,12 +126,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             path = Path(model_or_path)
             config = read_config(path)
             if config.is_encoder_decoder:
-                raise ValueError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
+                raise InputError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
             check_checkpoint(path)
             model = read_model(path)
             fingerprint = fingerprint_model(path)
         if model.config.is_encoder_decoder:
-            raise ValueError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
+            raise InputError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
         if num_adapter_layers < 1:
             raise ValueError(f"num_adapter_layers must be at least 1, not {num_adapter_layers}.")
         inra = InRaConfig(num_adapter_layers, placement, fingerprint)
@@ -155,7 +153,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         return expanded
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, path: str | Path, *, base: str | Path | None = None, dtype: torch.dtype | str = "auto"
     ) -> "InRaForCausalLM":
         """Load an expanded checkpoint: one that `save_pretrained` wrote, or anyone's with one layer more at the bottom.
@@ -168,13 +166,13 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             and inra.base_fingerprint is not None
             and fingerprint_model(Path(base)) != inra.base_fingerprint
         ):
-            raise ValueError(
+            raise InputError(
                 f"the adapter in {path} was trained from another base than {base}: their fingerprints differ."
             )
         check_checkpoint(Path(path))
         return cls(read_model(Path(path), dtype).eval(), inra)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the expanded checkpoint: L + n layers of a stock architecture. Stock tools load stream A from it."""
         self.expanded.save_pretrained(save_directory, **kwargs)
         self.inra.save(Path(save_directory))
@@ -235,9 +233,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             self._adapter.rows = None
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
-    def generate(  # type: ignore[override]
-        self, *args: Any, alpha: Alpha = 1.0, both_streams: bool = False, **kwargs: Any
-    ) -> Any:
+    def generate(self, *args: Any, alpha: Alpha = 1.0, both_streams: bool = False, **kwargs: Any) -> Any:
         """Transformers' `generate` at `alpha`: sampling or greedy, with `num_return_sequences` if wanted.
 
         With one alpha for each prompt, all sequences of a prompt share it. The row that a schedule sees counts the
@@ -273,8 +269,9 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
     def _new_cache(self) -> StreamsCache:
         return StreamsCache(self.config, self._adapter_cache_layers())
 
-    def _adapter_cache_layers(self) -> list:
-        layers, count = DynamicCache(config=self.expanded.config).layers, self.inra.num_adapter_layers
+    def _adapter_cache_layers(self) -> list[CacheLayerMixin]:
+        layers: list[CacheLayerMixin] = DynamicCache(config=self.expanded.config).layers
+        count = self.inra.num_adapter_layers
         return layers[:count] if self.inra.placement == "bottom" else layers[-count:]
 
     def _streams(

@@ -119,11 +119,12 @@ def fused_linear_divergence(
         num_tokens = student_hidden.shape[0]
     if isinstance(num_tokens, int) and num_tokens <= 0:
         raise ValueError("there are no tokens to average over.")
-    return _FusedLinearDivergence.apply(
+    mean: torch.Tensor = _FusedLinearDivergence.apply(  # type: ignore[no-untyped-call]  # torch has no types for it
         student_hidden, student_head,
         reference_hidden.detach(), reference_head.detach(), aligned_hidden.detach(), aligned_head.detach(),
         alpha, divergence, temperature, vocab, chunk_tokens, num_tokens,
     )  # fmt: skip
+    return mean
 
 
 class _FusedLinearDivergence(torch.autograd.Function):

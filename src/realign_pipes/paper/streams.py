@@ -8,6 +8,7 @@ import copy
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin
 
 from realign_pipes.paper.objective import fuse_logits
 
@@ -64,7 +65,7 @@ class StreamsCache(DynamicCache):
 
     streams: Streams
 
-    def __init__(self, config: PreTrainedConfig, adapter_layers: list) -> None:
+    def __init__(self, config: PreTrainedConfig, adapter_layers: list[CacheLayerMixin]) -> None:
         """`config` is the base model's; `adapter_layers` are empty layers of a cache."""
         super().__init__(config=config)
         self.adapter_layers = adapter_layers

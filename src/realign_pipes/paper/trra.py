@@ -65,7 +65,8 @@ def completion_hidden_states(
     All three inputs are int64 [B, T]. Completion tokens are those whose label is not -100; the state that predicts the
     token at position t is the one at t - 1.
     """
-    hidden = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    output = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    hidden: torch.Tensor = output.last_hidden_state
     return hidden[:, :-1][labels[:, 1:] != -100]
 
 
@@ -186,8 +187,8 @@ class TrRaTrainer(Trainer):
         if not torch.isfinite(loss):
             raise TrainingDivergedError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, on examples "
-                f"{self._names(inputs['row'].tolist())}. Checkpoints saved before it are in {self.args.output_dir}, "
-                "until a run with other parameters starts over. Try a lower learning_rate or a smaller alpha."
+                f"{self._names(inputs['row'].tolist())}. The checkpoints before it are in {self.args.output_dir}. "
+                "Try a lower learning_rate or a smaller alpha."
             )
         # The loss was divided by the tokens of all processes, and gradients are averaged over the processes.
         loss = loss * self.accelerator.num_processes

@@ -32,10 +32,10 @@ ABOVE = {"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0}
 
 
 def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -> go.Figure:
-    """pass@1 with its 95 % interval against mean tokens, one colour and marker a kind, with the Pareto front.
+    """pass@1 with its 95 % interval against mean tokens, one colour and marker per kind, with the Pareto front.
 
-    `recommended` is ringed. Lines join the candidates of one kind in the order of their alphas, the first and last of
-    which stand beside their markers; the pointer tells the others.
+    `recommended` gets a ring. Lines join the candidates of one kind in the order of their alphas. The first and the
+    last alpha are written beside their markers; all others show under the pointer.
     """
     rows = overall_rows(sweep_results)
     figure = go.Figure(layout=LAYOUT)
@@ -75,8 +75,8 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
 def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
     """The paper's Fig. 4 for each method: pass@1 (left axis) and mean tokens (right axis) against alpha.
 
-    One panel a method, all with the same two scales. The reference stands at alpha 0 and, where that is what alpha 1
-    means, the aligned model at alpha 1. Without candidates that have an alpha there is one panel of these two.
+    One panel per method, all with the same two scales. The reference is at alpha 0, and the aligned model at alpha 1
+    unless that is an adapter. Without any candidate that has an alpha, there is one panel with these two.
     """
     rows = overall_rows(sweep_results)
     panels: dict[str, list[Kind]] = {}
@@ -159,7 +159,7 @@ def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame) -> None:
 
 
 def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], column: int) -> None:
-    """One panel of the alpha figure: its kinds, and the two models where alpha is theirs."""
+    """One panel of the alpha figure: its kinds, the reference, and the aligned model unless alpha 1 is an adapter."""
     one = kinds[0].alpha_one if kinds else "aligned"
     models = {0.0: rows[rows["kind"] == "reference"], 1.0: rows[rows["kind"] == one]}
     models = {alpha: model.assign(alpha=alpha) for alpha, model in models.items() if len(model)}
@@ -221,7 +221,7 @@ def _explain_axes(figure: go.Figure) -> None:
 
 
 def _scale_axes(figure: go.Figure, rows: pd.DataFrame, columns: int) -> None:
-    """The same two scales in all panels of the alpha figure, with figures at the outer axes alone."""
+    """The same two scales in all panels of the alpha figure; only the outer axes have numbers."""
     low, high = 100 * rows["pass_at_1_low"].min(), 100 * rows["pass_at_1_high"].max()
     room = 0.06 * max(high - low, 1)
     figure.update_xaxes(title_text="alpha")
@@ -248,7 +248,7 @@ def _scale_axes(figure: go.Figure, rows: pd.DataFrame, columns: int) -> None:
 
 
 def _size(kind: Kind) -> int:
-    """Markers of the two models are larger than those of what lies between and beyond them."""
+    """Markers of the two models are larger than those between and beyond them."""
     return 9 if kind.has_alpha else 15
 
 
@@ -265,7 +265,7 @@ def _interval(rows: pd.DataFrame) -> dict[str, object]:
 
 
 def _hover(rows: pd.DataFrame) -> np.ndarray:
-    """What a point says when the pointer is on it, one text a row."""
+    """What shows when the pointer is on a point, one text per row."""
     return np.array(
         [
             f"<b>{row.candidate}</b> (alpha {alpha_text(row.alpha)})<br>"
@@ -278,7 +278,7 @@ def _hover(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _budget_hover(rows: pd.DataFrame) -> list[str]:
-    """The same inside a budget."""
+    """The same for completions inside a budget."""
     return [
         f"<b>{KINDS[row.kind].label}</b>, budget {row.budget}<br>pass@1 % {interval_text(row)}<br>"
         f"difference {difference_text(row)}<br>tokens {tokens_text(row.mean_tokens)}<br>"

@@ -17,8 +17,8 @@ def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
     """The candidate that saves most tokens among those not worse than the reference by more than `margin`.
 
     "Not worse" is a test of non-inferiority: the one-sided 95 % lower bound (paired bootstrap) on the difference in
-    pass@1 from the reference is at least -margin (a share: 0.02 is 2 points). Where no candidate that saves tokens
-    passes, the reference is recommended.
+    pass@1 from the reference is at least -margin (a share: 0.02 is 2 points). If no candidate that saves tokens passes
+    it, the reference is recommended.
 
     Returns: plain data for JSON: `candidate`, `kind`, `alpha` (or None), `sentence`, `margin`, `confidence`,
     `pass_at_1`, `mean_tokens`, `token_reduction`, `difference`, `difference_low`, `reference_pass_at_1`,

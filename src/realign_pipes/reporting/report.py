@@ -62,9 +62,9 @@ def render_report(
 ) -> str:
     """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
 
-    `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out where
-    `budget_results` has no rows, and that on training where no curve was drawn.
-    `validations` are those of `reporting.data_docs.read_validations`; the page on them lies beside the report.
+    `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out if
+    `budget_results` has no rows, and the one on training if no curve was drawn. `validations` come from
+    `data_docs.read_validations`; the report links the page on them, which lies beside it.
     """
     overall = overall_rows(sweep_results)
     return render_page(
@@ -95,7 +95,7 @@ def collect_examples(
 ) -> list[Example]:
     """The first `per_task` problems (by id) of each task, with each candidate's first sample, in the table's order.
 
-    `problems` is id -> (question, answer). Raises ValueError for a generation of a problem that it lacks.
+    `problems` is id -> (question, answer). Raises ValueError for a generation whose problem is not among them.
     """
     chosen: list[tuple[str, str]] | None = None
     answers: dict[str, dict[tuple[str, str], Answer]] = {}
@@ -137,7 +137,7 @@ def _figure_html(figure: go.Figure, name: str) -> Markup:
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as plain data; Kedro hands over models where a node's type hint names one."""
+    """Parameters as plain data: Kedro hands over a Pydantic model where a node's type hint names one."""
     return {
         name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         for name, value in parameters.items()

@@ -1,7 +1,4 @@
-"""The sweep's table, in the paper's columns: as cells of text, Markdown, a terminal table, CSV and JSON.
-
-And the table of token budgets, as cells.
-"""
+"""The sweep's table, with the paper's columns, and the table of token budgets: as text, Markdown, CSV and JSON."""
 
 import html
 import math
@@ -22,7 +19,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as text. The first `left` columns are words; the others are figures, to be set flush right."""
+    """A table as text. The first `left` columns are words; the others are numbers, aligned to the right."""
 
     header: list[str]
     rows: list[list[str]]
@@ -44,7 +41,7 @@ def duration(seconds: float) -> str:
 
 
 def alpha_text(alpha: float) -> str:
-    """An alpha for display; a dash for candidates that have none."""
+    """An alpha for display; a dash for a candidate without one."""
     return NONE if math.isnan(alpha) else f"{alpha:g}".replace("-", "−")
 
 
@@ -54,7 +51,7 @@ def tokens_text(tokens: float) -> str:
 
 
 def reduction_text(row: Any) -> str:
-    """The token reduction for display; the reference has none."""
+    """The token reduction for display; a dash for the reference."""
     return NONE if row.kind == "reference" else f"{percent(row.token_reduction)} %"
 
 
@@ -64,24 +61,24 @@ def interval_text(row: Any) -> str:
 
 
 def difference_text(row: Any) -> str:
-    """The difference of pass@1 to truncation and its interval, in percentage points; truncation itself has none."""
+    """pass@1 less that of truncation, with its interval, in percentage points; a dash for truncation itself."""
     if row.kind == "truncation":
         return NONE
     return f"{percent(row.difference)} [{percent(row.difference_low)}, {percent(row.difference_high)}]"
 
 
 def overall_rows(sweep_results: pd.DataFrame) -> pd.DataFrame:
-    """The rows that average over tasks, one a candidate."""
+    """The rows for all tasks, one per candidate."""
     return sweep_results[sweep_results["task"] == ALL_TASKS].reset_index(drop=True)
 
 
 def task_names(sweep_results: pd.DataFrame) -> list[str]:
-    """The tasks, without the average over them."""
+    """The tasks, in the order of the table."""
     return [task for task in sweep_results["task"].unique() if task != ALL_TASKS]
 
 
 def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
-    """One row a candidate. Columns of the single tasks stand only where there are several."""
+    """One row per candidate. The tasks have columns of their own if there are several."""
     tasks = task_names(sweep_results)
     shown = tasks if len(tasks) > 1 else []
     by_task = {task: frame.set_index("candidate") for task, frame in sweep_results.groupby("task")}
@@ -105,7 +102,7 @@ def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
 
 
 def task_cells(sweep_results: pd.DataFrame) -> Cells:
-    """One row a candidate and task."""
+    """One row per candidate and task."""
     rows = [
         [
             row.task,
@@ -125,7 +122,7 @@ def task_cells(sweep_results: pd.DataFrame) -> Cells:
 
 
 def budget_cells(budget_results: pd.DataFrame) -> Cells:
-    """One row a candidate, truncation and TokenBudget of a budget below each other; no rows without budgets."""
+    """One row per candidate, those of one budget together; no rows without budgets."""
     rows = [
         [
             str(row.budget),
@@ -141,7 +138,7 @@ def budget_cells(budget_results: pd.DataFrame) -> Cells:
 
 
 def validation_cells(validations: Mapping[str, Mapping[str, Any]]) -> Cells:
-    """One row for each data set that was checked."""
+    """One row per data set that was checked."""
     figures = ["rows", "expectations", "failed", "warnings"]
     rows = [[name, *(f"{found[figure]:,}" for figure in figures)] for name, found in validations.items()]
     return Cells(["data set", *figures], rows, left=1)
@@ -160,7 +157,7 @@ def markdown_table(cells: Cells, recommended: str | None) -> str:
 
 
 def terminal_table(cells: Cells, recommended: str | None) -> Table:
-    """The same for rich."""
+    """The table for rich's console; the recommended candidate's row is bold and green."""
     table = Table(header_style="bold")
     for number, name in enumerate(cells.header):
         table.add_column(escape(name), justify="left" if number < cells.left else "right")
@@ -170,7 +167,7 @@ def terminal_table(cells: Cells, recommended: str | None) -> Table:
 
 
 def wide_table(sweep_results: pd.DataFrame) -> pd.DataFrame:
-    """One row a candidate, nothing rounded; a column `<task>/<figure>` for each task."""
+    """One row per candidate, not rounded; each task has columns `<task>/<figure>`."""
     wide = overall_rows(sweep_results).drop(columns="task")
     for task in task_names(sweep_results):
         single = sweep_results[sweep_results["task"] == task].set_index("candidate")
@@ -180,6 +177,6 @@ def wide_table(sweep_results: pd.DataFrame) -> pd.DataFrame:
 
 
 def candidate_metrics(sweep_results: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Each candidate's figures over all tasks, not rounded. By name and not as a list, of which DVC shows nothing."""
+    """Each candidate's figures over all tasks, not rounded, by name: DVC shows nothing of a list."""
     rows = overall_rows(sweep_results).set_index("candidate")
     return {name: {metric: float(row[metric]) for metric in METRICS} for name, row in rows.iterrows()}

@@ -20,7 +20,7 @@ PANELS = {
 
 
 def read_curves(checkpoint: Path) -> pd.DataFrame | None:
-    """One row a logged step, columns `step` and those of PANELS; None for a checkpoint that was trained elsewhere."""
+    """One row per logged step, with columns `step` and those of PANELS; None for a checkpoint trained elsewhere."""
     metrics = checkpoint / "curves" / "plots" / "metrics"
     if not metrics.is_dir():
         return None
@@ -29,7 +29,7 @@ def read_curves(checkpoint: Path) -> pd.DataFrame | None:
 
 
 def training_figure(curves: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """A panel for each of PANELS against the share of the training that is done, a line for each training."""
+    """Each of PANELS against the share of the steps done, with a line per training."""
     figure = make_subplots(
         rows=2, cols=3, subplot_titles=list(PANELS.values()), horizontal_spacing=0.07, vertical_spacing=0.16
     )

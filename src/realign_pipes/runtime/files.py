@@ -72,7 +72,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(_existing(path)).free / 2**20
         raise DiskFullError(
             f"No space left to write {path.absolute()} ({free:.1f} MiB free on its disk). What was finished before is "
-            "whole. Make room there, or raise the quota, and start the same run again: it goes on from there."
+            "whole. Make room there, or raise the quota, and start the same run again: it resumes from there."
         ) from error
 
 

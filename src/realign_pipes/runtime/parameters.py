@@ -61,11 +61,12 @@ class Training(Parameters):
     max_grad_norm: PositiveFloat
     gradient_checkpointing: bool
     save_steps: PositiveInt
-    """An interrupted training goes on from the last multiple of these steps."""
+    """An interrupted training resumes from the last multiple of these steps."""
     seed: Seed
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of "
+                             f"micro_batch_size {self.micro_batch_size}")  # fmt: skip
         return self

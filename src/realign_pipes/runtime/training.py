@@ -1,4 +1,4 @@
-"""What every training here shares: arguments for Transformers' Trainer, bar, curves, and going on where it stopped.
+"""What every training here shares: arguments for Transformers' Trainer, a bar, curves, and resuming where it stopped.
 
 Trainings run in one process, or in those of `accelerate launch`: data parallel, or sharded by FSDP2.
 """
@@ -38,10 +38,12 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.advance(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.advance(1)
 
 
@@ -57,8 +59,8 @@ class FiniteGradients(TrainerCallback):
             norm = norm.full_tensor()
         if not torch.isfinite(norm):
             raise TrainingDivergedError(
-                f"the gradient of step {state.global_step + 1} is not finite. Checkpoints saved before it are in "
-                f"{args.output_dir}, until a run with other parameters starts over."
+                f"the gradient of step {state.global_step + 1} is not finite. The checkpoints before it are in "
+                f"{args.output_dir}; a run with other parameters removes them."
             )
 
 
@@ -67,13 +69,15 @@ class CurvesCallback(TrainerCallback):
 
     What the trainer logs (loss, gradient norm, learning rate, …), and with it `tokens_per_second` (input tokens since
     the step logged before) and `memory_mib` (the peak so far: of the GPU where there is one, else resident). A resumed
-    training first writes the steps before it again, from the state that it goes on from.
+    training first writes the curves of the steps before it again, from its saved state.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.live = Live(str(self.folder), report=None, save_dvc_exp=False, dvcyaml=None)
         for logged in state.log_history:
             self._write(logged, logged["step"])
@@ -90,15 +94,17 @@ class CurvesCallback(TrainerCallback):
         state.log_history[-1].update(tokens_per_second=speed, memory_mib=_peak_memory())
         self._write(state.log_history[-1], state.global_step)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.live.end()
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.live.end()  # type: ignore[no-untyped-call]  # of dvclive
 
     def _write(self, logged: dict[str, Any], step: int) -> None:
         self.live.step = step
         for name, value in logged.items():
             if name not in ("step", "epoch", "num_input_tokens_seen", "num_tokens"):  # TRL's, which begins again
                 self.live.log_metric(name, value)
-        self.live.make_summary()
+        self.live.make_summary()  # type: ignore[no-untyped-call]
 
 
 def _peak_memory() -> float:
@@ -111,7 +117,7 @@ def _peak_memory() -> float:
 
 def uses_fsdp() -> bool:
     """Whether `accelerate launch` asked for parameters that are sharded over the processes."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def student_device() -> torch.device:
@@ -145,7 +151,7 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
     state = PartialState()
     together = parameters.micro_batch_size * state.num_processes
     if parameters.batch_size % together:
-        raise InputError(f"batch_size {parameters.batch_size} is no multiple of micro_batch_size "
+        raise InputError(f"batch_size {parameters.batch_size} is not a multiple of micro_batch_size "
                          f"{parameters.micro_batch_size} times {state.num_processes} processes.")  # fmt: skip
     device = state.device
     return {
@@ -176,10 +182,10 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
 
 
 def train(trainer: Trainer, description: str) -> dict[str, torch.Tensor]:
-    """Run `trainer`, going on from the last complete checkpoint in its folder; the trained model's whole state dict.
+    """Run `trainer`, resuming from the last complete checkpoint in its folder; the trained model's whole state dict.
 
-    The main process shows a bar and writes curves beside the trainer's folder. TrainingDivergedError if a gradient is
-    not finite, DiskFullError if the trainer's state cannot be saved.
+    The main process shows a bar and writes curves beside the trainer's folder. Raises TrainingDivergedError if a
+    gradient is not finite, DiskFullError if the trainer's state cannot be saved.
     """
     trainer.remove_callback(PrinterCallback)
     folder = Path(trainer.args.output_dir)
@@ -192,7 +198,8 @@ def train(trainer: Trainer, description: str) -> dict[str, torch.Tensor]:
         trainer.add_callback(FiniteGradients())
         last = last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return state
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

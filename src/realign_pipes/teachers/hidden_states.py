@@ -7,10 +7,9 @@ Since the head is linear, z = h W^T gives the exact logits back. A cache is a fo
                              state (after the final norm) that predicts it
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -28,10 +27,51 @@ from realign_pipes.runtime.files import atomic_path
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.teachers.parameters import Teachers
 
+SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+REMEDY = "Make it again: kedro run --pipeline teacher_logits"
+
+
+class CacheMismatchError(InputError):
+    """A cache is damaged, unfinished, or was made from something else."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class CacheFile(_Strict):
+    """A file of the cache and its checksum."""
+
+    file: str
+    sha256: str
+
+
+class CacheShard(CacheFile):
+    """The shard of the examples from number `start` up to, and without, number `stop`."""
+
+    start: NonNegativeInt
+    stop: NonNegativeInt
+
+
+class CacheIndex(_Strict):
+    """The content of index.json."""
+
+    model: str
+    tokenizer: str
+    data: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    hidden_size: PositiveInt
+    head: CacheFile
+    lengths: list[NonNegativeInt]
+    """Completion tokens of each example."""
+    shards: list[CacheShard]
+    complete: bool
+
 
 def cache_dtype(dtype: str, model: PreTrainedModel) -> torch.dtype:
     """The torch dtype for a name; `auto` is the model's own."""
-    return model.dtype if dtype == "auto" else getattr(torch, dtype)
+    found: torch.dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    return found
 
 
 def plan_shards(lengths: Sequence[int], shard_tokens: int) -> list[tuple[int, int]]:
@@ -70,52 +110,54 @@ def write_cache(
     plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], shard_tokens)
     if state.is_main_process:
         found = _start_index(folder, model.get_output_embeddings().weight.to(dtype), examples, source)
-        for number, entry in found.items():
-            _write_json(_note(folder, number), entry)
+        for number, shard in enumerate(found):
+            _write_json(_note(folder, number), shard)
     state.wait_for_everyone()
     for number, (start, stop) in list(enumerate(plan))[state.process_index :: state.num_processes]:
         if not _is_good(folder, number, start, stop):
             hidden = _hidden_states(model, [examples[i] for i in range(start, stop)], batch_size, advance)
-            entry = _save_tensor(folder / f"shard-{number:05d}.safetensors", "hidden", hidden.to(dtype).cpu())
-            _write_json(_note(folder, number), {**entry, "start": start, "stop": stop})
+            saved = _save_tensor(folder / f"shard-{number:05d}.safetensors", "hidden", hidden.to(dtype).cpu())
+            _write_json(_note(folder, number), CacheShard(**saved.model_dump(), start=start, stop=stop))
         else:
             advance(stop - start)
     state.wait_for_everyone()
     if state.is_main_process:
         notes = [_note(folder, number) for number in range(len(plan))]
-        index = json.loads((folder / "index.json").read_text())
-        index.update(shards=[json.loads(note.read_text()) for note in notes], complete=True)
-        _write_json(folder / "index.json", index)
+        shards = [CacheShard.model_validate_json(note.read_bytes()) for note in notes]
+        index = _read_index(folder / "index.json")
+        _write_json(folder / "index.json", index.model_copy(update={"shards": shards, "complete": True}))
         for note in notes:
             note.unlink()
     state.wait_for_everyone()
 
 
-def _start_index(
-    folder: Path, head: torch.Tensor, examples: Dataset, source: dict[str, str]
-) -> dict[int, dict[str, Any]]:
-    """Write the head and an index without shards. What a finished index had of the same cache, by number of shard."""
+def _start_index(folder: Path, head: torch.Tensor, examples: Dataset, source: dict[str, str]) -> Sequence[CacheShard]:
+    """Write the head and an index without shards. The shards that a finished index of the same cache had."""
     index_path = folder / "index.json"
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {
-        **source,
-        "dtype": str(head.dtype).removeprefix("torch."),
-        "hidden_size": head.shape[1],
-        "head": _save_tensor(folder / "head.safetensors", "head", head),
-        "lengths": [len(token_ids) for token_ids in examples["completion_ids"]],
-        "shards": [],
-        "complete": False,
-    }
+    index = CacheIndex.model_validate(
+        {
+            **source,
+            "dtype": str(head.dtype).removeprefix("torch."),
+            "hidden_size": head.shape[1],
+            "head": _save_tensor(folder / "head.safetensors", "head", head),
+            "lengths": [len(token_ids) for token_ids in examples["completion_ids"]],
+            "shards": [],
+            "complete": False,
+        }
+    )
+    shards: Sequence[CacheShard] = ()
     try:
         found = _read_index(index_path)
+        same = found.model_copy(update={"shards": [], "complete": False}) == index
+        shards = found.shards if same else ()
     except CacheMismatchError:  # none there, or damaged: made anew
-        found = {}
-    same = {**found, "shards": [], "complete": False} == index
-    if not same:  # notes of shards of something else
+        same = False
+    if not same:  # the notes are of shards of something else
         for note in folder.glob("shard-*.json"):
             note.unlink()
     _write_json(index_path, index)
-    return dict(enumerate(found["shards"])) if same else {}
+    return shards
 
 
 def _note(folder: Path, number: int) -> Path:
@@ -129,11 +171,11 @@ def _is_good(folder: Path, number: int, start: int, stop: int) -> bool:
     if not note.exists():
         return False
     try:
-        entry = _Shard.model_validate_json(note.read_bytes()).model_dump()
+        shard = CacheShard.model_validate_json(note.read_bytes())
     except ValidationError:
         return False
     expected = (f"shard-{number:05d}.safetensors", start, stop)
-    return (entry["file"], entry["start"], entry["stop"]) == expected and _is_whole(folder, entry)
+    return (shard.file, shard.start, shard.stop) == expected and _is_whole(folder, shard)
 
 
 def _hidden_states(
@@ -148,69 +190,33 @@ def _hidden_states(
         inputs = (batch[key].to(model.device) for key in ("input_ids", "attention_mask", "labels"))
         hidden = completion_hidden_states(model, *inputs)
         lengths = [len(examples[i]["completion_ids"]) for i in members]
-        for i, part in zip(members, hidden.split(lengths), strict=True):
+        for i, part in zip(members, torch.split(hidden, lengths), strict=True):
             states[i] = part
         advance(len(members))
     return torch.cat(states)
 
 
-def _save_tensor(path: Path, name: str, tensor: torch.Tensor) -> dict[str, str]:
+def _save_tensor(path: Path, name: str, tensor: torch.Tensor) -> CacheFile:
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous()}, temporary)
-    return {"file": path.name, "sha256": fingerprint_file(path)}
+    return CacheFile(file=path.name, sha256=fingerprint_file(path))
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: BaseModel) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content))
+        temporary.write_text(content.model_dump_json())
 
 
-def _is_whole(folder: Path, entry: dict[str, Any]) -> bool:
+def _is_whole(folder: Path, entry: CacheFile) -> bool:
     """Whether the file is there and has the index's checksum."""
-    file = folder / entry["file"]
-    return file.is_file() and fingerprint_file(file) == entry["sha256"]
+    file = folder / entry.file
+    return file.is_file() and fingerprint_file(file) == entry.sha256
 
 
-class CacheMismatchError(InputError):
-    """A cache is damaged, unfinished, or was made from something else."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _File(_Strict):
-    file: str
-    sha256: str
-
-
-class _Shard(_File):
-    start: NonNegativeInt
-    stop: NonNegativeInt
-
-
-class _Index(_Strict):
-    """What index.json holds."""
-
-    model: str
-    tokenizer: str
-    data: str
-    dtype: Literal["float32", "bfloat16", "float16"]
-    hidden_size: PositiveInt
-    head: _File
-    lengths: list[NonNegativeInt]
-    shards: list[_Shard]
-    complete: bool
-
-
-SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-REMEDY = "Make it again: kedro run --pipeline teacher_logits"
-
-
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Path) -> CacheIndex:
     """The content of index.json. CacheMismatchError, with the first thing that is wrong, if it is not a cache's."""
     try:
-        return _Index.model_validate_json(path.read_bytes()).model_dump()
+        return CacheIndex.model_validate_json(path.read_bytes())
     except OSError as error:
         raise CacheMismatchError(f"{path} cannot be read, so there is no teacher cache: {error}. {REMEDY}") from error
     except ValidationError as error:
@@ -222,23 +228,21 @@ def _read_index(path: Path) -> dict[str, Any]:
 class HiddenStateCache:
     """A finished cache, opened for reading. Use `open_cache`, which checks it."""
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, index: CacheIndex) -> None:
         self.folder = folder
         self.index = index
-        self.hidden_size: int = index["hidden_size"]
         self._places: list[tuple[int, int, int]] = []  # for each example: its shard, and from where to where in it
-        for number, shard in enumerate(index["shards"]):
+        for number, shard in enumerate(index.shards):
             begin = 0
-            for length in index["lengths"][shard["start"] : shard["stop"]]:
+            for length in index.lengths[shard.start : shard.stop]:
                 self._places.append((number, begin, begin + length))
                 begin += length
-        self._slices = [
-            safe_open(folder / shard["file"], framework="pt").get_slice("hidden") for shard in index["shards"]
-        ]
+        shards = [safe_open(folder / shard.file, framework="pt") for shard in index.shards]
+        self._slices = [shard.get_slice("hidden") for shard in shards]  # type: ignore[no-untyped-call]  # of safetensors
 
     def head(self) -> torch.Tensor:
         """The model's output embeddings [V, d], in the cache's dtype."""
-        return load_file(self.folder / self.index["head"]["file"])["head"]
+        return load_file(self.folder / self.index.head.file)["head"]
 
     def hidden_states(self, rows: Sequence[int]) -> torch.Tensor:
         """Hidden states [N, d] for the completion tokens of the examples numbered `rows`, one after the other."""
@@ -250,15 +254,14 @@ class HiddenStateCache:
 
     def report(self, vocab_size: int) -> dict[str, float]:
         """Its size, against keeping the full logits in the same dtype."""
-        tokens = sum(self.index["lengths"])
-        bytes_per_value = torch.empty(0, dtype=getattr(torch, self.index["dtype"])).element_size()
+        width, bytes_per_value = self.index.hidden_size, torch.empty(0, dtype=getattr(torch, self.index.dtype)).itemsize
         return {
-            "examples": len(self.index["lengths"]),
-            "tokens": tokens,
-            "bytes": sum((self.folder / shard["file"]).stat().st_size for shard in self.index["shards"]),
-            "bytes_per_token": self.hidden_size * bytes_per_value,
+            "examples": len(self.index.lengths),
+            "tokens": sum(self.index.lengths),
+            "bytes": sum((self.folder / shard.file).stat().st_size for shard in self.index.shards),
+            "bytes_per_token": width * bytes_per_value,
             "bytes_per_token_of_full_logits": vocab_size * bytes_per_value,
-            "times_smaller": vocab_size / self.hidden_size,
+            "times_smaller": vocab_size / width,
         }
 
 
@@ -275,26 +278,26 @@ def open_cache(folder: Path, source: dict[str, str], examples: Dataset) -> Hidde
     if not index_path.is_file():
         raise CacheMismatchError(f"{folder} has no index.json, so it holds no teacher cache. {REMEDY}")
     index = _read_index(index_path)
-    differing = [name for name, wanted in source.items() if index[name] != wanted]
+    differing = [name for name, wanted in source.items() if getattr(index, name) != wanted]
     if differing:
         raise CacheMismatchError(
             f"the teacher cache in {folder} was made from another {' and another '.join(differing)} than this run "
             f"uses. {REMEDY}"
         )
-    if not index["complete"]:
+    if not index.complete:
         raise CacheMismatchError(f"the teacher cache in {folder} was never finished. {REMEDY}")
     lengths = [len(token_ids) for token_ids in examples["completion_ids"]]
-    if index["lengths"] != lengths:
+    if index.lengths != lengths:
         raise CacheMismatchError(f"{index_path} is damaged: its lengths are not those of the completions. {REMEDY}")
-    _check_tensor(folder, index["head"], "head.safetensors", "head", [None, index["hidden_size"]], index["dtype"])
+    _check_tensor(folder, index.head, "head.safetensors", "head", [None, index.hidden_size], index.dtype)
     done = 0
-    for number, shard in enumerate(index["shards"]):
-        if not shard["start"] == done < shard["stop"] <= len(lengths):
+    for number, shard in enumerate(index.shards):
+        if not shard.start == done < shard.stop <= len(lengths):
             raise CacheMismatchError(f"{index_path} is damaged: shard {number} does not follow on the one before it. "
                                      f"{REMEDY}")  # fmt: skip
-        done = shard["stop"]
-        shape = [sum(lengths[shard["start"] : done]), index["hidden_size"]]
-        _check_tensor(folder, shard, f"shard-{number:05d}.safetensors", "hidden", shape, index["dtype"])
+        done = shard.stop
+        shape = [sum(lengths[shard.start : done]), index.hidden_size]
+        _check_tensor(folder, shard, f"shard-{number:05d}.safetensors", "hidden", shape, index.dtype)
     if done != len(lengths):
         raise CacheMismatchError(f"{index_path} is damaged: its shards hold {done} of {len(lengths)} examples. "
                                  f"{REMEDY}")  # fmt: skip
@@ -302,12 +305,12 @@ def open_cache(folder: Path, source: dict[str, str], examples: Dataset) -> Hidde
 
 
 def _check_tensor(
-    folder: Path, entry: dict[str, Any], file: str, name: str, shape: list[int | None], dtype: str
+    folder: Path, entry: CacheFile, file: str, name: str, shape: Sequence[int | None], dtype: str
 ) -> None:
     """CacheMismatchError unless `entry` is of `file`, which is whole and holds such a tensor. A None is any size."""
     path = folder / file
-    if entry["file"] != file:
-        raise CacheMismatchError(f"{folder / 'index.json'} is damaged: it has {entry['file']!r} where {file} belongs. "
+    if entry.file != file:
+        raise CacheMismatchError(f"{folder / 'index.json'} is damaged: it has {entry.file!r} where {file} belongs. "
                                  f"{REMEDY}")  # fmt: skip
     if not _is_whole(folder, entry):
         raise CacheMismatchError(f"{path} is missing, truncated or altered: it does not have the checksum in the "

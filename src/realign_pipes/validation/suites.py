@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
 FINITE = 1e15
-"""More than any count of tokens or seconds: what is above it is infinite."""
+"""More than any number of tokens or seconds; a larger value is infinite."""
 
 
 def samples(min_correct: float) -> list[Expectation]:
-    """calibration_samples. `min_correct`: the share of completions that has to be right, above 0 and at most 1."""
+    """calibration_samples. `min_correct` is the share of completions that must be right, above 0 and at most 1."""
     import great_expectations.expectations as gxe
 
     from realign_pipes.data.schemas import SAMPLE_COLUMNS
@@ -49,7 +49,7 @@ def samples(min_correct: float) -> list[Expectation]:
 
 
 def calibration() -> list[Expectation]:
-    """calibration_set: right, finished completions that think once and are of the length asked for."""
+    """calibration_set: right, finished completions that think once and have a length within the bounds."""
     import great_expectations.expectations as gxe
 
     from realign_pipes.data.schemas import CALIBRATION_COLUMNS
@@ -67,7 +67,7 @@ def calibration() -> list[Expectation]:
 
 
 def evaluation() -> list[Expectation]:
-    """evaluation_set: problems, none of which the calibration has seen."""
+    """evaluation_set: problems that are not among those of the calibration."""
     import great_expectations.expectations as gxe
 
     from realign_pipes.data.schemas import EVALUATION_COLUMNS
@@ -81,7 +81,7 @@ def evaluation() -> list[Expectation]:
 
 
 def preference_pairs() -> list[Expectation]:
-    """preference_pairs: a short right completion is chosen, a longer or a wrong one rejected."""
+    """preference_pairs: a short, right completion is chosen over a longer or wrong one."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 
@@ -103,7 +103,7 @@ def preference_pairs() -> list[Expectation]:
 
 
 def short_solutions() -> list[Expectation]:
-    """short_solutions: completions without thinking; what was cut of the thinking is in the prompt."""
+    """short_solutions: completions without thinking; where thinking was cut short, it is in the prompt."""
     import great_expectations.expectations as gxe
 
     from realign_pipes.data.schemas import SOLUTION_COLUMNS
@@ -125,7 +125,7 @@ def short_solutions() -> list[Expectation]:
 
 
 def generations() -> list[Expectation]:
-    """generations: graded completions of all candidates; `partition` is the name that a candidate is saved under."""
+    """generations: graded completions of all candidates; `partition` is the name under which one is saved."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
 
@@ -158,7 +158,7 @@ def generations() -> list[Expectation]:
 
 
 def sweep_results() -> list[Expectation]:
-    """sweep_results: one row a candidate and task, with shares, intervals around them, and one reference."""
+    """sweep_results: one row per candidate and task, with shares and their intervals, and exactly one reference."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
     from great_expectations.expectations.row_conditions import Column
@@ -243,7 +243,7 @@ def _examples(columns: Features) -> list[Expectation]:
 
 
 def _at_least(larger: str, smaller: str, notes: str) -> Expectation:
-    """In no row is the column `larger` below the column `smaller`; that one is missing is for others to say."""
+    """In no row is the column `larger` below the column `smaller`. Missing values are left to other expectations."""
     import great_expectations.expectations as gxe
 
     return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
@@ -252,7 +252,7 @@ def _at_least(larger: str, smaller: str, notes: str) -> Expectation:
 
 
 def _candidates() -> list[Expectation]:
-    """Candidates are of a known kind, and have an alpha exactly if their kind has one."""
+    """Every candidate has a known kind, and an alpha if and only if its kind has one."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 

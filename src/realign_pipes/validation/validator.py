@@ -26,19 +26,19 @@ EXAMPLES = 5
 
 
 class GreatExpectations:
-    """Kedro's `validator:` for what the suites are about: passes it on unchanged, or raises DataValidationError.
+    """Kedro's `validator:` that checks data against a suite: returns them unchanged, or raises DataValidationError.
 
-    That is a `datasets.Dataset`, a DataFrame, or the DataFrames of a PartitionedDataset, which are checked as one:
-    Kedro ignores a validator of the dataset that each partition is saved with.
+    Data are a `datasets.Dataset`, a DataFrame, or the DataFrames of a PartitionedDataset. The partitions are checked
+    together, because Kedro ignores a validator of the dataset that saves each of them.
 
-    The file `filepath` (JSON) gets a summary of plain figures, which `dvc metrics show` lists, and in `results` each
-    expectation with what Great Expectations found. It has neither times nor paths: the same data give the same bytes.
+    The file `filepath` (JSON) gets a summary in plain numbers, and in `results` each expectation with what Great
+    Expectations found. It holds neither times nor paths: the same data give the same bytes.
     """
 
     def __init__(self, suite: str, filepath: str, **options: Any) -> None:
         if suite not in SUITES:
             raise InputError(f"there is no suite {suite!r} in realign_pipes.validation: {', '.join(SUITES)}")
-        inspect.signature(SUITES[suite]).bind(**options)  # an option that it lacks or does not know is said now
+        inspect.signature(SUITES[suite]).bind(**options)  # TypeError for an option that is missing or unknown
         self.suite = suite
         self.filepath = Path(filepath)
         self.options = options
@@ -49,7 +49,7 @@ class GreatExpectations:
         columns, *others = SUITES[self.suite](**self.options)
         batch = _batch(frame)
         outcomes = _check(batch, [columns], _key(frame.columns))
-        if outcomes[0]["success"]:  # without its columns nothing else can be asked
+        if outcomes[0]["success"]:  # all other expectations need the columns
             outcomes += _check(batch, others, _key(frame.columns))
         unmet = [found for found in outcomes if not found["success"]]
         failures = [describe_failure(found) for found in unmet if found["severity"] == "critical"]
@@ -69,12 +69,12 @@ class GreatExpectations:
         if warnings:
             logger.warning("%s", DataValidationError(f"the suite {self.suite} warns", failures=warnings))
         if failures:
-            raise DataValidationError(f"the suite {self.suite} is not met", failures=failures)
+            raise DataValidationError(f"the suite {self.suite} failed", failures=failures)
         return data
 
 
 def _frame(data: Any) -> pd.DataFrame:
-    """`data` as one frame: of a Dataset's lists of ids their lengths, and columns that a suite needs besides."""
+    """`data` as one frame, with the lengths of a Dataset's lists in their place, and further columns for the suites."""
     import pandas as pd
     import pyarrow as pa
     from pyarrow import compute
@@ -85,7 +85,7 @@ def _frame(data: Any) -> pd.DataFrame:
         frames = [load_frame(frame).assign(partition=name) for name, frame in data.items()]
         return pd.concat(frames, ignore_index=True)
     if isinstance(data, pd.DataFrame):
-        return data.round(9)  # a bound may differ from its value in the last digit, having been summed in another order
+        return data.round(9)  # summed in another order, a bound may differ from its value in the last digit
 
     table = data.with_format("arrow")[:]
     for number, field in enumerate(table.schema):
@@ -103,7 +103,7 @@ def _frame(data: Any) -> pd.DataFrame:
 
 
 def _batch(frame: pd.DataFrame) -> Batch:
-    """`frame` in Great Expectations' terms, in a context of its own."""
+    """`frame` as a batch of Great Expectations, in a context of its own."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
@@ -111,7 +111,7 @@ def _batch(frame: pd.DataFrame) -> Batch:
         ProgressBarsConfig,
     )
 
-    # All in memory: without a configuration of its own, a context logs a temporary folder for its documentation.
+    # In memory: without this configuration, a context makes a temporary folder for its documentation and logs it.
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(),
         progress_bars=ProgressBarsConfig(globally=False),
@@ -136,13 +136,13 @@ def _check(batch: Batch, expectations: list[Expectation], key: list[str]) -> lis
 
 
 def _key(columns: Collection[str]) -> list[str]:
-    """What names a row: its id, or in a sweep the candidate and more. Kedro shows 40 characters of an example."""
+    """The columns that name a row: its id, or in a sweep the candidate and more."""
     keys = (["id"], ["candidate", "problem_id", "sample"], ["candidate", "task"])
     return next((key for key in keys if set(key) <= set(columns)), [])
 
 
 def _outcome(found: dict[str, Any]) -> dict[str, Any]:
-    """Great Expectations' report of one expectation, without what differs from run to run."""
+    """Great Expectations' result of one expectation, without what differs from run to run."""
     config, result = found["expectation_config"], found["result"]
     if not result:
         raise RuntimeError(f"Great Expectations could not check {config}: {found['exception_info']}")
@@ -154,7 +154,7 @@ def _outcome(found: dict[str, Any]) -> dict[str, Any]:
         "kwargs": {name: value for name, value in config["kwargs"].items() if name != "batch_id"},
         "result": result,
     }
-    return json.loads(json.dumps(outcome), parse_constant=str)  # "Infinity" is a text: JSON has no such number
+    return json.loads(json.dumps(outcome), parse_constant=str)  # infinity becomes text: JSON has no such number
 
 
 def describe_failure(outcome: Mapping[str, Any]) -> CheckFailure:

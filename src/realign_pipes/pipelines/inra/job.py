@@ -33,6 +33,9 @@ from realign_pipes.runtime.work import do_once
 from realign_pipes.teachers.fused import FusedTeachers
 from realign_pipes.teachers.parameters import Teachers
 
+TrainFunction = Callable[[InRaForCausalLM, Path], dict[str, torch.Tensor]]
+"""Trains the adapter, with its state in the folder; the expanded model's state dict after that."""
+
 
 class Adapter(BaseModel):
     """What the stage makes."""
@@ -62,53 +65,15 @@ class TrainAdapter(Job[Adapter]):
         """The finished checkpoint. A training that was interrupted resumes from its last saved step."""
         check_checkpoint(self.reference)
         parameters = self.parameters
-        settings = parameters.model_dump(exclude={"lora", "dpo", "trra"})
+        train_it, facts, settings = self._from_teachers() if parameters.method == "trra" else self._from_examples()
         if parameters.adapter == "lora":
             settings["lora"] = parameters.lora.model_dump()
-        metadata: dict[str, Any] = {"method": f"InRa ({parameters.method})", "parameters": settings}
-        reference = {"name": checkpoint_name(self.reference)}
-        if parameters.method == "trra":
-            teachers = FusedTeachers(
-                self.reference,
-                self.aligned,
-                Dataset.load_from_disk(str(self.calibration_set)),
-                teachers=self.teachers,
-                teacher_cache=self.teacher_cache,
-            )
-            reference["fingerprint"] = fingerprint_model(self.reference)
-            metadata["aligned"] = {
-                "name": checkpoint_name(self.aligned),
-                "fingerprint": fingerprint_model(self.aligned),
-            }
-            metadata["data_fingerprint"] = teachers.data_fingerprint
-            settings["trra"] = parameters.trra.model_dump()
-            settings["teachers"] = self.teachers.model_dump(include={"mode", "dtype"})
-
-            def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
-                return train_trra(
-                    model.expanded,
-                    teachers.teacher(self.aligned, folder / "aligned_cache"),
-                    parameters.trra.alpha,
-                    teachers.examples,
-                    training=parameters,
-                    distillation=parameters.trra,
-                    vocab_size=len(teachers.tokenizer),
-                    folder=folder,
-                    description="training the adapter (TrRa)",
-                )
-
-        else:
-            reference["fingerprint"] = fingerprint_model(self.reference)
-            if parameters.method == "dpo":
-                settings["dpo"] = parameters.dpo.model_dump()
-            source = self.preference_pairs if parameters.method == "dpo" else self.short_solutions
-            examples = Dataset.load_from_disk(str(source))
-            metadata["data_fingerprint"] = _fingerprint_columns(examples)
-
-            def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
-                return train_by_trl(model, examples, self.reference, parameters, folder)
-
-        metadata["reference"] = reference
+        metadata = {
+            "method": f"InRa ({parameters.method})",
+            "parameters": {**parameters.model_dump(exclude={"lora", "dpo", "trra"}), **settings},
+            "reference": {"name": checkpoint_name(self.reference), "fingerprint": fingerprint_model(self.reference)},
+            **facts,
+        }
         if self.chat_template is not None:
             metadata["chat_template"] = fingerprint(self.chat_template.read_text(encoding="utf-8"))
 
@@ -134,6 +99,51 @@ class TrainAdapter(Job[Adapter]):
             return write
 
         return Adapter(checkpoint=do_once(self.work, "checkpoint", metadata, do))
+
+    def _from_teachers(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
+        """TrRa's objective: the training, and what of models, data and parameters goes into it."""
+        parameters = self.parameters
+        teachers = FusedTeachers(
+            self.reference,
+            self.aligned,
+            Dataset.load_from_disk(str(self.calibration_set)),
+            teachers=self.teachers,
+            teacher_cache=self.teacher_cache,
+        )
+
+        def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
+            return train_trra(
+                model.expanded,
+                teachers.teacher(self.aligned, folder / "aligned_cache"),
+                parameters.trra.alpha,
+                teachers.examples,
+                training=parameters,
+                distillation=parameters.trra,
+                vocab_size=len(teachers.tokenizer),
+                folder=folder,
+                description="training the adapter (TrRa)",
+            )
+
+        facts = {
+            "aligned": {"name": checkpoint_name(self.aligned), "fingerprint": fingerprint_model(self.aligned)},
+            "data_fingerprint": teachers.data_fingerprint,
+        }
+        settings = {
+            "trra": parameters.trra.model_dump(),
+            "teachers": self.teachers.model_dump(include={"mode", "dtype"}),
+        }
+        return train_it, facts, settings
+
+    def _from_examples(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
+        """SFT or DPO: the training, and what of data and parameters goes into it."""
+        dpo = self.parameters.method == "dpo"
+        examples = Dataset.load_from_disk(str(self.preference_pairs if dpo else self.short_solutions))
+
+        def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
+            return train_by_trl(model, examples, self.reference, self.parameters, folder)
+
+        settings = {"dpo": self.parameters.dpo.model_dump()} if dpo else {}
+        return train_it, {"data_fingerprint": _fingerprint_columns(examples)}, settings
 
 
 def train_by_trl(

@@ -1,4 +1,4 @@
-"""Nodes of the reporting stage; what they show is made in `realign_pipes.reporting`."""
+"""Nodes of the reporting stage; `realign_pipes.reporting` makes what they show."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from realign_pipes.runtime.launch import Folders
 if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
-else:  # Kedro resolves every node's hints when a run starts; the real imports would slow down all of them
+else:  # Kedro resolves every node's hints when a run starts, and the real imports would slow it down
     DataFrame = Figure = Any
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def draw_training(
     trra_checkpoints: dict[str, Path],
     inra_checkpoint: Path,
 ) -> Figure:
-    """Loss, gradient norm, learning rate, speed and memory of every model that was trained here, and measured."""
+    """Loss, gradient norm, learning rate, speed and memory of every model that was trained here and measured."""
     from realign_pipes.reporting.training_curves import read_curves, training_figure
 
     checkpoints = {
@@ -85,7 +85,7 @@ def draw_training(
 
 
 def build_data_docs(folders: Folders, sweep_results: DataFrame) -> Path:
-    """Great Expectations' pages on every validation. Takes the sweep's results so that all data have been checked."""
+    """The page on every validation. Takes the sweep's results so that all data have been checked before."""
     from realign_pipes.reporting import data_docs
 
     return data_docs.build_data_docs(folders.validation, folders.work / "reporting" / "data_docs")
@@ -126,7 +126,7 @@ def write_report(
 def print_summary(
     sweep_results: DataFrame, recommendation: dict[str, Any], budget_results: DataFrame, report_html: str
 ) -> None:
-    """Print the tables, then log the recommendation. Takes the report so that this is the last thing that runs."""
+    """Print the tables, then log the recommendation. Takes the report so that this node runs last."""
     from rich.console import Console
     from rich.measure import Measurement
 

@@ -1,0 +1,72 @@
+"""Parameters of the demo: the embedded slow thinker and its aligned model."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from realign_pipes.generation.parameters import Sampling
+from realign_pipes.runtime.parameters import Parameters, Seed
+
+
+class ChainSum(Parameters):
+    """reasoning-gym's chain_sum: how hard the problems are that the demo models are trained on."""
+
+    min_terms: Annotated[int, Field(ge=2)]
+    max_terms: Annotated[int, Field(ge=2)]
+    min_digits: PositiveInt
+    max_digits: PositiveInt
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.min_terms > self.max_terms or self.min_digits > self.max_digits:
+            raise ValueError(f"a minimum is larger than its maximum: {self}")
+        return self
+
+
+class DemoTraces(Parameters):
+    """What a slow trace looks like."""
+
+    max_rechecks: NonNegativeInt
+    """Each step is checked again zero to this many times."""
+    slip_rate: Annotated[float, Field(ge=0, lt=1)]
+    """Share of steps that go wrong at first."""
+    cut_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the reference's training examples whose prompt already holds the thinking, cut short and closed."""
+
+
+class DemoArchitecture(Parameters):
+    """A Qwen2 of this size."""
+
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    mlp_width: PositiveInt
+
+
+class DemoTraining(Parameters):
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    save_steps: PositiveInt
+    """An interrupted training goes on from the last multiple of these steps."""
+    problem_seed: Seed
+    """reasoning-gym's problem i of seed s is problem 0 of seed s + i: keep seeds further apart than sizes."""
+    seed: Seed
+
+
+class DemoAlignedTraining(DemoTraining):
+    problems: PositiveInt
+    """Problems that the reference is sampled on; of each one's completions the shortest correct one is kept."""
+    sampling: Sampling
+
+
+class DemoModels(Parameters):
+    """parameters_demo_models.yml: the embedded slow thinker and its aligned model."""
+
+    problems: ChainSum
+    traces: DemoTraces
+    architecture: DemoArchitecture
+    reference: DemoTraining
+    aligned: DemoAlignedTraining
