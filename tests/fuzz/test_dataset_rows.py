@@ -128,7 +128,7 @@ def test_lines_nested_without_end(tmp_path, line):
 def test_lines_that_are_no_objects(tmp_path, line):
     """`null` alone ended the whole process as well."""
     (tmp_path / "rows.jsonl").write_text(line)
-    assert "line 1 is no JSON object" in refused(tmp_path / "rows.jsonl")
+    assert "line 1 is not a JSON object" in refused(tmp_path / "rows.jsonl")
 
 
 def test_brackets_in_text_are_no_nesting(tmp_path):

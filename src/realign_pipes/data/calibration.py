@@ -44,7 +44,7 @@ def select_calibration(
     """The rows of `samples` that are right, finished, think once, and have a length within the bounds.
 
     With CALIBRATION_COLUMNS: the bounds are in the set, so that it says by itself what its lengths have to be.
-    ValueError, with the lengths that there are, if nothing is left.
+    InputError, with the lengths that there are, if nothing is left.
     """
     problems, lengths_of = samples["problem_id"], samples["completion_tokens"]
     usable = [(index, problems[index], lengths_of[index]) for index in usable_rows(samples)]

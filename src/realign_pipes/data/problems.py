@@ -31,7 +31,7 @@ def normalise(question: str) -> str:
 def draw_problems(key: str, name: str, task: Problems, seed: int, excluded: Collection[str] = ()) -> list[Problem]:
     """Distinct problems of `task`, none of which is among `excluded` (normalised questions).
 
-    `key` is the parameter that holds the task. Different keys draw different problems from one seed. ValueError,
+    `key` is the parameter that holds the task. Different keys draw different problems from one seed. InputError,
     naming `key`, where there are fewer problems than the task asks for.
     """
     draws = random.Random(f"{seed}/{key}")

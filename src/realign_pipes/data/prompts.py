@@ -48,7 +48,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerFast, completion: str, end_o
 def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """The id with which the chat template closes the assistant's turn; often, but not always, the eos token.
 
-    ValueError if the template closes it with no special token.
+    InputError if the template closes it with no special token.
     """
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
     closing = render_chat(tokenizer, chat, add_generation_prompt=False).rpartition(_REPLY)[2]

@@ -9,7 +9,7 @@ from realign_pipes.runtime.parameters import Parameters, Seed
 
 
 class ChainSum(Parameters):
-    """reasoning-gym's chain_sum: how hard the problems are that the demo models are trained on."""
+    """reasoning-gym's chain_sum: how hard the problems are that the demo's models learn from."""
 
     min_terms: Annotated[int, Field(ge=2)]
     max_terms: Annotated[int, Field(ge=2)]
@@ -50,7 +50,7 @@ class DemoTraining(Parameters):
     learning_rate: PositiveFloat
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     save_steps: PositiveInt
-    """An interrupted training goes on from the last multiple of these steps."""
+    """An interrupted training resumes from the last multiple of these steps."""
     problem_seed: Seed
     """reasoning-gym's problem i of seed s is problem 0 of seed s + i: keep seeds further apart than sizes."""
     seed: Seed
@@ -58,7 +58,7 @@ class DemoTraining(Parameters):
 
 class DemoAlignedTraining(DemoTraining):
     problems: PositiveInt
-    """Problems that the reference is sampled on; of each one's completions the shortest correct one is kept."""
+    """Problems whose completions the reference draws; the shortest correct one of each is kept."""
     sampling: Sampling
 
 

@@ -34,7 +34,7 @@ MAX_POSITIONS = 1024
 def train_reference(parameters: DemoModels, work: Path) -> Path:
     """Train the slow thinker from scratch on slow traces; the folder of its checkpoint, inside `work`.
 
-    A finished model of the same parameters is taken as it is; an interrupted training is resumed. ValueError, before
+    A finished model of the same parameters is taken as it is; an interrupted training is resumed. InputError, before
     anything is trained, if the completions for the aligned model would be too long.
     """
     training = parameters.reference
@@ -108,7 +108,7 @@ def shortest_correct(
 ) -> Examples:
     """Prompt and completion ids of the shortest correct completion of each problem that the model solves at all.
 
-    `open_engine` opens the reference; `file` keeps the completions, as `sample_and_grade` does. ValueError if the
+    `open_engine` opens the reference; `file` keeps the completions, as `sample_and_grade` does. InputError if the
     reference solves nothing.
     """
     questions = aligned_questions(parameters, tokenizer)
@@ -130,7 +130,7 @@ def shortest_correct(
 
 
 def aligned_questions(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> list[Question]:
-    """The problems that the aligned model learns from. ValueError if their completions would be too long."""
+    """The problems that the aligned model learns from. InputError if their completions would be too long."""
     task = _task(parameters.problems)
     problems = make_problems(task, parameters.aligned.problems, seed=parameters.aligned.problem_seed)
     questions = [

@@ -58,7 +58,7 @@ def draw_uniforms(seed: int, key: str, sample: int, steps: int) -> NDArray[np.fl
 
 
 def stop_token_ids(model: PreTrainedModel) -> list[int]:
-    """The ids that end a completion, from the model's generation config. ValueError if it names none."""
+    """The ids that end a completion, from the model's generation config. InputError if it names none."""
     eos = model.generation_config.eos_token_id
     if eos is None:
         raise InputError(f"{model.config._name_or_path}: generation_config.json names no eos_token_id.")

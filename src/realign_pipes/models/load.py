@@ -34,7 +34,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The checkpoint's tokenizer, as its tokenizer.json has it; its chat template may be anything, or missing.
 
     AutoTokenizer would replace parts of it by those of the architecture's own class (Transformers 5 does so for Qwen2).
-    Raises FileNotFoundError if there is no tokenizer.json, CheckpointError if it is damaged.
+    Raises MissingFileError if there is no tokenizer.json, CheckpointError if it is damaged.
     """
     if not (path / "tokenizer.json").exists():
         raise MissingFileError(f"{path} has no tokenizer.json: only fast tokenizers are supported.")
@@ -49,7 +49,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 def load_chat_tokenizer(path: Path, chat_template: Path | None = None) -> PreTrainedTokenizerFast:
     """The checkpoint's tokenizer, to put chats to the model: with its own chat template, or the one in a file.
 
-    Raises what `load_tokenizer` does, and ValueError if there is no template, or one that fails or leaves out what the
+    Raises what `load_tokenizer` does, and InputError if there is no template, or one that fails or leaves out what the
     user says.
     """
     tokenizer = load_tokenizer(path)
@@ -145,7 +145,7 @@ def default_device() -> torch.device:
 def check_same_tokenizer(
     reference: PreTrainedTokenizerFast, aligned: PreTrainedTokenizerFast, names: tuple[str, str]
 ) -> None:
-    """Raise ValueError, naming the first difference, unless both map the same tokens to the same ids.
+    """Raise InputError, naming the first difference, unless both map the same tokens to the same ids.
 
     Logits of two models can only be mixed id by id. The heads may be padded to different sizes; the tokenizers may
     not differ. The chat templates may: prompts are rendered with the reference's.
@@ -177,7 +177,7 @@ def read_stops(path: Path) -> list[int]:
 
 
 def _check_stops(path: Path, rows: int) -> None:
-    """Raise ValueError unless the generation config names tokens that end a completion."""
+    """Raise InputError unless the generation config names tokens that end a completion."""
     file, stops = path / "generation_config.json", read_stops(path)
     if not stops:
         raise InputError(f"{file} names no eos_token_id, so that completions would never end.")
@@ -194,7 +194,7 @@ def max_positions(path: Path) -> int | None:
 def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that two checkpoints share, after checking that their logits can be mixed.
 
-    Reads configurations and tokenizers only. Raises FileNotFoundError for what is not a checkpoint, and ValueError for
+    Reads configurations and tokenizers only. Raises MissingFileError for what is not a checkpoint, and InputError for
     tokenizers that differ or a head with fewer rows than the tokenizer has tokens. Heads may be padded to different
     sizes.
     """

@@ -1,7 +1,7 @@
 """The sweep in numbers: pass@1 with confidence intervals, tokens and what they save against the reference.
 
 All candidates answer the same problems, so the bootstrap resamples problems, not completions, and draws one set of
-resamples for all candidates: differences between candidates are paired. The same for token budgets.
+resamples for all candidates: differences between candidates are paired. Token budgets are measured the same way.
 """
 
 import zlib
@@ -45,25 +45,12 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
         for all tasks are plain means over the tasks, as in the paper's tables.
 
     Raises:
-        ValueError: no or several references, or candidates that were not measured on the same problems and samples.
+        InputError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    kinds, bare = sweep_kinds(), without_alpha()
-    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], kinds)
+    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], sweep_kinds())
     about = {name: frame.iloc[0] for name, frame in frames.items()}
-    for name, row in about.items():
-        if (row["kind"] in bare) != bool(np.isnan(row["alpha"])):
-            raise InputError(
-                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(bare)} have "
-                "none (NaN), all others have one."
-            )
-    names = sorted(
-        frames, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
-    )
-    references = [name for name in names if about[name]["kind"] == "reference"]
-    if len(references) != 1:
-        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
-    reference = names.index(references[0])
-    _check_same_problems(frames, references[0])
+    names, reference = _ordered(about)
+    _check_same_problems(frames, names[reference])
 
     measures, resampled = _measure(frames, names, bootstrap_samples, bootstrap_seed)
     per_task = list(measures.values())
@@ -104,6 +91,24 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     return conform(results, SWEEP_RESULTS)
 
 
+def _ordered(about: Mapping[str, pd.Series]) -> tuple[list[str], int]:
+    """Names of a sweep's candidates by kind, alpha and name, and the reference's place. `about` has a row of each."""
+    kinds, bare = sweep_kinds(), without_alpha()
+    for name, row in about.items():
+        if (row["kind"] in bare) != bool(np.isnan(row["alpha"])):
+            raise InputError(
+                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(bare)} have "
+                "none (NaN), all others have one."
+            )
+    names = sorted(
+        about, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
+    )
+    references = [name for name in names if about[name]["kind"] == "reference"]
+    if len(references) != 1:
+        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+    return names, names.index(references[0])
+
+
 def summarise_budgets(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
     """Measure thinking inside a budget against plain truncation; rates and differences are shares in [0, 1].
 
@@ -117,7 +122,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
         A frame with the columns BUDGET_RESULTS, ordered by budget, truncation first. No generations give no rows.
 
     Raises:
-        ValueError: a budget without its truncation, two candidates of one kind and budget, or candidates that were not
+        InputError: a budget without its truncation, two candidates of one kind and budget, or candidates that were not
             measured on the same problems and samples.
     """
     if not generations:

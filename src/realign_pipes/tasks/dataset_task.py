@@ -19,9 +19,9 @@ BOXED = "\\boxed"
 def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
     """The dataset at `path` with our columns alone (`columns` maps our name to theirs), memory-mapped.
 
-    `key` is the parameter that named the dataset; messages quote it. Raises FileNotFoundError for a missing path,
-    and ValueError for a form that is not known or cannot be read, for columns that are not there, that lack a value in
-    some row or that are not text (answers may be numbers), and for a dataset without rows.
+    `key` is the parameter that named the dataset; messages quote it. Raises MissingFileError for a missing path,
+    and InputError for a format that is unknown or cannot be read, for columns that are missing, lack a value in some
+    row or are not text (answers may be numbers), and for a dataset without rows.
     """
     import datasets
 
@@ -58,7 +58,7 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
 
 
 def _check_column(cells: pyarrow.ChunkedArray, ours: str, source: str, theirs: str) -> None:
-    """Raise ValueError unless every row has text there; an answer may be a number."""
+    """Raise InputError unless every row has text there; an answer may be a number."""
     import pyarrow
 
     kind = cells.type
@@ -77,7 +77,7 @@ def _check_column(cells: pyarrow.ChunkedArray, ours: str, source: str, theirs: s
 def _check_lines(file: Path) -> None:
     """Raise ValueError, naming the line, unless each is a JSON object.
 
-    Arrow's reader ends the whole process on some others: `null`, or 100,000 brackets inside each other.
+    Arrow's reader ends the whole process on some other lines: `null`, or 100,000 nested brackets.
     """
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -90,7 +90,7 @@ def _check_lines(file: Path) -> None:
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
             if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no JSON object")
+                raise ValueError(f"line {number} is not a JSON object")
 
 
 def make_problems(task: DatasetTask, key: str) -> list[dict[str, str]]:
@@ -102,9 +102,9 @@ def make_problems(task: DatasetTask, key: str) -> list[dict[str, str]]:
 def verify(verifier: Verifier, answered: str, answer: str) -> bool:
     """Whether the text after the thinking gives `answer`.
 
-    `math` compares what stands in the last `\\boxed{}` (without one: in other LaTeX) with the answer, as mathematics.
+    `math` compares the content of the last `\\boxed{}` (without one: in other LaTeX) with the answer, as mathematics.
     Only LaTeX is parsed: math-verify's plain-text parser goes through sympy.parse_expr, which evaluates what it
-    reads. `exact` wants the whole text to equal the answer.
+    reads. `exact` asks that the whole text equals the answer.
     """
     if verifier == "exact":
         return answered.strip() == answer.strip()
@@ -112,8 +112,8 @@ def verify(verifier: Verifier, answered: str, answer: str) -> bool:
     from math_verify import verify as verify_math
 
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
-    # Without their own time-outs, which use the signal that the worker of `grading.grade` needs: it has one for all.
+    # Without time-outs of theirs: they use the signal that the worker of `grading.grade` needs for its own.
     gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False, parsing_timeout=None)
-    # math-verify makes one set of several boxes in a sentence; here the last box is the answer.
+    # Here the last box is the answer; math-verify would take several boxes of a sentence as a set.
     given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False, parsing_timeout=None)
     return verify_math(gold, given, timeout_seconds=None)

@@ -1,6 +1,6 @@
 """Grading: completions, their problems and tasks go in, right or wrong comes out.
 
-Verifiers read what a model wrote, and some of it keeps them busy for ever (`9^{9^{9^9}}`), takes all memory, or ends
+Verifiers read what a model wrote, and some of it keeps them busy forever (`9^{9^{9^9}}`), takes all memory, or ends
 the process. So they run in a worker process with limits, which is killed and replaced. math-verify could stop itself,
 by a signal that only a main thread gets; reasoning-gym's verifiers could not.
 """

@@ -18,7 +18,7 @@ def make_problems(task: ReasoningGymTask, size: int, seed: int) -> list[dict[str
     """`size` problems, each with `question`, `answer` and `metadata` (JSON text: what the verifier needs).
 
     Most of its datasets make problem i of seed s as problem 0 of seed s + i, so neighbouring seeds share problems.
-    ValueError if reasoning-gym has no such dataset or refuses its options.
+    InputError if reasoning-gym has no such dataset or refuses its options.
     """
     return [
         {"question": entry["question"], "answer": str(entry["answer"]), "metadata": json.dumps(entry["metadata"])}
@@ -36,7 +36,9 @@ def verify(task: ReasoningGymTask, answered: str, answer: str, metadata: str) ->
     dataset = _create(task.dataset, json.dumps(task.options))  # some verifiers look at the options
     try:
         return dataset.score_answer(given, {"answer": answer, "metadata": json.loads(metadata)}) >= 1.0
-    except Exception as error:  # some verifiers fail on text that they cannot read: no answer, not a reason to stop
+    except (
+        Exception
+    ) as error:  # some verifiers fail on text that they cannot read: a wrong answer, not a reason to stop
         logger.debug("%s could not read the answer %r: %r", task.dataset, given, error)
         return False
 

@@ -53,7 +53,7 @@ def sweep(
     generations, budgets = (
         {name: pd.read_parquet(file) for name, file in files.items()} for files in (made.sweep, made.budgets)
     )
-    # Here and not in a node of its own: without budgets there is no partition that it could load.
+    # Not in a node of its own: without budgets there would be no partition to load.
     results = summarise_budgets(
         budgets, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
     )

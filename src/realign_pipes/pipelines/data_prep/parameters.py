@@ -10,10 +10,10 @@ from realign_pipes.tasks.parameters import Problems, Verifier
 
 
 class Calibration(Parameters):
-    """Which of the completions become the calibration set. Only correct ones with one finished thinking do."""
+    """Which completions become the calibration set, of those that are correct and close their thinking exactly once."""
 
     keep: Literal["longest", "all"]
-    """Of several completions of one problem."""
+    """Which completions of a problem: the longest, or all."""
     min_tokens: NonNegativeInt
     """Shortest completion, its end-of-turn token included (the paper: 4,000)."""
     max_tokens: PositiveInt
@@ -45,14 +45,14 @@ class DatasetCalibration(Calibration):
     answer_column: str = "answer"
     verifier: Verifier = "math"
     limit: PositiveInt | None = None
-    """At most this many rows are read, drawn with the seed; the filters come after."""
+    """At most this many rows are read, drawn with the seed; the other filters are applied to these."""
 
 
 class ShortSolutions(Parameters):
-    """What InRa's adapter learns by SFT: the solutions that stand after the thinking of correct completions."""
+    """What InRa's adapter learns by SFT: the solutions that follow the thinking in correct completions."""
 
     cut_share: Annotated[float, Field(ge=0, le=1)]
-    """Share of the examples whose prompt already holds the thinking up to a random token (the paper: none)."""
+    """Share of the examples whose prompt holds the thinking up to a random token (the paper: none)."""
 
 
 class DataPrep(Parameters):
