@@ -10,6 +10,7 @@ import yaml
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.inra.parameters import InRa
@@ -22,6 +23,7 @@ PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / 
 TYPES = {
     "data_prep": DataPrep,
     "teachers": Teachers,
+    "models": Models,
     "trra": TrRa,
     "inra": InRa,
     "alpha_sweep": AlphaSweep,
@@ -61,6 +63,18 @@ def test_the_environment_of_the_how_tos_is_accepted(tmp_path, monkeypatch, pages
         if "your_own_data" in pages:
             assert list(parameters["data_prep"].tasks) == ["math500"]
             assert parameters["data_prep"].calibration.source == "dataset"
+
+
+def test_what_the_how_to_adds_for_models_is_accepted(tmp_path, monkeypatch):
+    text = (PROJECT / "docs" / "how_to" / "your_own_models.md").read_text(encoding="utf-8")
+    added = re.findall(r"```yaml\n# added to conf/mine/parameters.yml\n(.*?)```", text, re.DOTALL)
+    base = yaml.safe_load((PROJECT / "conf" / "base" / "parameters_models.yml").read_text())["models"]
+    monkeypatch.chdir(tmp_path)
+    Path("conf/mine").mkdir(parents=True)
+    Path("conf/mine/chat_template.jinja").touch()
+    template, tags = (Models.model_validate({**base, **yaml.safe_load(block)["models"]}) for block in added)
+    assert template.chat_template == Path("conf/mine/chat_template.jinja")
+    assert tags.thinking is not None and tags.thinking.close == "</reflect>"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
