@@ -101,10 +101,11 @@ def thinking_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def make_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
-    """`make_checkpoint(path, seed=0, vocab_padding=0, tokenizer=None)` writes a checkpoint directory, returns `path`.
+    """`make_checkpoint(path, seed=0, …)` writes a checkpoint directory and returns `path`.
 
     A Qwen2 of two layers and width 32 with random weights from `seed`; its head has `vocab_padding` rows more than
-    the tokenizer has tokens. Further arguments go to Qwen2Config.
+    the tokenizer has tokens. Further arguments go to Qwen2Config. In float64 (`dtype`), completions do not depend on
+    what is computed together with them: in float32 last bits do, and now and then a draw falls between.
     """
 
     def make(
@@ -112,6 +113,7 @@ def make_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Pa
         seed: int = 0,
         vocab_padding: int = 0,
         tokenizer: PreTrainedTokenizerFast | None = None,
+        dtype: str = "float32",
         **config: object,
     ) -> Path:
         import torch
@@ -137,7 +139,7 @@ def make_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Pa
         model.generation_config = GenerationConfig(
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
-        model.save_pretrained(path)
+        model.to(getattr(torch, dtype)).save_pretrained(path)
         tokenizer.save_pretrained(path)
         return path
 

@@ -150,14 +150,19 @@ def test_gradient_checkpointing_changes_nothing(monkeypatch, tmp_path, pair, exa
 
 def test_training_moves_the_student_to_the_teacher(tmp_path, pair, examples, vocab_size):
     def distance(student):
+        """On completion tokens, which are all that is learnt from."""
         reference, aligned = (load_model(path, device=CPU) for path in pair)
-        ids = torch.tensor([examples[0]["prompt_ids"] + examples[0]["completion_ids"]])
-        with torch.no_grad():
-            z = [model(ids).logits[..., :vocab_size] for model in (reference, aligned)]
-            return divergence_between(student(ids).logits[..., :vocab_size], fuse_logits(*z, 1.5), "forward_kl").mean()
+        total = 0.0
+        for row in examples:
+            ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+            own = slice(len(row["prompt_ids"]) - 1, -1)
+            with torch.no_grad():
+                z, *pair_z = (one(ids).logits[0, own, :vocab_size] for one in (student, reference, aligned))
+                total += divergence_between(z, fuse_logits(*pair_z, 1.5), "forward_kl").sum()
+        return total
 
     student = train(pair, examples, vocab_size, tmp_path / "work", steps=60)
-    assert distance(student) < 0.4 * distance(load_model(pair[0], device=CPU))
+    assert distance(student) < 0.3 * distance(load_model(pair[0], device=CPU))
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, tmp_path, pair, examples, vocab_size, kill):

@@ -27,7 +27,8 @@ TASKS = {"sums": DatasetTask(kind="dataset", path="unused", verifier="exact")}
 
 @pytest.fixture
 def checkpoints(tmp_path, make_checkpoint):
-    return make_checkpoint(tmp_path / "reference", seed=1), make_checkpoint(tmp_path / "aligned", seed=2)
+    seeds = {"reference": 1, "aligned": 2}
+    return tuple(make_checkpoint(tmp_path / name, seed=seed, dtype="float64") for name, seed in seeds.items())
 
 
 @pytest.fixture
