@@ -39,7 +39,7 @@ def loader_of(project, name):
 
 
 def test_what_it_writes_is_an_environment_for_the_two_checkpoints(project):
-    said = write_environment(project, "mine", "models/slow", str(project / "models" / "fast"), None, None)
+    said = write_environment(project, "mine", "models/slow", str(project / "models" / "fast"))
     conf = loader_of(project, "mine")
     assert conf["globals"] == {"data": "data/mine"}
     check_parameters(conf["parameters"])
@@ -55,8 +55,14 @@ def test_what_it_writes_is_an_environment_for_the_two_checkpoints(project):
     ]
 
 
+def test_a_chat_template_that_fails_is_refused(project):
+    (project / "models" / "slow" / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(InputError, match=r"the chat template of .*slow is damaged"):
+        write_environment(project, "mine", "models/slow", "models/fast")
+
+
 def test_nothing_of_the_demo_is_left_in_it(project):
-    write_environment(project, "mine", "models/slow", "models/fast", None, None)
+    write_environment(project, "mine", "models/slow", "models/fast")
     parameters = loader_of(project, "mine")["parameters"]
     assert list(DataPrep.model_validate(parameters["data_prep"]).tasks) == ["evaluation"]
     sweep = AlphaSweep.model_validate(parameters["alpha_sweep"])
@@ -73,7 +79,7 @@ def test_nothing_of_the_demo_is_left_in_it(project):
 def test_lengths_leave_room_for_the_prompt_and_end_at_the_papers(project, make_checkpoint, positions, longest, kept):
     make_checkpoint(project / "models" / "slow", seed=1, max_position_embeddings=positions)
     make_checkpoint(project / "models" / "fast", seed=2, max_position_embeddings=2 * positions)
-    write_environment(project, "mine", "models/slow", "models/fast", None, None)
+    write_environment(project, "mine", "models/slow", "models/fast")
     parameters = loader_of(project, "mine")["parameters"]
     calibration = parameters["data_prep"]["calibration"]
     assert calibration["sampling"]["max_new_tokens"] == longest < positions
@@ -89,7 +95,7 @@ def test_batches_shrink_as_models_grow(project, make_checkpoint, monkeypatch, pa
     for name in ("slow", "fast"):
         make_checkpoint(project / "models" / name, max_position_embeddings=32768)
     monkeypatch.setattr("realign_pipes.environments._count", lambda path: parameters)
-    write_environment(project, "mine", "models/slow", "models/fast", None, None)
+    write_environment(project, "mine", "models/slow", "models/fast")
     written = loader_of(project, "mine")["parameters"]
     assert written["trra"]["micro_batch_size"] == written["inra"]["micro_batch_size"] == micro
     assert written["alpha_sweep"]["sampling"]["batch_size"] == sampling
@@ -117,8 +123,8 @@ def test_a_repository_of_the_hub_is_pinned_to_the_commit_that_was_downloaded(pro
         return str(snapshot)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    write_environment(project, "mine", "models/slow", "some/model-1.5B@v2", None, None)
-    write_environment(project, "other", "models/slow", "some/model-1.5B", None, None)
+    write_environment(project, "mine", "models/slow", "some/model-1.5B@v2")
+    write_environment(project, "other", "models/slow", "some/model-1.5B")
     assert asked == [("some/model-1.5B", "v2"), ("some/model-1.5B", None)]
     for name in ("mine", "other"):
         entry = loader_of(project, name)["catalog"]["aligned_model"]
@@ -128,7 +134,7 @@ def test_a_repository_of_the_hub_is_pinned_to_the_commit_that_was_downloaded(pro
 def refused(project, message, *, name="mine", reference="models/slow", aligned="models/fast"):
     before = sorted((project / "conf").rglob("*"))
     with pytest.raises(InputError, match=message):
-        write_environment(project, name, reference, aligned, None, None)
+        write_environment(project, name, reference, aligned)
     assert sorted((project / "conf").rglob("*")) == before
 
 
@@ -142,10 +148,26 @@ def test_what_cannot_be_realigned_is_refused_and_nothing_is_written(project, mak
     refused(project, "the tokenizers of .*slow and .*fast differ")
 
 
+def test_a_reference_without_chat_template_needs_one(project, make_checkpoint, tiny_tokenizer, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text(tiny_tokenizer.chat_template)
+    tiny_tokenizer.chat_template = None
+    make_checkpoint(project / "models" / "slow", seed=1, tokenizer=tiny_tokenizer)
+    (project / "models" / "slow" / "chat_template.jinja").unlink()  # of the fixture's own checkpoint
+    refused(project, "no chat template. Name a file that holds one .* with --chat-template")
+    write_environment(project, "mine", "models/slow", "models/fast", chat_template=template)
+    parameters = loader_of(project, "mine")["parameters"]
+    check_parameters(parameters)
+    assert parameters["models"]["chat_template"] == str(template)
+    template.write_text("no messages")
+    with pytest.raises(InputError, match="leaves out what the user says"):
+        write_environment(project, "other", "models/slow", "models/fast", chat_template=template)
+
+
 def test_outside_of_a_project_it_says_so(project, monkeypatch):
     (project / "elsewhere").mkdir()
     with pytest.raises(InputError, match=r"no folder conf/base\. Change to the project's folder"):
-        write_environment(project / "elsewhere", "mine", "models/slow", "models/fast", None, None)
+        write_environment(project / "elsewhere", "mine", "models/slow", "models/fast")
 
 
 def test_the_command_prints_what_was_written_or_one_line(project):

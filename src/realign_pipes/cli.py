@@ -150,19 +150,23 @@ def program() -> None:
 program.add_command(run)
 
 
+FILE = click.Path(exists=True, path_type=Path)
+
+
 @program.command()
 @click.argument("name")
 @click.option(
     "--reference", required=True, help="The model to start from: a folder, or `org/name@revision` of the hub."
 )
 @click.option("--aligned", required=True, help="The model that was aligned further: the same.")
-@click.option("--calibration", type=click.Path(exists=True, path_type=Path), help="Problems to calibrate on.")
-@click.option("--evaluation", type=click.Path(exists=True, path_type=Path), help="Problems to measure on.")
-def init(name: str, reference: str, aligned: str, calibration: Path | None, evaluation: Path | None) -> None:
+@click.option("--calibration", type=FILE, help="Problems to calibrate on.")
+@click.option("--evaluation", type=FILE, help="Problems to measure on.")
+@click.option("--chat-template", type=FILE, help="A chat template in Jinja, for a reference that has none.")
+def init(name: str, reference: str, aligned: str, **files: Path | None) -> None:
     """Write the environment conf/NAME, which realigns two checkpoints of your own."""
     from realign_pipes.environments import write_environment
 
     try:
-        click.echo(write_environment(Path.cwd(), name, reference, aligned, calibration, evaluation))
+        click.echo(write_environment(Path.cwd(), name, reference, aligned, **files))
     except UserError as error:
         raise click.ClickException(str(error)) from error

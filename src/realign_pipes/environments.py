@@ -14,8 +14,7 @@ from safetensors import safe_open
 
 from realign_pipes.datasets.folders import CheckpointDataset
 from realign_pipes.errors import InputError
-from realign_pipes.models.load import check_pair
-from realign_pipes.models.trust import read_config
+from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
@@ -41,6 +40,8 @@ data: data/$name
 PARAMETERS = Template("""\
 # What differs from conf/base, which explains every parameter. The models have $positions positions and $parameters
 # parameters: lengths and batch sizes follow from that, and learning rates are the paper's.
+models:
+  chat_template: $chat_template
 data_prep:
   # The reference writes `samples` completions of each problem, and learns from those that are right. For completions
   # that you have, replace this mapping by
@@ -92,14 +93,22 @@ alpha_sweep:
 
 
 def write_environment(
-    project: Path, name: str, reference: str, aligned: str, calibration: Path | None, evaluation: Path | None
+    project: Path,
+    name: str,
+    reference: str,
+    aligned: str,
+    *,
+    calibration: Path | None = None,
+    evaluation: Path | None = None,
+    chat_template: Path | None = None,
 ) -> str:
     """Write the folder `conf/<name>` of `project` for two checkpoints; what to tell the user.
 
     A checkpoint is a folder, or `org/name` of the hub with an optional `@revision`, which is downloaded. `calibration`
     and `evaluation` are files of problems; None is a place below the project's data where the user will put one.
-    InputError, before anything is written, for a name that is taken or odd, for what is neither a folder nor in the
-    hub, and for a pair that cannot be realigned (as `check_pair` says).
+    `chat_template` is a file of one for a reference without. InputError, before anything is written, for a name that
+    is taken or odd, for what is neither a folder nor in the hub, and for a pair that cannot be realigned (as
+    `check_pair` says).
     """
     folder = project / "conf" / name
     if not NAME.fullmatch(name):
@@ -109,7 +118,10 @@ def write_environment(
     if folder.exists():
         raise InputError(f"{folder} is there already, and is left as it is. Choose another name, or remove it.")
     paths, entries = zip(*(_find(project, checkpoint) for checkpoint in (reference, aligned)), strict=True)
-    check_pair(*paths)
+    if check_pair(*paths).chat_template is None and chat_template is None:
+        raise InputError(f"the tokenizer of {reference} has no chat template. Name a file that holds one (in Jinja) "
+                         "with --chat-template.")  # fmt: skip
+    load_chat_tokenizer(paths[0], chat_template)
     sizes = _sizes(paths)
     problems = {
         "calibration": calibration or Path(f"data/01_raw/{name}/calibration.jsonl"),
@@ -117,6 +129,7 @@ def write_environment(
     }
     values = {"name": name, "reference": entries[0], "aligned": entries[1], **sizes}
     values |= {key: json.dumps(str(path)) for key, path in problems.items()}
+    values["chat_template"] = json.dumps(None if chat_template is None else str(chat_template))
     folder.mkdir()
     for file, template in (("catalog", CATALOG), ("globals", GLOBALS), ("parameters", PARAMETERS)):
         (folder / f"{file}.yml").write_text(template.substitute(values), encoding="utf-8")
@@ -150,7 +163,7 @@ def _find(project: Path, checkpoint: str) -> tuple[Path, str]:
 
 def _sizes(paths: tuple[Path, ...]) -> dict[str, str]:
     """Lengths and batch sizes for the template."""
-    positions = min(read_config(path).get_text_config().max_position_embeddings for path in paths)
+    positions = min(max_positions(path) or 2 * PAPERS_TOKENS for path in paths)
     parameters = max(_count(path) for path in paths)
     longest = min(PAPERS_TOKENS, positions - min(1024, positions // 4))  # the rest is for the prompt
     return {

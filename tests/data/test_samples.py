@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from realign_pipes.data import samples as module
 from realign_pipes.data.problems import draw_problems
 from realign_pipes.data.schemas import SAMPLE_COLUMNS
 from realign_pipes.generation import graded
@@ -58,6 +59,7 @@ def test_scripted_completions(
 def test_random_model_resumes_where_it_was_killed(collect, reference, tmp_path, monkeypatch, sampled) -> None:
     """To the bit, also if the process died in the middle of a line."""
     monkeypatch.setattr(graded, "grade", lambda attempts: [True] * len(attempts))
+    monkeypatch.setattr(module, "usable_rows", lambda samples: [0])  # of random tokens none is
     whole = collect(sampled(), reference, tmp_path / "whole")
     assert len(whole) == 24
     assert all(len(ids) == 24 or ids[-1] == 3 for ids in whole["completion_ids"])
@@ -122,7 +124,7 @@ def test_other_work_is_done_afresh(
         config = reference / "generation_config.json"
         config.write_text(config.read_text().replace('"eos_token_id": 3', '"eos_token_id": 5'))
     elif changed == "tags":
-        given = models(thinking={"open": "<think>", "close": "k>"})
+        given = models(thinking={"open": "<t>", "close": "</think>"})
     elif changed == "chat template":
         (tmp_path / "t.jinja").write_text((reference / "chat_template.jinja").read_text() + "\n")
         given = models(chat_template=tmp_path / "t.jinja")
@@ -286,6 +288,21 @@ def test_a_verifier_that_never_matches_is_found_after_the_first_batches(
     wanted = re.search(r"looked for, in the text after the last </think>: <answer>(-?\d+)</answer>", message)
     assert shown[1] == wanted[1], "of one problem"
     assert len(message.splitlines()) <= 5
+
+
+def test_tags_that_the_model_does_not_write_are_found_after_the_first_batches(
+    collect, reference, script, tmp_path, sampled, four_kinds, models
+) -> None:
+    """Every answer is right, and none can be learned from: the thinking is not told from the answer."""
+    engine = script(lambda result, sample: four_kinds(result, 0))
+    given = models(thinking={"open": "[THINK]", "close": "[/THINK]"})
+    with pytest.raises(ValueError) as refusal:
+        collect(sampled(problems=100), reference, tmp_path / "work", given)
+    assert sum(map(len, engine.asked)) == 17 * 8
+    message = str(refusal.value)
+    assert "129 of 129 completions are right, but none of them is finished and has [/THINK] exactly once" in message
+    assert "the first right completion: '<think>a</think>so<answer>" in message
+    assert "name them in models.thinking" in message
 
 
 def test_one_right_completion_is_enough_to_go_on(collect, reference, script, tmp_path, sampled, four_kinds) -> None:

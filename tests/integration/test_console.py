@@ -304,6 +304,15 @@ def test_an_error_is_short_however_the_run_is_started(project, command):
     assert "did you mean 'steps'?" in result.stderr
 
 
+def test_a_run_imports_no_torch_before_a_node_needs_it(project):
+    command = [sys.executable, "-X", "importtime", "-m", "kedro", "run", "--env", "mine", "--pipeline", "trra"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "stage data_prep makes it" in result.stderr  # it came as far as the inputs of the first node
+    imported = set(re.findall(r"\| +(\w+)$", result.stderr, re.MULTILINE))
+    assert "kedro" in imported
+    assert not imported & {"torch", "transformers", "datasets", "great_expectations"}
+
+
 def test_the_console_script_is_the_program():
     scripts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"realign-pipes": "realign_pipes.__main__:main"}

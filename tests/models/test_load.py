@@ -4,9 +4,17 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, load_tokenizer, render_chat
+from realign_pipes.models.load import (
+    check_pair,
+    copy_tokenizer,
+    load_chat_tokenizer,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    read_stops,
+)
 
 
 def test_a_pair_with_heads_of_different_size_is_fine(pair, tiny_tokenizer):
@@ -49,19 +57,56 @@ def test_paths_that_are_no_checkpoints_are_refused(tmp_path, pair):
         check_pair(pair[0], pickled)
 
 
-def test_a_chat_needs_a_template_which_may_be_a_file_of_the_users(tmp_path, make_checkpoint, tiny_tokenizer):
-    tiny_tokenizer.chat_template = None
+def test_a_tokenizer_without_a_chat_template_is_refused_where_there_are_chats(
+    tmp_path, make_checkpoint, tiny_tokenizer
+):
+    """With what to do: name a file. Where nothing is rendered, as in a sweep, no template is needed."""
+    template, tiny_tokenizer.chat_template = tiny_tokenizer.chat_template, None
     plain = make_checkpoint(tmp_path / "plain", tokenizer=tiny_tokenizer)
-    assert load_tokenizer(plain).chat_template is None  # enough for whoever has token ids already
-    with pytest.raises(ValueError, match=r"plain has no chat template.*`models: \{chat_template: conf/"):
+    with pytest.raises(ValueError, match=r"plain has no chat template.*name the file in .*models: {chat_template: "):
         load_chat_tokenizer(plain)
-    template = tmp_path / "mine.jinja"
-    template.write_text("{% for message in messages %}Q: {{ message['content'] }}\nA:{% endfor %}")
-    chat = [{"role": "user", "content": "3 + 4"}]
-    assert render_chat(load_chat_tokenizer(plain, template), chat, add_generation_prompt=True) == "Q: 3 + 4\nA:"
-    template.write_text("Q: none")
-    with pytest.raises(ValueError, match=r"the chat template .*mine.jinja leaves out what the user says"):
-        load_chat_tokenizer(plain, template)
+    assert check_pair(plain, plain).chat_template is None
+    (tmp_path / "given.jinja").write_text(template)
+    assert load_chat_tokenizer(plain, tmp_path / "given.jinja").chat_template == template
+    assert load_tokenizer(plain).chat_template is None
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("jinja_file", [True, False])
+def test_a_copied_tokenizer_has_the_template_of_the_file(tmp_path, make_checkpoint, tiny_tokenizer, own, jinja_file):
+    """Stock tools find it, whether the source has a template in tokenizer_config.json, in a file, or none."""
+    if not own:
+        tiny_tokenizer.chat_template = None
+    source = make_checkpoint(tmp_path / "source", tokenizer=tiny_tokenizer)
+    if not jinja_file:
+        tiny_tokenizer.save_pretrained(source, save_jinja_files=False)
+        (source / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "given.jinja").write_text("given: {{ messages[0].content }}")
+    for template in (tmp_path / "given.jinja", None):
+        target = shutil.copytree(source, tmp_path / f"target-{template is None}", ignore=shutil.ignore_patterns("*to*"))
+        copy_tokenizer(source, target, template)
+        expected = tiny_tokenizer.chat_template if template is None else "given: {{ messages[0].content }}"
+        for loaded in (AutoTokenizer.from_pretrained(target), load_tokenizer(target)):
+            assert loaded.chat_template == expected
+            assert loaded.get_vocab() == tiny_tokenizer.get_vocab()
+
+
+def test_positions_and_stops_are_read_from_the_checkpoint(tmp_path, make_checkpoint):
+    path = make_checkpoint(tmp_path / "model", max_position_embeddings=77)
+    assert max_positions(path) == 77
+    assert read_stops(path) == [3]
+    config = path / "generation_config.json"
+    config.write_text(config.read_text().replace('"eos_token_id": 3', '"eos_token_id": [3, 5]'))
+    assert read_stops(path) == [3, 5]
+    config.unlink()
+    assert read_stops(path) == []
+
+
+def test_a_model_without_positions_has_no_limit(tmp_path):
+    from transformers import BloomConfig
+
+    BloomConfig().save_pretrained(tmp_path)  # ALiBi
+    assert max_positions(tmp_path) is None
 
 
 def test_models_load_in_the_dtype_they_were_saved_in(tmp_path, pair):

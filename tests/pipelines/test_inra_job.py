@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import load_model
@@ -67,7 +67,7 @@ def make(pair, examples, pairs, tmp_path):
     examples.save_to_disk(tmp_path / "examples")
     pairs.save_to_disk(tmp_path / "pairs")
 
-    def make(work="work", **changes):
+    def make(work="work", chat_template=None, **changes):
         adapter = TrainAdapter(
             parameters=make_parameters(**changes),
             teachers=ONLINE,
@@ -77,6 +77,7 @@ def make(pair, examples, pairs, tmp_path):
             preference_pairs=tmp_path / "pairs",
             calibration_set=tmp_path / "examples",
             teacher_cache=tmp_path / "none",
+            chat_template=chat_template,
             work=tmp_path / work,
         )
         return adapter.run().checkpoint
@@ -256,3 +257,17 @@ def test_the_checkpoint_says_what_it_is(make, pair):
     for fact in ("layer adapter of 1 layer at the bottom", fingerprint_model(pair[0]), made["data_fingerprint"]):
         assert fact in card
     assert InRaForCausalLM.from_pretrained(path, base=pair[0]).config.num_hidden_layers == 2
+
+
+def test_the_checkpoint_has_the_chat_template_that_the_models_were_given(make, tmp_path):
+    """Also in place of the reference's own; another template makes another checkpoint."""
+    (tmp_path / "given.jinja").write_text("given: {{ messages[0].content }}")
+    own = make(steps=1)
+    fingerprints = [json.loads((own / "realignment.json").read_text()).get("chat_template")]
+    assert AutoTokenizer.from_pretrained(own).chat_template.startswith("{% for")
+    for text in ("given: {{ messages[0].content }}", "other: {{ messages[0].content }}"):
+        (tmp_path / "given.jinja").write_text(text)
+        path = make(steps=1, chat_template=tmp_path / "given.jinja")
+        assert AutoTokenizer.from_pretrained(path).chat_template == text
+        fingerprints.append(json.loads((path / "realignment.json").read_text())["chat_template"])
+    assert fingerprints[0] is None and len(set(fingerprints)) == 3

@@ -412,3 +412,24 @@ def test_the_order_of_examples_is_permutation_after_permutation(examples):
     assert ids[:9] != ids[9:18]
     assert ids == in_training_order(examples, make_parameters(steps=10, batch_size=2, micro_batch_size=1))["id"][:]
     assert ids != in_training_order(examples, make_parameters(steps=5, batch_size=4, seed=6))["id"][:]
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_student_has_the_chat_template_that_the_models_were_given(tmp_path, pair, examples, adapter):
+    """Also in place of the reference's own; another template makes another student."""
+    fingerprints = []
+    for text in ("given: {{ messages[0].content }}", "other: {{ messages[0].content }}"):
+        (tmp_path / "given.jinja").write_text(text)
+        path = train_student(
+            Student("trra-1.5", 1.5, 0, pair[1]),
+            make_teachers(pair, examples, tmp_path, TEACHERS),
+            make_parameters(steps=1, adapter=adapter),
+            tmp_path / "work",
+            tmp_path / "given.jinja",
+        )
+        assert AutoTokenizer.from_pretrained(path).chat_template == text
+        fingerprints.append(json.loads((path / "realignment.json").read_text())["chat_template"])
+    assert len(set(fingerprints)) == 2
+    own = realign(pair, examples, tmp_path, steps=1, adapter=adapter)
+    assert AutoTokenizer.from_pretrained(own).chat_template.startswith("{% for")
+    assert "chat_template" not in json.loads((own / "realignment.json").read_text())

@@ -96,7 +96,7 @@ def test_only_the_first_and_last_alpha_of_a_kind_are_written_beside_their_points
 def test_a_row_in_the_table_of_kinds_is_all_that_a_new_kind_needs(
     make_sweep: Callable, budget_results: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ):
-    merged = Kind("merged", "Merged weights", "#56B4E9", "hexagon", load=None, about="A mean of weights.")
+    merged = Kind("merged", "Merged weights", "#56B4E9", "hexagon", open=None, about="A mean of weights.")
     capped = replace(merged, name="capped", label="Capped", marker="pentagon", of_budgets=True)
     beside = replace(merged, name="beside", label="Beside", marker="x", panel="merged", joined=False)
     for kind in (merged, capped, beside):

@@ -44,6 +44,8 @@ def example(suite: str) -> Callable[[int], dict[str, Any]]:
             "answer": f"{n + 1}",
             "metadata": "{}",
             "prompt": f"user {n} + 1",
+            "think_open": "<think>",
+            "think_close": "</think>",
             "prompt_ids": [5] * (n + 1),
             "prompt_tokens": n + 1,
         }
@@ -89,6 +91,7 @@ def short(n: int) -> dict[str, Any]:
         "id": f"row-{n}",
         "problem_id": f"p-{n}",
         "prompt": f"user {n} + 1 <think>",
+        "think_close": "</think>",
         "completion": f"\n</think>\n{n + 1}" if n % 2 else f"{n + 1}",
         "prompt_ids": [5] * (n + 1),
         "completion_ids": [1] * 4,
@@ -200,12 +203,13 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"completion_tokens": 9}, f"completion_tokens counts completion_ids: {ONE_ROW}", ["row-3, 9, 8"]),
         ({"correct": False}, f"every completion is right: {ONE_ROW}", ["row-3, False"]),
         ({"finished": False}, f"no completion was cut off: {ONE_ROW}", ["row-3, False"]),
-        ({"completion": "b"}, f"every completion has exactly one </think>: {ONE_ROW}", ["row-3, 0"]),
+        ({"completion": "b"}, f"every completion closes the thinking exactly once: {ONE_ROW}", ["row-3, 0"]),
         (
             {"completion": "a </think> b </think>"},
-            f"every completion has exactly one </think>: {ONE_ROW}",
+            f"every completion closes the thinking exactly once: {ONE_ROW}",
             ["row-3, 2"],
         ),
+        ({"think_close": "[/T]"}, f"every completion closes the thinking exactly once: {ONE_ROW}", ["row-3, 0"]),
         ({"min_tokens": 9}, f"no completion is shorter than min_tokens: {ONE_ROW}", ["row-3, 8, 9"]),
         ({"max_tokens": 7}, f"no completion is longer than max_tokens: {ONE_ROW}", ["row-3, 7, 8"]),
     ],
@@ -237,8 +241,13 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"thinking_tokens": 5}, f"the prompt holds all of its thinking_tokens: {ONE_ROW}", ["row-3, 4, 5"]),
         (
             {"completion": "hm\n</think>\n4"},
-            f"no completion has thinking before its </think>: {ONE_ROW}",
-            ["row-3, hm\n</think>\n4"],
+            f"no completion thinks before it closes the thinking: {ONE_ROW}",
+            ["row-3, hm\n"],
+        ),
+        (
+            {"completion": "hm[/T]4", "think_close": "[/T]"},
+            f"no completion thinks before it closes the thinking: {ONE_ROW}",
+            ["row-3, hm"],
         ),
     ],
     "generations": [
@@ -334,7 +343,7 @@ def test_every_expectation_of_every_suite_is_seen_failing() -> None:
         "all columns are there",
         "there are rows",
         "at least 90% of the completions are right",
-        "no completion has more than one </think>",
+        "no completion closes the thinking more than once",
         "token_reduction is at most 1",
         "pass_at_1 is a share between 0 and 1",
         "finished is true or false",
@@ -352,8 +361,8 @@ def test_corruptions_that_break_two_expectations(tmp_path) -> None:
         "short_solutions", corrupted("short_solutions", 3, completion="</think> a </think> 4"), tmp_path
     )
     assert {one.check for one in raised.failures} == {
-        f"no completion has more than one </think>: {ONE_ROW}",
-        f"no completion has thinking before its </think>: {ONE_ROW}",
+        f"no completion closes the thinking more than once: {ONE_ROW}",
+        f"no completion thinks before it closes the thinking: {ONE_ROW}",
     }
     raised, _ = failure("sweep_results", corrupted("sweep_results", 3, pass_at_1=1.1, pass_at_1_high=1.1), tmp_path)
     assert {one.check for one in raised.failures} == {
@@ -434,6 +443,21 @@ def test_results_hold_what_was_counted_and_nothing_of_the_run(tmp_path) -> None:
     assert str(tmp_path).encode() not in written and b"batch_id" not in written
     failure("calibration", Dataset.from_list(rows), tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "validation" / "found.json").read_bytes() == written
+
+
+def test_tags_of_the_data_are_counted(tmp_path) -> None:
+    """And not `</think>`, whatever they are."""
+    rows = [row | {"think_close": "</t>", "completion": "<t> </think> </t> b"} for row in good_rows("calibration")]
+    validate("calibration", as_data("calibration", rows), tmp_path)
+    rows[3]["completion"] = "<think> a </think> b"
+    raised, _ = failure("calibration", as_data("calibration", rows), tmp_path)
+    assert [one.check for one in raised.failures] == [f"every completion closes the thinking exactly once: {ONE_ROW}"]
+    solutions = [row | {"think_close": "</t>", "completion": "hm</think> 4"} for row in good_rows("short_solutions")]
+    validate("short_solutions", as_data("short_solutions", solutions), tmp_path)
+    solutions[3]["completion"] = "hm</t> 4"
+    raised, _ = failure("short_solutions", as_data("short_solutions", solutions), tmp_path)
+    check = f"no completion thinks before it closes the thinking: {ONE_ROW}"
+    assert [one.check for one in raised.failures] == [check]
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -12,19 +12,30 @@ from realign_pipes.errors import InputError
 logger = logging.getLogger(__name__)
 
 
+def is_usable(correct: bool, finished: bool, completion: str, think_close: str) -> bool:
+    """Whether a completion can be learned from: it is right, finished, and closes its thinking once."""
+    return correct and finished and completion.count(think_close) == 1
+
+
 def usable_rows(samples: Dataset) -> list[int]:
-    """Numbers of the rows that are right, finished, and close their thinking once. ValueError if there is none."""
-    columns = zip(samples["correct"], samples["finished"], samples["completion"], samples["think_close"], strict=True)
-    usable = [
-        index
-        for index, (correct, finished, completion, think_close) in enumerate(columns)
-        if correct and finished and completion.count(think_close) == 1
-    ]
+    """Numbers of the rows that are usable. InputError, with an example, if there is none."""
+    columns = [samples[name][:] for name in ("correct", "finished", "completion", "think_close")]
+    usable = [number for number, values in enumerate(zip(*columns, strict=True)) if is_usable(*values)]
     if not usable:
-        raise InputError(f"data_prep.calibration: {sum(samples['correct'])} of {len(samples)} completions are right, "
-                         f"but none of them is finished and has {samples['think_close'][0]} exactly once. If the "
-                         "models think between other tags, name them in models.thinking.")  # fmt: skip
+        correct, _, completions, (think_close, *_) = columns
+        example = next((text for text, right in zip(completions, correct, strict=True) if right), completions[0])
+        raise InputError(
+            f"data_prep.calibration: {sum(correct)} of {len(samples)} completions are right, but none of them is "
+            f"finished and has {think_close} exactly once, so that none can be learned from.\n"
+            f"  the first right completion: {shortened(example)!r}\n"
+            "If the models think between other tags, name them in models.thinking."
+        )
     return usable
+
+
+def shortened(text: str, most: int = 400) -> str:
+    """The beginning and, twice as long, the end of a text, where the answer stands."""
+    return text if len(text) <= most else f"{text[: most // 3]} … {text[-2 * most // 3 :]}"
 
 
 def select_calibration(

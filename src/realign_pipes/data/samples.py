@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.data.calibration import is_usable, shortened, usable_rows
 from realign_pipes.data.problems import Problem, draw_problems, normalise
 from realign_pipes.data.prompts import continue_prompt, encode_completion, end_of_turn_id, render_prompt
 from realign_pipes.data.schemas import SAMPLE_COLUMNS
@@ -32,7 +33,7 @@ KEY = "data_prep.calibration"
 """The parameter that messages name."""
 NAME = "calibration"
 ENOUGH = 32
-"""Problems without any right completion after which no more completions are drawn: something is wrong."""
+"""Problems without any usable completion after which no more completions are drawn: something is wrong."""
 
 
 def draw_samples(
@@ -48,9 +49,8 @@ def draw_samples(
 ) -> Dataset:
     """Completions that the reference draws, `sampling.samples` of each problem, with SAMPLE_COLUMNS.
 
-    `open_engine` opens the reference, once the problems and their prompts are found to be in order. Sampling that was
-    interrupted resumes in `work`. ValueError if the prompts are too long for the model, and as soon as ENOUGH problems
-    have no right completion and no other has one.
+    `open_engine` opens the reference, after the problems and the length of their prompts were checked. Sampling that
+    was interrupted resumes in `work`. InputError if no completion is usable, as soon as ENOUGH problems are answered.
     """
     problems = {problem.id: problem for problem in draw_problems(f"{KEY}.task", NAME, task, seed)}
     questions = {name: _question(problem, task, tokenizer, tags) for name, problem in problems.items()}
@@ -80,14 +80,14 @@ def draw_samples(
         description="sampling the reference model",
     )
     rows: list[dict[str, Any]] = []
-    answered, right = set(), 0
+    answered, usable = set(), 0
     for one in drawn:
         text = completion_text(tokenizer, one.token_ids, one.finished)
         row = _row(problems[one.id], questions[one.id], one.sample, text, one.token_ids)
         rows.append({**row, "finished": one.finished, "correct": one.correct, "source": "sampled"})
         answered.add(one.id)
-        right += one.correct
-        if not right and len(answered) > ENOUGH:
+        usable += is_usable(one.correct, one.finished, text, tags.close)
+        if not usable and len(answered) > ENOUGH:
             break
     return _dataset(rows, task, tags)
 
@@ -106,7 +106,7 @@ def read_samples(
 ) -> Dataset:
     """The completions in a dataset on disk, graded, with SAMPLE_COLUMNS. Rows with one question are samples of it.
 
-    At most `limit` rows are read, drawn with the seed. ValueError if no completion is right.
+    At most `limit` rows are read, drawn with the seed. InputError if no completion is usable.
     """
     columns = {"question": question_column, "completion": completion_column, "answer": answer_column}
     found = read_rows(path, columns, KEY)
@@ -169,7 +169,7 @@ def _row(
 
 
 def _dataset(rows: list[dict[str, Any]], task: Task, tags: ThinkingTags) -> Dataset:
-    """The rows as a data set, ordered by problem. ValueError if no completion is right."""
+    """The rows as a data set, ordered by problem. InputError if no completion is usable."""
     right = sum(row["correct"] for row in rows)
     unfinished = sum(not row["finished"] for row in rows)
     problems = len({row["problem_id"] for row in rows})
@@ -178,7 +178,7 @@ def _dataset(rows: list[dict[str, Any]], task: Task, tags: ThinkingTags) -> Data
         raise InputError(
             f"{KEY}: none of {len(rows)} completions of {problems} problems is right, and {unfinished} of them are cut "
             f"off by the token limit.\n"
-            f"  the first completion: {_shortened(first['completion'])!r}\n"
+            f"  the first completion: {shortened(first['completion'])!r}\n"
             f"  looked for, in the text after the last {tags.close}: {looked_for(task, first['answer'])}\n"
             "Choose a verifier or task that reads answers in the form in which the model gives them. If many are cut "
             "off, raise max_new_tokens; if the model thinks between other tags, name them in models.thinking."
@@ -188,9 +188,6 @@ def _dataset(rows: list[dict[str, Any]], task: Task, tags: ThinkingTags) -> Data
         len(rows), problems, right, 100 * right / len(rows), unfinished,
     )  # fmt: skip
     rows.sort(key=lambda row: (row["problem_id"], row["sample"]))
-    return Dataset.from_list(rows, features=SAMPLE_COLUMNS)
-
-
-def _shortened(text: str, most: int = 400) -> str:
-    """The beginning and, twice as long, the end of a text, where the answer stands."""
-    return text if len(text) <= most else f"{text[: most // 3]} … {text[-2 * most // 3 :]}"
+    samples = Dataset.from_list(rows, features=SAMPLE_COLUMNS)
+    usable_rows(samples)
+    return samples

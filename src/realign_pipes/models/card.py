@@ -6,8 +6,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.models.load import copy_tokenizer
-
 METADATA = "realignment.json"
 
 _TEMPLATE = """---
@@ -108,6 +106,8 @@ def describe_checkpoint(
 
     `chat_template`, if given, is the file of the template that the tokenizer gets in place of the reference's.
     """
+    from realign_pipes.models.load import copy_tokenizer  # with it comes torch, and every run asks for the commit
+
     copy_tokenizer(reference, folder, chat_template)
     shutil.copytree(curves, folder / curves.name)
     write_model_card(folder, title=title, introduction=introduction, tags=tags, metadata=metadata)

@@ -59,7 +59,7 @@ def calibration() -> list[Expectation]:
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True], notes="every completion is right"),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True], notes="no completion was cut off"),
         gxe.ExpectColumnValuesToBeInSet(
-            column="think_closes", value_set=[1], notes="every completion closes its thinking exactly once"
+            column="think_closes", value_set=[1], notes="every completion closes the thinking exactly once"
         ),
         _at_least("completion_tokens", "min_tokens", "no completion is shorter than min_tokens"),
         _at_least("max_tokens", "completion_tokens", "no completion is longer than max_tokens"),
@@ -116,10 +116,10 @@ def short_solutions() -> list[Expectation]:
         ),
         _at_least("prompt_tokens", "thinking_tokens", "the prompt holds all of its thinking_tokens"),
         gxe.ExpectColumnValuesToBeBetween(
-            column="think_closes", max_value=1, notes="no completion closes a thinking more than once"
+            column="think_closes", max_value=1, notes="no completion closes the thinking more than once"
         ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="thinks_before_close", value_set=[False], notes="no completion thinks before the tag that closes it"
+        gxe.ExpectColumnValuesToNotMatchRegex(
+            column="thinking", regex=r"\S", notes="no completion thinks before it closes the thinking"
         ),
     ]
 

@@ -95,10 +95,10 @@ def _frame(data: Any) -> pd.DataFrame:
         table = table.append_column("chosen_is_rejected", compute.equal(table["chosen"], table["rejected"]))
     frame = table.to_pandas()
     if {"completion", "think_close"} <= set(frame):
-        texts = frame[["completion", "think_close"]].fillna("").itertuples(index=False)  # what is missing is found out
-        parts = [text.split(tag) if tag else [text] for text, tag in texts]
-        frame["think_closes"] = [len(part) - 1 for part in parts]
-        frame["thinks_before_close"] = [len(part) > 1 and part[0].strip() != "" for part in parts]
+        pairs = zip(frame["completion"], frame["think_close"], strict=True)
+        known = [pair if all(isinstance(text, str) for text in pair) else None for pair in pairs]  # else is missing
+        frame["think_closes"] = [pair and pair[0].count(pair[1]) for pair in known]
+        frame["thinking"] = [pair and pair[0].rpartition(pair[1])[0] for pair in known]
     return frame
 
 
