@@ -257,7 +257,8 @@ def test_data_parallel_makes_what_one_process_makes(models, examples, students, 
     }
     made = in_one_process({"caches": caches, **jobs}, tmp_path)
     problems = Dataset.load_from_disk(examples).select_columns(["id", "prompt", "prompt_ids"])
-    for column, value in (("task", "sums"), ("answer", "7"), ("metadata", "{}")):
+    columns = {"task": "sums", "answer": "7", "metadata": "{}", "think_open": "<think>", "think_close": "</think>"}
+    for column, value in columns.items():
         problems = problems.add_column(column, [value] * 9)
     sweep = partial(
         MeasureCandidates,
@@ -361,7 +362,7 @@ def test_processes_end_with_the_run_that_started_them(students, tmp_path):
     command = [sys.executable, "-c", script, TrainStudents.__module__, str(tmp_path / "launch" / "trra")]
     run = subprocess.Popen(command, env=ENVIRONMENT)
     try:
-        while not list((tmp_path / "work").glob("*/curves/plots/metrics/loss.tsv")):
+        while not list((tmp_path / "work").glob("*/trainer/checkpoint-*")):
             assert run.poll() is None
             time.sleep(0.2)
         started = psutil.Process(run.pid).children(recursive=True)
