@@ -1,6 +1,6 @@
 """Runs that end badly: killed at random moments, on a full disk, or begun twice. Real `kedro run`s in a copied project.
 
-`pytest tests/test_kill.py` kills once in each kind of work; `pytest -m slow tests/test_kill.py` five times in each. A
+`pytest tests/integration/test_kill.py` kills once in each kind of work, `pytest -m slow` on it five times in each. A
 failure prints the seed of the random moments; KILL_SEED=<seed> draws them again.
 """
 
