@@ -26,7 +26,7 @@ from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine, stop_token_ids
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.inra import InRaForCausalLM
-from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
+from realign_pipes.sweep.parameters import AlphaSweep
 
 PROJECT = Path(__file__).parents[1]
 

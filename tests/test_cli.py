@@ -87,8 +87,14 @@ def test_a_long_explanation_is_cut_and_says_so(capsys):
     report(raised(InputError("\n".join(f"line {number}" for number in range(50)))), verbose=False)
     *lines, last = capsys.readouterr().err.splitlines()
     assert lines == ["Error: line 0", *(f"line {number}" for number in range(1, 8)), "… and 42 more lines"]
-    assert len(lines) == MAX_LINES
     assert last == "Full traceback: the same command with --verbose."
+    error = raised(InputError("\n".join(f"line {number}" for number in range(50))))
+    error.add_note("What was found: data_docs/index.html")
+    error.add_note("Full traceback: logs/now.log")
+    report(error, verbose=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[7:] == ["… and 43 more lines", *error.__notes__]
+    assert len(lines) == MAX_LINES
 
 
 def test_where_the_traceback_is_comes_last_or_the_traceback_itself_first(capsys):

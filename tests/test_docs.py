@@ -11,11 +11,11 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from realign_pipes.data.parameters import Models
-from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Launcher
+from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.teachers.parameters import Teachers
 
 PROJECT = Path(__file__).parents[1]

@@ -14,11 +14,11 @@ from realign_pipes.config import ConfigLoader
 from realign_pipes.environments import PAPERS_TOKENS, write_environment
 from realign_pipes.errors import InputError
 from realign_pipes.hooks import check_parameters
-from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.settings import CONFIG_LOADER_ARGS
+from realign_pipes.sweep.parameters import AlphaSweep
 
 PROJECT = Path(__file__).parents[1]
 

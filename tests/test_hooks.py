@@ -1,5 +1,6 @@
 """Parameters that do not fit are said as the YAML has them, all at once."""
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from realign_pipes.hooks import check_parameters
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.settings import CONFIG_LOADER_ARGS
 
-CONF = Path(__file__).parents[1] / "conf"
+PROJECT = Path(__file__).parents[1]
+CONF = PROJECT / "conf"
 
 
 def load(env, params=None):
@@ -82,3 +84,20 @@ def test_the_completions_of_an_environments_own_problems_can_be_sampled(tmp_path
     check_parameters(parameters)
     assert parameters["data_prep"]["calibration"] == calibration
     assert parameters["trra"]["alphas"] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"), [("work_dir", "work"), ("log_dir", "logs"), ("validation_results", "validation")]
+)
+def test_a_catalog_entry_that_became_a_parameter_is_refused_with_its_new_name(tmp_path, name, parameter):
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
+    mine = tmp_path / "conf" / "mine"
+    mine.mkdir()
+    entry = {name: {"type": "pandas.CSVDataset", "filepath": "elsewhere"}}
+    (mine / "catalog.yml").write_text(yaml.safe_dump(entry))
+    bootstrap_project(PROJECT)
+    with (
+        KedroSession.create(PROJECT, env="mine", conf_source=str(tmp_path / "conf")) as session,
+        pytest.raises(InputError, match=rf"{name} is the parameter folders\.{parameter} now"),
+    ):
+        session.load_context().catalog  # noqa: B018  a property that makes the catalog

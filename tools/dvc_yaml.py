@@ -34,6 +34,7 @@ HEAD = """\
 PACKAGE = "realign_pipes"
 UNTRACKED_PARAMETERS = {"folders", "launcher"}
 ALPHAS = "conf/base/parameters_trra.yml"
+SWEEP = "conf/base/parameters_alpha_sweep.yml"
 PLOTTED = ("reference_model", "aligned_model", "inra_checkpoint")
 """Their losses are drawn by `dvc plots show`. TrRa's students have folders of which the matrix alone knows."""
 
@@ -105,11 +106,15 @@ def parameter_files(conf: Path) -> dict[str, str]:
 
 
 def params(stage: str, pipeline: Pipeline, files: dict[str, str]) -> list[dict[str, Any]]:
-    """The parameter files that a pipeline's nodes get, each as a whole (None); of TrRa what all alphas share."""
+    """The parameter files that a pipeline's nodes get, each as a whole (None) or the keys that they read.
+
+    Of TrRa these are what all alphas share; data_prep checks the lengths of the sweep's completions.
+    """
     everything = "parameters" in pipeline.inputs()
     read = {files[name] for name in files if everything or f"params:{name}" in pipeline.inputs()}
     shared = [f"trra.{name}" for name in TrRa.model_fields if name not in ("alphas", "only_alpha")]
-    return [{file: shared if (stage, file) == ("trra", ALPHAS) else None} for file in sorted(read)]
+    keys = {("trra", ALPHAS): shared, ("data_prep", SWEEP): ["alpha_sweep.sampling", "alpha_sweep.budgets"]}
+    return [{file: keys.get((stage, file))} for file in sorted(read)]
 
 
 def imports() -> ImportGraph:

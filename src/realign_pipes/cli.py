@@ -26,8 +26,8 @@ from realign_pipes.runtime.parameters import unknown
 
 KEDROS_RUN: Callable[..., Any] = kedro_run.callback  # type: ignore[assignment]
 
-MAX_LINES = 9
-"""Of an error that the user can mend; one more says where its traceback is."""
+MAX_LINES = 10
+"""Of an error that the user can mend, including those that say where its traceback is."""
 
 
 class Console(logging.Handler):
@@ -98,12 +98,11 @@ def report(error: Exception, *, verbose: bool) -> None:
     if text is None:
         return
     lines = [line for line in f"Error: {text}".splitlines() if line.strip()]
-    if len(lines) > MAX_LINES:
-        lines[MAX_LINES - 1 :] = [f"… and {len(lines) - MAX_LINES + 1} more lines"]
-    for line in lines:
-        print(line, file=sys.stderr)
     notes = getattr(error, "__notes__", ["Full traceback: the same command with --verbose."])
-    print(*notes, sep="\n", file=sys.stderr)
+    room = MAX_LINES - len(notes)
+    if len(lines) > room:
+        lines[room - 1 :] = [f"… and {len(lines) - room + 1} more lines"]
+    print(*lines, *notes, sep="\n", file=sys.stderr)
 
 
 def _run(*, verbose: bool, pipeline: str | None, pipelines: list[str], **options: Any) -> Any:

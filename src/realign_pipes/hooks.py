@@ -47,6 +47,20 @@ class MissingInputs:
         raise MissingInputError("these inputs of the run are not there:\n" + "\n".join(lines))
 
 
+RENAMED = {"work_dir": "work", "log_dir": "logs", "validation_results": "validation"}
+"""Entries that catalogs had, and the parameter of `folders` that each became."""
+
+
+class RenamedDatasets:
+    """Stops a run whose catalog has an entry that is a parameter now, where it would change nothing."""
+
+    @hook_impl
+    def after_catalog_created(self, conf_catalog: dict[str, Any]) -> None:
+        if renamed := [name for name in RENAMED if name in conf_catalog]:
+            said = ", ".join(f"{name} is the parameter folders.{RENAMED[name]} now" for name in renamed)
+            raise InputError(f"catalog.yml in conf/: {said}. Move its path to parameters.yml.")
+
+
 class DataDocsOfFailure:
     """Builds Data Docs when a validation stops a run: the stage reporting, which else does it, is not reached."""
 

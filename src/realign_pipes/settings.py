@@ -4,7 +4,13 @@ import os
 from typing import Any
 
 from realign_pipes.config import ConfigLoader
-from realign_pipes.hooks import DataDocsOfFailure, FoldersOfTheProject, MissingInputs, WrongParameters
+from realign_pipes.hooks import (
+    DataDocsOfFailure,
+    FoldersOfTheProject,
+    MissingInputs,
+    RenamedDatasets,
+    WrongParameters,
+)
 from realign_pipes.runtime.lock import OneRunAtATime
 from realign_pipes.runtime.run_log import RunLog
 
@@ -19,6 +25,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 HOOKS = (
     FoldersOfTheProject(),
     WrongParameters(),
+    RenamedDatasets(),
     OneRunAtATime(),
     MissingInputs(),
     DataDocsOfFailure(),

@@ -13,6 +13,7 @@ from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.pipelines.data_prep.nodes import collect_samples
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.sweep.parameters import AlphaSweep
 
 SUMS = {"min_terms": 3, "max_terms": 6, "min_digits": 1, "max_digits": 1}
 
@@ -111,6 +112,21 @@ def four_kinds() -> Callable[[int, int], str]:
     return _four_kinds
 
 
+def _sweep(max_new_tokens: int = 8, budgets: tuple[int, ...] = ()) -> AlphaSweep:
+    """How long the sweep's completions may be, which is all that data_prep asks of it."""
+    sampling = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "batch_size": 4, "seed": 0}
+    return AlphaSweep.model_validate(
+        {
+            "dera_alphas": [],
+            "inra_alphas": [],
+            "budgets": {"tokens": list(budgets), "ramp": 0.5},
+            "sampling": {**sampling, "max_new_tokens": max_new_tokens},
+            "bootstrap_samples": 1,
+            "bootstrap_seed": 0,
+        }
+    )
+
+
 def _models(**given: Any) -> Models:
     return Models.model_validate({"chat_template": None, "thinking": None, **given})
 
@@ -123,11 +139,11 @@ def models() -> Callable[..., Models]:
 
 @pytest.fixture
 def collect() -> Callable[..., Any]:
-    """`collect(parameters, reference, work, models=…)` runs the node collect_samples; the reference is both models."""
+    """`collect(parameters, reference, work, models=…, **_sweep)` runs collect_samples; the reference is both models."""
 
-    def collect(parameters: DataPrep, reference: Path, work: Path, models: Models | None = None) -> Any:
+    def collect(parameters: DataPrep, reference: Path, work: Path, models: Models | None = None, **sweep: Any) -> Any:
         folders = Folders(work=work, logs=work, validation=work)
-        return collect_samples(parameters, models or _models(), folders, reference, reference)
+        return collect_samples(parameters, _sweep(**sweep), models or _models(), folders, reference, reference)
 
     return collect
 

@@ -355,6 +355,19 @@ def test_completions_longer_than_the_model_s_positions_are_refused(
     )
 
 
+@pytest.mark.parametrize(
+    ("sweep", "name"),
+    [({"max_new_tokens": 400}, "sampling.max_new_tokens"), ({"budgets": [16, 400]}, "budgets.tokens")],
+)
+def test_a_sweep_longer_than_the_model_s_positions_is_refused_before_anything_is_drawn(
+    sweep, name, collect, make_checkpoint, no_model, tmp_path, sampled
+) -> None:
+    """Found only when the sweep starts, it would cost the trainings."""
+    reference = make_checkpoint(tmp_path / "short", max_position_embeddings=300)
+    with pytest.raises(ValueError, match=rf"alpha_sweep\.{name} is 400 and .* max_position_embeddings of .* is 300"):
+        collect(sampled(), reference, tmp_path / "work", **sweep)
+
+
 # -- thinking between other tags, and chat templates from a file -------------------------------------------------------
 BRACKETS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 BRACKETS += "{% if add_generation_prompt %}<|im_start|>assistant\n[THINK]{% endif %}"

@@ -1,10 +1,12 @@
 """Rows of any kind from JSONL and Parquet: read as they are, or refused with the parameter and the file's name."""
 
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from realign_pipes.data.problems import draw_problems
 from realign_pipes.pipelines.data_prep.nodes import collect_samples
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.tasks.parameters import DatasetProblems
 
 KEY = "data_prep.tasks.x"
@@ -31,6 +34,10 @@ CELLS = st.one_of(
 COLUMNS = ("question", "answer", "completion")
 ROWS = st.lists(st.dictionaries(st.sampled_from(COLUMNS), CELLS, max_size=3), max_size=5)
 TEXT_ROWS = st.lists(st.fixed_dictionaries(dict.fromkeys(COLUMNS, TEXTS)), min_size=1, max_size=4)
+
+SWEEP = AlphaSweep.model_validate(
+    yaml.safe_load((Path(__file__).parents[2] / "conf/base/parameters_alpha_sweep.yml").read_text())["alpha_sweep"]
+)
 
 
 def jsonl(rows) -> bytes:
@@ -76,7 +83,7 @@ def test_problems_from_broken_parquet(data, tmp_path, broken_bytes):
 def test_completions_of_any_text(rows, tmp_path, make_checkpoint, tiny_tokenizer):
     reference = tmp_path / "reference"
     if not reference.exists():
-        make_checkpoint(reference)
+        make_checkpoint(reference, max_position_embeddings=10**7)  # room for any text
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl(rows))
     parameters = DataPrep.model_validate(
@@ -97,7 +104,7 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, tiny_tokenizer
     try:
         models = Models(chat_template=None, thinking=None)
         folders = Folders(work=tmp_path, logs=tmp_path, validation=tmp_path)
-        samples = collect_samples(parameters, models, folders, reference, reference)
+        samples = collect_samples(parameters, SWEEP, models, folders, reference, reference)
     except ValueError as error:
         assert "data_prep." in str(error)
         return

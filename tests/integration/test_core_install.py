@@ -51,6 +51,7 @@ INSTALLED = """
 from importlib.metadata import distributions
 from importlib.resources import files
 from realign_pipes.generation.engine import Engine
+from realign_pipes.generation.graded import sample_and_grade
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.load import load_model
 from realign_pipes.teachers.hidden_states import write_cache

@@ -24,13 +24,13 @@ from kedro.framework.startup import bootstrap_project
 from safetensors.torch import load_file
 
 from realign_pipes.pipelines.alpha_sweep.job import Generations, MeasureCandidates
-from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.inra.job import Adapter, TrainAdapter
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.teacher_logits.job import Caches, WriteCaches
 from realign_pipes.pipelines.trra.job import Students, TrainStudents
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Launcher, launch, start_processes, write_job
+from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.tasks.parameters import ReasoningGymProblems
 from realign_pipes.teachers.parameters import Teachers
 

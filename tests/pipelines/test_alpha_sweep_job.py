@@ -13,11 +13,11 @@ from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
 from realign_pipes.pipelines.alpha_sweep.nodes import sweep
-from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher
 from realign_pipes.sweep.evaluate import Evaluator
+from realign_pipes.sweep.parameters import AlphaSweep
 
 TASK = {"kind": "dataset", "path": "unused", "verifier": "exact"}
 

@@ -16,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError
 from dataclasses import dataclass
 from pathlib import Path
-
-from pebble import ProcessExpired, ProcessPool
+from typing import TYPE_CHECKING
 
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.completion import THINK, ThinkingTags, answer_part
 from realign_pipes.tasks.parameters import DatasetTask, Task
+
+if TYPE_CHECKING:  # not in the core: whoever draws completions without grading them does without
+    from pebble import ProcessPool
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ def grade(attempts: Sequence[Attempt]) -> Iterator[bool]:
     A completion over which the verifier exceeds its time or memory counts as wrong, with a warning that names the
     problem.
     """
+    from pebble import ProcessExpired
+
     futures = [_worker().schedule(_is_correct, args=[attempt, TIME_LIMIT], timeout=TIME_LIMIT) for attempt in attempts]
     for attempt, future in zip(attempts, futures, strict=True):
         try:
@@ -83,8 +87,10 @@ def looked_for(task: Task, answer: str) -> str:
 
 
 @functools.cache
-def _worker() -> ProcessPool:
+def _worker() -> "ProcessPool":
     """The worker process, started by the first call (a second of imports) and again after it was killed."""
+    from pebble import ProcessPool
+
     return ProcessPool(max_workers=1, initializer=_start_worker, context=multiprocessing.get_context("spawn"))
 
 

@@ -103,25 +103,23 @@ class MeasureCandidates(Job[Generations]):
         What was trained has those of the reference.
         """
         prompt_ids = list(problems["prompt_ids"])
-        wanted = [
-            ("sampling.max_new_tokens", self.parameters.sampling.max_new_tokens),
-            *(("budgets.tokens", budget) for budget in self.parameters.budgets.tokens),
-        ]
         for path in (self.reference, self.aligned):
-            for name, tokens in wanted:
-                check_length(prompt_ids, tokens, max_positions(path), parameter=f"alpha_sweep.{name}", model=str(path))
+            for name, tokens in self.parameters.longest_completions():
+                check_length(prompt_ids, tokens, max_positions(path), parameter=name, model=str(path))
 
     def _fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
         """Those of all checkpoints. InputError for one that was trained from another reference."""
-        fingerprints = {path: fingerprint_model(path) for path in (self.reference, self.aligned)}
-        stages = {one.checkpoints[0]: "trra" for one in candidates if one.kind.startswith("trra")}
-        for path, stage in {**stages, self.inra_checkpoint: "inra"}.items():
+        paths = dict.fromkeys(path for one in candidates for path in one.checkpoints)
+        fingerprints = {path: fingerprint_model(path) for path in paths}
+        for path in paths:
+            if path in (self.reference, self.aligned):
+                continue
             if read_metadata(path)["reference"]["fingerprint"] != fingerprints[self.reference]:
+                stage = "inra" if path == self.inra_checkpoint else "trra"
                 raise InputError(
                     f"{path} was trained from another reference than {self.reference}. Run the stage {stage} again: "
                     f"kedro run --pipeline {stage}"
                 )
-            fingerprints[path] = fingerprint_model(path)
         return fingerprints
 
 

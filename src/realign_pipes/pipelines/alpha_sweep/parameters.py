@@ -1,42 +1,5 @@
 """parameters_alpha_sweep.yml: which candidates are measured, and how."""
 
-from typing import Annotated, Self
+from realign_pipes.sweep.parameters import AlphaSweep
 
-from pydantic import Field, PositiveInt, model_validator
-
-from realign_pipes.generation.parameters import Sampling
-from realign_pipes.runtime.parameters import Parameters, Seed, check_distinct
-
-
-class Budgets(Parameters):
-    """Thinking inside a token budget: InRa with the schedule TokenBudget against cutting the reference off."""
-
-    tokens: list[PositiveInt]
-    """The budgets: tokens of a whole completion."""
-    ramp: Annotated[float, Field(ge=0, le=1)]
-    """Share of a budget after which alpha rises from 0 to 1."""
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.tokens)) != len(self.tokens):
-            raise ValueError(f"tokens {self.tokens} name one budget twice")
-        return self
-
-
-class AlphaSweep(Parameters):
-    """parameters_alpha_sweep.yml: which candidates are measured, and how."""
-
-    dera_alphas: list[float]
-    """Alphas at which the two models decode together (DeRa)."""
-    inra_alphas: list[float]
-    """Alphas of the InRa model, which is loaded once."""
-    budgets: Budgets
-    sampling: Sampling
-    bootstrap_samples: PositiveInt
-    bootstrap_seed: Seed
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        check_distinct(self.dera_alphas)
-        check_distinct(self.inra_alphas)
-        return self
+__all__ = ["AlphaSweep"]

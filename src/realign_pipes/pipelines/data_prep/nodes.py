@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.data_prep.parameters import DataPrep, SampledCalibration
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.sweep.parameters import AlphaSweep
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -14,25 +15,35 @@ else:
 
 
 def collect_samples(
-    parameters: DataPrep, models: Models, folders: Folders, reference_model: Path, aligned_model: Path
+    parameters: DataPrep,
+    alpha_sweep: AlphaSweep,
+    models: Models,
+    folders: Folders,
+    reference_model: Path,
+    aligned_model: Path,
 ) -> Dataset:
     """Graded completions of the calibration problems, sampled from the reference or read from disk.
 
-    This is the first node of a realignment. So it also checks that the two models fit together, and that there are
-    problems for the evaluation.
+    This is the first node of a realignment. So it also checks that the two models fit together, that there are problems
+    for the evaluation, and that the models have room for the completions of the sweep.
     """
     from realign_pipes.data import samples
     from realign_pipes.data.problems import draw_problems
-    from realign_pipes.data.prompts import thinking_tags
+    from realign_pipes.data.prompts import render_prompt, thinking_tags
+    from realign_pipes.generation.graded import check_length
     from realign_pipes.generation.transformers_engine import TransformersEngine
-    from realign_pipes.models.load import check_pair, load_chat_tokenizer
+    from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
 
     check_pair(reference_model, aligned_model)
     tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
     tags = models.thinking or thinking_tags(tokenizer)
     calibration, seed = parameters.calibration, parameters.seed
     for name, task in parameters.tasks.items():
-        draw_problems(f"data_prep.tasks.{name}", name, task, seed)
+        problems = draw_problems(f"data_prep.tasks.{name}", name, task, seed)
+        prompt_ids = [render_prompt(tokenizer, problem.question)[1] for problem in problems]
+        for path in (reference_model, aligned_model):
+            for parameter, tokens in alpha_sweep.longest_completions():
+                check_length(prompt_ids, tokens, max_positions(path), parameter=parameter, model=str(path))
     if isinstance(calibration, SampledCalibration):
         return samples.draw_samples(
             lambda: TransformersEngine.of_checkpoint(reference_model),

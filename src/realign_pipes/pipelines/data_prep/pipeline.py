@@ -17,7 +17,14 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 collect_samples,
-                inputs=["params:data_prep", "params:models", "params:folders", "reference_model", "aligned_model"],
+                inputs=[
+                    "params:data_prep",
+                    "params:alpha_sweep",
+                    "params:models",
+                    "params:folders",
+                    "reference_model",
+                    "aligned_model",
+                ],
                 outputs="calibration_samples",
                 name="collect_samples",
             ),
