@@ -100,7 +100,7 @@ class MeasureCandidates(Job[Generations]):
     def _check_lengths(self, problems: Dataset) -> None:
         """Raise InputError if a completion could be longer than the positions of the reference or the aligned model.
 
-        What was trained has those of the reference.
+        Trained models have the reference's positions.
         """
         prompt_ids = list(problems["prompt_ids"])
         wanted = [
@@ -112,7 +112,7 @@ class MeasureCandidates(Job[Generations]):
                 check_length(prompt_ids, tokens, max_positions(path), parameter=f"alpha_sweep.{name}", model=str(path))
 
     def _fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
-        """Those of all checkpoints. InputError for one that was trained from another reference."""
+        """Fingerprints of all checkpoints. InputError for one that was trained from another reference."""
         fingerprints = {path: fingerprint_model(path) for path in (self.reference, self.aligned)}
         stages = {one.checkpoints[0]: "trra" for one in candidates if one.kind.startswith("trra")}
         for path, stage in {**stages, self.inra_checkpoint: "inra"}.items():

@@ -18,7 +18,7 @@ def collect_samples(
 ) -> Dataset:
     """Graded completions of the calibration problems, sampled from the reference or read from disk.
 
-    This is the first node of a realignment. So it also checks that the two models fit together, and that there are
+    This is the first node of a realignment, so it also checks that the two models fit together and that there are
     problems for the evaluation.
     """
     from realign_pipes.data import samples
