@@ -60,7 +60,7 @@ def read_results(data: Path) -> Results:
 
 
 Checked = tuple[bool, str]
-"""Whether a claim holds, and the figures that it is about. A claim's docstring is what is printed of it."""
+"""Whether a claim holds, and its figures. The claim's docstring is what gets printed."""
 
 
 def more_alpha_fewer_tokens(results: Results) -> Checked:

@@ -116,7 +116,7 @@ def write_environment(
     if not (project / "conf" / "base").is_dir():
         raise InputError(f"{project} has no folder conf/base. Change to the project's folder.")
     if folder.exists():
-        raise InputError(f"{folder} is there already, and is left as it is. Choose another name, or remove it.")
+        raise InputError(f"{folder} already exists. Choose another name, or remove it.")
     paths, entries = zip(*(_find(project, checkpoint) for checkpoint in (reference, aligned)), strict=True)
     if check_pair(*paths).chat_template is None and chat_template is None:
         raise InputError(f"the tokenizer of {reference} has no chat template. Name a file that holds one (in Jinja) "
@@ -156,7 +156,7 @@ def _find(project: Path, checkpoint: str) -> tuple[Path, str]:
     except DatasetError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(
-            f"{checkpoint} is not a folder in {Path.cwd()}, and the hub does not give it: {reason}"
+            f"{checkpoint} is not a folder in {Path.cwd()}, and could not be loaded from the hub: {reason}"
         ) from error
     return path, f"  repo_id: {json.dumps(match['repo_id'])}\n  revision: {json.dumps(path.name)}"
 

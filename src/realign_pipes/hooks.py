@@ -44,7 +44,7 @@ class MissingInputs:
             if name in ("reference_model", "aligned_model"):
                 makes += "; for a model of your own, check its path in your environment's catalog.yml"
             lines.append(f"  {name} ({where}): {makes}")
-        raise MissingInputError("these inputs of the run are not there:\n" + "\n".join(lines))
+        raise MissingInputError("these inputs of the run are missing:\n" + "\n".join(lines))
 
 
 class DataDocsOfFailure:

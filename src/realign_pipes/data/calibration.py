@@ -26,7 +26,7 @@ def usable_rows(samples: Dataset) -> list[int]:
         example = next((text for text, right in zip(completions, correct, strict=True) if right), completions[0])
         raise InputError(
             f"data_prep.calibration: {sum(correct)} of {len(samples)} completions are right, but none of them is "
-            f"finished and has {think_close} exactly once, so that none can be learned from.\n"
+            f"finished and has {think_close} exactly once, so none can be learned from.\n"
             f"  the first right completion: {shortened(example)!r}\n"
             "If the models think between other tags, name them in models.thinking."
         )

@@ -57,4 +57,4 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
         if token_id in tokens and tokens[token_id].special:
             return token_id
     raise InputError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, "
-                     "without a special token, so that a model could not learn where to stop.")  # fmt: skip
+                     "without a special token, so a model could not learn where to stop.")  # fmt: skip

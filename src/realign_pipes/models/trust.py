@@ -64,8 +64,8 @@ def check_checkpoint(path: Path) -> None:
         base, revision = base_of_adapter(path)
         if revision is None and not Path(base).is_dir():
             raise MissingFileError(
-                f"{path} is an adapter for the checkpoint {base}, which is no folder in {Path.cwd()}. Put it there, or "
-                "correct base_model_name_or_path in adapter_config.json."
+                f"{path} is an adapter for the checkpoint {base}, which is not a folder in {Path.cwd()}. Put it there, "
+                "or correct base_model_name_or_path in adapter_config.json."
             )
     elif not (path / "config.json").exists():
         raise MissingFileError(f"{path} has no config.json, so it is not a Hugging Face checkpoint directory.")
@@ -82,7 +82,7 @@ def check_checkpoint(path: Path) -> None:
             named = set(read_json(path / WEIGHTS_INDEX)["weight_map"].values())
             for strange in sorted(map(str, named - {file.name for file in path.glob("*.safetensors")})):
                 raise CheckpointError(
-                    f"{path / WEIGHTS_INDEX} names {strange!r}, which is no *.safetensors of the folder."
+                    f"{path / WEIGHTS_INDEX} names {strange!r}, which is not a *.safetensors in the folder."
                 )
 
 
@@ -114,7 +114,7 @@ def _check_config(path: Path) -> None:
         weights_file = part.get("transformers_weights")
         if weights_file is not None and not str(weights_file).endswith((".safetensors", WEIGHTS_INDEX)):
             raise CheckpointError(
-                f"{path / 'config.json'} names the weights {weights_file!r}, which are no safetensors."
+                f"{path / 'config.json'} names the weights {weights_file!r}, which are not safetensors."
             )
 
 

@@ -98,7 +98,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         self.linear_head = _has_linear_head(expanded)
         if not self.linear_head:
             logger.info(
-                "%s: the head is not linear, so both streams' logits are mixed and not their hidden states.",
+                "%s: the head is not linear, so both streams' logits are mixed, not their hidden states.",
                 type(expanded).__name__,
             )
 
@@ -293,7 +293,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                 if missing := every[wanted & ~torch.isin(every, there)].tolist():
                     raise ValueError(
                         f"rows {missing} need stream {name}, which the cache that they continue from does not hold: it "
-                        "began at an alpha that did without. Begin with both_streams=True."
+                        "was started at an alpha that did not need it. Start with both_streams=True."
                     )
             streams = held.at(alphas)
         else:

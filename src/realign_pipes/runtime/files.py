@@ -71,8 +71,8 @@ def explain_full_disk(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(_existing(path)).free / 2**20
         raise DiskFullError(
-            f"No space left to write {path.absolute()} ({free:.1f} MiB free on its disk). What was finished before is "
-            "whole. Make room there, or raise the quota, and start the same run again: it resumes from there."
+            f"No space left to write {path.absolute()} ({free:.1f} MiB free on its disk). Everything finished before "
+            "that is intact. Make room there, or raise the quota, and start the same run again: it resumes from there."
         ) from error
 
 

@@ -19,7 +19,7 @@ class ThinkingTags(Parameters):
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if self.open == self.close:
-            raise ValueError(f"open and close are both {self.open!r}, so that nothing would tell where thinking ends")
+            raise ValueError(f"open and close are both {self.open!r}, so nothing would tell where thinking ends")
         return self
 
 

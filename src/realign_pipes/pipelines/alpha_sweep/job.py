@@ -64,7 +64,7 @@ class MeasureCandidates(Job[Generations]):
         wanted = [name for names in named.values() for name in names]
         if missing := [name for name in wanted if name not in self.trra_checkpoints]:
             raise MissingFileError(
-                f"the parameters of trra name checkpoints that are not there: {', '.join(missing)}. Train them: "
+                f"the parameters of trra name checkpoints that are missing: {', '.join(missing)}. Train them: "
                 "kedro run --pipeline trra, or dvc repro"
             )
         both = (self.reference, self.aligned)
