@@ -42,7 +42,7 @@ def check_distinct(alphas: Sequence[float]) -> None:
     """Alphas name checkpoints and candidates, by six digits."""
     names = [f"{alpha:g}" for alpha in alphas]
     if len(set(names)) != len(names):
-        raise ValueError(f"alphas {alphas} contain one twice")
+        raise ValueError(f"alphas {alphas} contain a value twice")
 
 
 class Training(Parameters):

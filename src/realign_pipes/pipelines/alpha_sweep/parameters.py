@@ -19,7 +19,7 @@ class Budgets(Parameters):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.tokens)) != len(self.tokens):
-            raise ValueError(f"tokens {self.tokens} contain one budget twice")
+            raise ValueError(f"tokens {self.tokens} contain a budget twice")
         return self
 
 
