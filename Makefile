@@ -1,8 +1,8 @@
 # make run       set up .venv from the lock and run the whole default pipeline
 # make claims    check the claims of the last default run: one line each, exit code 1 if one fails
-# make publish   bring the tables and the figures of the last default run into README and docs
-# make dvc-yaml  write dvc.yaml anew, after a change of the registry, the catalog, the parameters or imports
-# make test      the same set-up plus the test tools, and the tests: those that start processes in part
+# make publish   copy the tables and the figures of the last default run into README and docs
+# make dvc-yaml  rewrite dvc.yaml after a change to the registry, the catalog, the parameters or imports
+# make test      the same set-up plus the test tools, and the tests; of those that start processes, one of each kind
 # make test-all  all tests (.ci/run leaves out those marked `slow`)
 # make test-gpu  the tests that need CUDA; they are skipped where there is none
 # make lint      format check, lint, import layers and types
@@ -59,7 +59,7 @@ format: .venv/installed-dev
 docs: .venv/installed-dev
 	$(BIN)/zensical build --clean --strict
 
-# Liger is a baseline of one benchmark and no dependency: without its own, one of which is a GPU compiler.
+# Liger is only a baseline of one benchmark, so it is not a dependency. Its own, such as a GPU compiler, are left out.
 BENCHMARKS = trra_step teacher_cache sweep decoding evaluation start_up
 bench: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5

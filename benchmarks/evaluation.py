@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py
 
 Needs the data of a finished `make run`. The reference, and InRa at one alpha after the other, answer problems of the
-evaluation set with the sweep's parameters of conf/base. Compared are tokens a second, stop tokens included and padding
-not, of: one problem after the other (its samples are a batch), batches of the sweep's size in the file's order, these
+evaluation set with the sweep's parameters of conf/base. It compares tokens a second (with stop tokens, without padding)
+of: one problem after the other (its samples are a batch), batches of the sweep's size in the file's order, the same
 sorted by the prompts' length, and the engine (TransformersEngine), which also drops finished rows.
 """
 
@@ -74,7 +74,7 @@ def main() -> None:
     given = arguments(__doc__, problems=300, problems_one_by_one=30, alphas=3, repetitions=3)
     models, data = PROJECT / "data" / "06_models", PROJECT / "data" / "05_model_input" / "evaluation_set"
     if not data.exists() or not (models / "inra" / "config.json").exists():
-        raise FileNotFoundError(f"{models} and {data} are not there: `make run` makes them.")
+        raise FileNotFoundError(f"{models} and {data} do not exist: `make run` makes them.")
     conf = yaml.safe_load((PROJECT / "conf" / "base" / "parameters_alpha_sweep.yml").read_text())
     sweep = AlphaSweep(**conf["alpha_sweep"])
     sampling = sweep.sampling

@@ -1,7 +1,7 @@
 """What the benchmarks share: interleaved repetitions, peak memory, tables with targets, and the file of results.
 
-A time means nothing on a shared machine. So variants are run in turn, repetition after repetition, and what counts is
-the median over repetitions of the ratio of two variants' times in the same repetition.
+A time by itself means nothing on a shared machine. So variants are run in turn, repetition after repetition, and what
+counts is the median over repetitions of the ratio of two variants' times in the same repetition.
 """
 
 import argparse

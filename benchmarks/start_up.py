@@ -2,8 +2,8 @@
 
     python benchmarks/start_up.py
 
-Made in a temporary folder: a git repository with this project's code, its conf/base with the values of conf/smoke, and
-the outputs of one `dvc repro` there (about two minutes, not measured). Then in turn: `kedro run
+It sets up a temporary folder: a git repository with this project's code, its conf/base with the values of conf/smoke,
+and the outputs of one `dvc repro` (about two minutes, not measured). Then it runs, in turn: `kedro run
 --only-missing-outputs`, which skips every node; `dvc repro`, which skips every stage; and as baselines what Kedro and
 DVC take by themselves: importing Kedro's command line, `kedro info`, `kedro registry list` (which reads this project's
 settings and pipelines), `dvc --version`, and `dvc status`, which compares as much as `dvc repro` has to.

@@ -2,8 +2,8 @@
 
     python benchmarks/sweep.py
 
-One teacher pass over the calibration set serves every alpha; who distils with three live models (or in the way of the
-released code) pays for the teachers in each of the six runs. Steps as in trra_step.py.
+One teacher pass over the calibration set serves every alpha; distilling with three live models (or the way the released
+code does it) pays for the teachers in each of the six runs. Steps are as in trra_step.py.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ def six_alphas(results: Results, size: str, steps: int, batch_size: int, tokens:
                 six_students(of.step(of.trra))
 
         case = f"{size}, {steps} steps of {batch_size} x {tokens} tokens"
-        of.step(of.sft)()  # the optimizer's state is no variant's memory
+        of.step(of.sft)()  # the optimizer's state does not count as a variant's memory
         times = results.time(
             case,
             {

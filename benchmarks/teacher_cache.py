@@ -9,8 +9,8 @@ teacher gives at least 0.001, and alpha from -1 to 10. The alternative is a cach
 probabilities, the rest of the probability spread evenly over the other ids.
 
 Speed is measured on the random 135m model: the whole of write_cache against its forward passes alone, and the time in
-which a training step waits for the cache against the whole step. The kernel is asked to forget the shard's pages
-before; those that are mapped it may keep, so that the speed of reading is that of memory.
+which a training step waits for the cache against the whole step. The kernel is asked to drop the shard's pages first,
+but may keep those that are mapped: the speed of reading is then that of memory.
 """
 
 import os
@@ -53,7 +53,7 @@ def accuracy(results: Results, examples: int) -> None:
     models = PROJECT / "data" / "06_models"
     data = PROJECT / "data" / "05_model_input" / "calibration_set"
     if not data.exists() or not (models / "aligned").exists():
-        raise FileNotFoundError(f"{models} and {data} are not there: `make run` makes them.")
+        raise FileNotFoundError(f"{models} and {data} do not exist: `make run` makes them.")
     batch = collate(list(load_from_disk(str(data)).select(range(examples))), 0)
     exact, rounded, top = [], {}, []
     for name in ("reference", "aligned"):

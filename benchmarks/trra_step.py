@@ -8,13 +8,13 @@ All variants train the same student with the same AdamW on the same batch, one a
   operations for each parameter and token, and each of the two teachers' heads 2.
 - three live models: both teachers run at every step, and full float32 logits of all three meet in log_softmax.
 - released: what the paper's code does, with its mathematics corrected (the softmax over the vocabulary, prompt and
-  padding masked). It rides a DPO trainer, so that each sequence comes with a rejected one, which all three models run
-  and of which nothing is used.
+  padding masked). It is built on a DPO trainer, so each sequence comes with a rejected one, which all three models
+  process although nothing uses the result.
 - TRL: DistillationTrainer's loss against one live teacher (it has no second one to fuse it with).
 - Liger: its chunked JSD loss at beta 0 (forward KL) on the same cached hidden states, the two teachers as one of twice
-  the width. It needs the package liger-kernel, which is no dependency of the project: without it the row is left out.
+  the width. It needs the package liger-kernel, which the project does not depend on: without it the row is left out.
 
-The second part is the loss alone over a vocabulary of 151,936: memory, and that it does not grow with the tokens.
+The second part is only the loss, over a vocabulary of 151,936: its memory, and that it does not grow with the tokens.
 """
 
 import tempfile

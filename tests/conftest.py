@@ -25,7 +25,7 @@ THINKING_TEMPLATE = TURNS + "{% if add_generation_prompt %}<|im_start|>assistant
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Models this small are faster on one."""
+    """Models this small are faster on one thread."""
     import torch
 
     torch.set_num_threads(1)

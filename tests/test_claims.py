@@ -1,4 +1,4 @@
-"""`make claims` on results made up for it: ones for which every claim holds, and one break of each."""
+"""`make claims` on made-up results: with every claim true, and with each one broken in turn."""
 
 import json
 from dataclasses import replace

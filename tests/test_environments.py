@@ -1,4 +1,4 @@
-"""`realign-pipes init`: what it writes is what every stage takes, with sizes that fit the models."""
+"""`realign-pipes init`: every stage accepts what it writes, and its sizes fit the models."""
 
 import json
 import shutil
@@ -139,10 +139,10 @@ def refused(project, message, *, name="mine", reference="models/slow", aligned="
 
 
 def test_what_cannot_be_realigned_is_refused_and_nothing_is_written(project, make_checkpoint, thinking_tokenizer):
-    refused(project, "smoke is there already", name="smoke")
+    refused(project, "smoke already exists", name="smoke")
     refused(project, "cannot name an environment", name="../mine")
     refused(project, "/models/slo is neither a folder nor the name of a repository", reference="/models/slo")
-    refused(project, "models/slo is not a folder in .*, and the hub does not give it", reference="models/slo")
+    refused(project, "models/slo is not a folder in .*, and could not be loaded from the hub", reference="models/slo")
     thinking_tokenizer.add_tokens(["<another>"])
     make_checkpoint(project / "models" / "fast", tokenizer=thinking_tokenizer)
     refused(project, "the tokenizers of .*slow and .*fast differ")
@@ -181,4 +181,4 @@ def test_the_command_prints_what_was_written_or_one_line(project):
     assert all(yaml.safe_load(path.read_text()) for path in (project / "conf" / "mine").iterdir())
     again = CliRunner().invoke(program, command)
     assert (again.exit_code, again.stdout) == (1, "")
-    assert again.stderr.count("\n") == 1 and "is there already" in again.stderr
+    assert again.stderr.count("\n") == 1 and "already exists" in again.stderr

@@ -1,4 +1,4 @@
-"""Parameters that do not fit are said as the YAML has them, all at once."""
+"""Wrong parameters are reported by their names in the YAML, all at once."""
 
 import shutil
 from copy import deepcopy

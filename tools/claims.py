@@ -1,6 +1,7 @@
-"""Checks what README and docs claim of the default run, on what the last one wrote: `make claims`.
+"""Checks what README and docs claim about the default run against the results of the last one: `make claims`.
 
-Orderings and ratios, which hold on any machine; digits do not. One line a claim, exit code 1 if one fails.
+The claims are orderings and ratios, which hold on any machine; digits do not. Prints one line per claim; the exit code
+is 1 if one fails.
 """
 
 import json
@@ -21,10 +22,10 @@ COMPLETION = ["task", "problem_id", "sample", "completion"]
 
 @dataclass(frozen=True)
 class Results:
-    """What the claims are about."""
+    """The results that the claims are checked on."""
 
     sweep: pd.DataFrame
-    """sweep_table.csv: one row a candidate, `candidate` is the index."""
+    """sweep_table.csv: one row per candidate, indexed by `candidate`."""
     budgets: pd.DataFrame
     """budget_results.csv."""
     reference: pd.DataFrame
@@ -41,12 +42,12 @@ class Results:
         return float(self.recommendation["margin"])
 
     def of_kind(self, kind: str) -> pd.DataFrame:
-        """Candidates of one kind by growing alpha."""
+        """Candidates of one kind in order of alpha."""
         return self.sweep[self.sweep["kind"] == kind].sort_values("alpha")
 
 
 def read_results(data: Path) -> Results:
-    """What a run left in a data folder. FileNotFoundError for what is not there."""
+    """The results of a run in a data folder. FileNotFoundError if one is missing."""
     generations, reporting = data / "07_model_output" / "generations", data / "08_reporting"
     return Results(
         sweep=pd.read_csv(reporting / "sweep_table.csv").set_index("candidate"),
@@ -59,7 +60,7 @@ def read_results(data: Path) -> Results:
 
 
 Checked = tuple[bool, str]
-"""Whether a claim holds, and the figures that it is about. A claim's docstring is what is printed of it."""
+"""Whether a claim holds, and its figures. The claim's docstring is what gets printed."""
 
 
 def more_alpha_fewer_tokens(results: Results) -> Checked:
@@ -155,7 +156,7 @@ CLAIMS: tuple[Callable[[Results], Checked], ...] = (
 
 
 def check(claim: Callable[[Results], Checked], results: Results) -> Checked:
-    """Whether a claim holds; it does not where what it is about was not measured."""
+    """Whether a claim holds; it fails if the candidates that it needs were not measured."""
     try:
         return claim(results)
     except KeyError as error:
@@ -163,7 +164,7 @@ def check(claim: Callable[[Results], Checked], results: Results) -> Checked:
 
 
 def main(data: Path) -> int:
-    """Print a line for each claim; 1 if one fails or the run is not there, else 0."""
+    """Print a line for each claim; returns 1 if one fails or there is no run, else 0."""
     try:
         results = read_results(data)
     except FileNotFoundError as error:

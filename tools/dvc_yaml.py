@@ -17,18 +17,18 @@ PROJECT = Path(__file__).parents[1]
 HEAD = """\
 # Written by `make dvc-yaml` from the registry, the catalog, the parameters and the imports: change those, not this.
 #
-# `dvc repro` runs the stages whose code, parameters or data changed, and what is downstream of them. It knows conf/base
-# and data/ alone: `--env base` keeps conf/local out of its stages, and other environments' data lie outside DVC.
+# `dvc repro` runs the stages whose code, parameters or data changed, and what is downstream of them. It knows only
+# conf/base and data/: `--env base` keeps conf/local out of its stages, and other environments' data are outside DVC.
 #
-# A stage's code is the packages of src that it imports, directly or not. Not part of it are the modules directly below
+# A stage's code is the packages of src that it imports, directly or not. It does not include the modules directly below
 # src/realign_pipes (command line, hooks, settings, registry) and those that .dvcignore names: they hold types, whose
-# values are tracked as params, or say how fast a result comes and not what it is. The parameters `launcher` and
+# values are tracked as params, or affect how fast a result comes, but not the result. The parameters `launcher` and
 # `folders` are not tracked for the same reason.
 #
-# trra is a stage for each alpha, and trra.alphas no parameter of theirs: a new alpha is a new stage, the others stay.
+# trra has a stage for each alpha, which does not depend on trra.alphas: a new alpha adds a stage and leaves the others.
 #
-# What makes an interrupted stage resume lies in data/work, which is no output: DVC deletes outputs before it runs a
-# stage.
+# What an interrupted stage needs to resume is in data/work, which is not an output: DVC deletes outputs before it runs
+# a stage.
 
 """
 PACKAGE = "realign_pipes"
@@ -36,7 +36,7 @@ UNTRACKED_PARAMETERS = {"folders", "launcher"}
 ALPHAS = "conf/base/parameters_trra.yml"
 SWEEP = "conf/base/parameters_alpha_sweep.yml"
 PLOTTED = ("reference_model", "aligned_model", "inra_checkpoint")
-"""Their losses are drawn by `dvc plots show`. TrRa's students have folders of which the matrix alone knows."""
+"""Their losses are drawn by `dvc plots show`. TrRa's students have folders that only the matrix knows."""
 
 
 def generate(conf: Path = PROJECT / "conf") -> dict[str, Any]:
@@ -45,8 +45,8 @@ def generate(conf: Path = PROJECT / "conf") -> dict[str, Any]:
     catalog, folders = loader["catalog"], loader["parameters"]["folders"]
     files = parameter_files(conf)
     graph = imports()
-    # What a stage reads that is no dataset of the catalog: files that data_prep's parameters may name, and what the
-    # report says of the validations.
+    # What a stage reads that is not in the catalog: files that data_prep's parameters may name, and the results of the
+    # validations, for the report.
     also_read = {"data_prep": ["data/01_raw"], "reporting": [folders["validation"]]}
     stages = {
         name: {
@@ -74,17 +74,17 @@ def command(stage: str) -> dict[str, Any]:
 
 
 def path_of(entry: dict[str, Any]) -> str:
-    """Where a dataset of the catalog lies."""
+    """The path of a data set in the catalog."""
     return entry.get("filepath") or entry["path"]
 
 
 def inputs(pipeline: Pipeline, catalog: dict[str, Any]) -> list[str]:
-    """Where the datasets lie that a pipeline reads and does not make."""
+    """The paths of the data sets that a pipeline reads but does not make."""
     return [path_of(catalog[name]) for name in pipeline.inputs() if name in catalog]
 
 
 def outputs(stage: str, pipeline: Pipeline, catalog: dict[str, Any]) -> dict[str, list[Any]]:
-    """`outs`, `metrics` and `plots`: a dataset's `metadata` says if it is one of the latter, and how it is drawn."""
+    """`outs`, `metrics` and `plots`: a data set's `metadata` says if it is a metric or plot, and how it is drawn."""
     found: dict[str, list[Any]] = {"outs": []}
     for entry in (catalog[name] for name in sorted(pipeline.all_outputs()) if name in catalog):
         path = path_of(entry) + ("/${item.alpha}" if stage == "trra" else "")
@@ -118,7 +118,7 @@ def params(stage: str, pipeline: Pipeline, files: dict[str, str]) -> list[dict[s
 
 
 def imports() -> ImportGraph:
-    """The modules of src and what they import, anywhere in them; without those that .dvcignore names."""
+    """The modules of src and what they import, anywhere in them, except those that .dvcignore names."""
     graph = grimp.build_graph(PACKAGE, exclude_type_checking_imports=True, cache_dir=None)
     with Repo(str(PROJECT)) as repo:
         for module in graph.modules:
@@ -129,8 +129,8 @@ def imports() -> ImportGraph:
 
 
 def code(stage: str, pipeline: Pipeline, catalog: dict[str, Any], graph: ImportGraph) -> list[str]:
-    """The packages that a stage imports, directly or not, those of its datasets and of the validators that run when
-    it saves them: folders directly below src/realign_pipes, and of pipelines the single stages'."""
+    """The packages that a stage imports, directly or not, and those of its data sets and their validators: the folders
+    directly below src/realign_pipes, and each stage's folder in pipelines."""
     own = f"{PACKAGE}.pipelines.{stage}"
     classes = [catalog[name]["type"] for name in pipeline.datasets() if name in catalog]
     classes += [catalog[name]["validator"]["class"] for name in pipeline.all_outputs()

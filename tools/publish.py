@@ -1,7 +1,7 @@
-"""Brings what README and docs quote of the default run there, from the last one: `make publish`.
+"""Copies the last default run's tables and figures into README and docs: `make publish`.
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME a key of `TABLES`. Look at the picture that it
-draws (docs/images/sweep.png), and at `git diff`, before you commit.
+A table goes between `<!-- table:NAME -->` and `<!-- /table -->`, where NAME is a key of `TABLES`. Look at the picture
+that it draws (docs/images/sweep.png), and at `git diff`, before you commit.
 """
 
 import json
@@ -33,7 +33,7 @@ WIDTH = 1300
 
 
 def short_table() -> str:
-    """Both models, DeRa and TrRa at one alpha beyond 1, and the InRa that saves most within the margin."""
+    """Both models, DeRa and TrRa at an alpha beyond 1, and the InRa that saves the most within the margin."""
     rows = pd.read_csv(REPORTING / "sweep_table.csv").set_index("candidate", drop=False)
     recommendation = json.loads((REPORTING / "recommendation.json").read_text())
     within = rows[(rows["kind"] == "inra") & (rows["difference_low"] >= -recommendation["margin"])]
@@ -82,7 +82,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def fill(text: str) -> str:
-    """`text` with every table between markers made anew. KeyError for one that is not in `TABLES`."""
+    """`text` with every table between markers replaced. KeyError for one that is not in `TABLES`."""
     return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
 
 

@@ -1,6 +1,6 @@
 """The commands `run` (of `kedro` and `realign-pipes`) and `init`, and what a run says on the console.
 
-Kedro takes `cli` from here and finds `run` in it, which stands in for its own.
+Kedro takes `cli` from here and uses its `run` instead of its own.
 """
 
 import logging
@@ -31,16 +31,16 @@ MAX_LINES = 10
 
 
 class Console(logging.Handler):
-    """Prints to what `sys.stderr` is at the moment: while a bar is drawn, rich puts lines above it that come there."""
+    """Prints to the current `sys.stderr`: while a bar is drawn, rich puts the lines that arrive there above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
 
 
 def set_up_console(*, verbose: bool) -> None:
-    """Print what this package logs, or everything that is logged if `verbose`. The rest waits for the run's log file.
+    """Print what this package logs, or everything that is logged if `verbose`. The rest is kept for the run's log file.
 
-    Tracebacks are for the file: an error is printed once, by the command that it ends.
+    Tracebacks go to the file: an error is printed once, by the command that it ends.
     """
     console = Console()
     if verbose:
@@ -62,14 +62,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_of_data(error: BaseException) -> bool:
-    """Whether an entry of the catalog makes no dataset, or what lies there cannot be read or written."""
+    """Whether a catalog entry is invalid, or its data cannot be read or written."""
     return isinstance(error, DatasetError) and (
         not str(error).startswith("Failed while") or isinstance(error.__cause__, OSError | ValueError)
     )
 
 
 def _is_of_options(error: BaseException) -> bool:
-    """Whether it is a ValueError of Kedro's own: there is no node or tag of the given name, and the like."""
+    """Whether it is one of Kedro's own ValueErrors: there is no node or tag with the given name, and the like."""
     if type(error) is not ValueError or error.__traceback__ is None:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -77,7 +77,7 @@ def _is_of_options(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str | None:
-    """What to tell the user, if it is something that they can mend; None for anything unexpected."""
+    """What to tell the user, if they can fix it; None for anything unexpected."""
     chain = list(_chain(error))
     for one in chain:
         if isinstance(one, UserError):

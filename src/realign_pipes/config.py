@@ -16,10 +16,10 @@ KINDS = frozenset(("kind", "source"))
 
 
 def merge(base: Any, over: Any) -> Any:
-    """`over` merged into `base` key by key, so that an environment need only hold what differs.
+    """`over` merged into `base` key by key, so an environment needs to hold only what differs.
 
-    A mapping that names its `kind` or `source` replaces base's whole, at any depth: the keys of another kind mean
-    nothing to it. Lists and null replace what was there. Neither argument is changed.
+    A mapping that names its `kind` or `source` replaces the whole mapping in base, at any depth: another kind's keys
+    mean nothing to it. Lists and null replace what was there. Neither argument is changed.
     """
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)) or KINDS & over.keys():
         return over

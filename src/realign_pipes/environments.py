@@ -1,4 +1,4 @@
-"""`realign-pipes init`: an environment of conf/ that realigns two checkpoints of one's own.
+"""`realign-pipes init`: an environment in conf/ that realigns the user's own two checkpoints.
 
 Lengths follow from the models' positions, batch sizes from their number of parameters, learning rates are the paper's.
 """
@@ -20,7 +20,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
 
 PAPERS_TOKENS = 16384
-"""The paper's longest completion, of models that have at least twice as many positions."""
+"""The paper's longest completion, for models that have at least twice as many positions."""
 
 CATALOG = Template("""\
 # The two checkpoints of this environment, in place of the demo's.
@@ -33,7 +33,7 @@ $aligned
 """)
 
 GLOBALS = Template("""\
-# Where this environment's data lies: every path of base's catalog.yml is below it.
+# This environment's data folder: every path in base's catalog.yml is below it.
 data: data/$name
 """)
 
@@ -105,10 +105,10 @@ def write_environment(
     """Write the folder `conf/<name>` of `project` for two checkpoints; what to tell the user.
 
     A checkpoint is a folder, or `org/name` of the hub with an optional `@revision`, which is downloaded. `calibration`
-    and `evaluation` are files of problems; None is a place below the project's data where the user will put one.
-    `chat_template` is a file of one for a reference without. InputError, before anything is written, for a name that
-    is taken or odd, for what is neither a folder nor in the hub, and for a pair that cannot be realigned (as
-    `check_pair` says).
+    and `evaluation` are files of problems; None is a path below the project's data where the user will put one.
+    `chat_template` is a template file for a reference without one. InputError, before anything is written, for a name
+    that is taken or invalid, for a checkpoint that is neither a folder nor in the hub, and for a pair that cannot be
+    realigned (see `check_pair`).
     """
     folder = project / "conf" / name
     if not NAME.fullmatch(name):
@@ -116,7 +116,7 @@ def write_environment(
     if not (project / "conf" / "base").is_dir():
         raise InputError(f"{project} has no folder conf/base. Change to the project's folder.")
     if folder.exists():
-        raise InputError(f"{folder} is there already, and is left as it is. Choose another name, or remove it.")
+        raise InputError(f"{folder} already exists. Choose another name, or remove it.")
     paths, entries = zip(*(_find(project, checkpoint) for checkpoint in (reference, aligned)), strict=True)
     if check_pair(*paths).chat_template is None and chat_template is None:
         raise InputError(f"the tokenizer of {reference} has no chat template. Name a file that holds one (in Jinja) "
@@ -156,7 +156,7 @@ def _find(project: Path, checkpoint: str) -> tuple[Path, str]:
     except DatasetError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(
-            f"{checkpoint} is not a folder in {Path.cwd()}, and the hub does not give it: {reason}"
+            f"{checkpoint} is not a folder in {Path.cwd()}, and could not be loaded from the hub: {reason}"
         ) from error
     return path, f"  repo_id: {json.dumps(match['repo_id'])}\n  revision: {json.dumps(path.name)}"
 

@@ -1,4 +1,4 @@
-"""Errors that the user of a run can mend: a parameter, a path, a checkpoint, a data set, a full disk, a second run.
+"""Errors that the user of a run can fix: a parameter, a path, a checkpoint, a data set, a full disk, a second run.
 
 Their message says what is wrong, where, and what to do. The command line prints it alone, without a traceback
 (`realign_pipes.cli`). A mistake in code that calls the library, such as tensors of unequal shapes, is not one of them.
@@ -6,12 +6,12 @@ Their message says what is wrong, where, and what to do. The command line prints
 
 
 class UserError(Exception):
-    """What went wrong is in the user's hands."""
+    """Something went wrong that the user can fix."""
 
 
 class InputError(UserError, ValueError):
-    """A parameter, a file or what it holds cannot be used as it is."""
+    """A parameter, a file or its content cannot be used."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that was named, or that a stage needs, is not there."""
+    """A file or folder that was named, or that a stage needs, does not exist."""

@@ -44,7 +44,7 @@ class MissingInputs:
             if name in ("reference_model", "aligned_model"):
                 makes += "; for a model of your own, check its path in your environment's catalog.yml"
             lines.append(f"  {name} ({where}): {makes}")
-        raise MissingInputError("these inputs of the run are not there:\n" + "\n".join(lines))
+        raise MissingInputError("these inputs of the run are missing:\n" + "\n".join(lines))
 
 
 RENAMED = {"work_dir": "work", "log_dir": "logs", "validation_results": "validation"}
@@ -62,7 +62,7 @@ class RenamedDatasets:
 
 
 class DataDocsOfFailure:
-    """Builds Data Docs when a validation stops a run: the stage reporting, which else does it, is not reached."""
+    """Builds Data Docs when a validation stops a run: the reporting stage, which usually does it, is not reached."""
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -80,7 +80,7 @@ class DataDocsOfFailure:
 
 
 class FoldersOfTheProject:
-    """Makes the paths of `folders` those of the project, as Kedro does with the catalog's: a run may start anywhere."""
+    """Makes the paths in `folders` those of the project, as Kedro does with the catalog's: runs may start anywhere."""
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
@@ -90,7 +90,7 @@ class FoldersOfTheProject:
 
 
 class WrongParameters:
-    """Stops a run whose parameters do not fit, with a line for each of them; Kedro would show Pydantic's own text."""
+    """Stops a run whose parameters are wrong, with a line for each of them; Kedro would show Pydantic's own text."""
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
@@ -98,9 +98,9 @@ class WrongParameters:
 
 
 def check_parameters(parameters: dict[str, Any]) -> None:
-    """InputError, naming each place as the YAML has it, unless the stages can take the `parameters`.
+    """InputError, naming each place as in the YAML, unless the stages accept the `parameters`.
 
-    Those below a name that no stage reads are among them: Kedro would ignore them in silence.
+    It also names those that no stage reads, which Kedro would silently ignore.
     """
     from realign_pipes.pipeline_registry import register_pipelines
 
@@ -120,7 +120,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def _place(stage: str, location: tuple[int | str, ...], parameters: dict[str, Any]) -> str:
-    """A Pydantic location as the YAML has it: without the kind that it names where a mapping may be of several."""
+    """A Pydantic location as in the YAML, without the kind that Pydantic adds for a mapping of one of several kinds."""
     names, values = [stage], cast(Any, parameters.get(stage))
     for part in location:
         if isinstance(part, int) or (isinstance(values, dict) and part in values):

@@ -17,8 +17,8 @@ STAGES = {
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Each stage by itself, `realign` (all but demo_models, for models of your own) and `__default__` (all)."""
-    # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes the names of nodes, none of datasets.
+    """Each stage by itself, `realign` (all except demo_models, for your own models) and `__default__` (all)."""
+    # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     stages = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)
         for name, module in STAGES.items()

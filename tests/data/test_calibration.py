@@ -70,7 +70,7 @@ def test_nothing_usable(select) -> None:
         select(SAMPLES.select([3, 4, 7]))
     assert str(refusal.value) == (
         "data_prep.calibration: 2 of 3 completions are right, but none of them is finished and has </think> exactly "
-        "once, so that none can be learned from.\n  the first right completion: '<think> a </think> b'\nIf the models "
+        "once, so none can be learned from.\n  the first right completion: '<think> a </think> b'\nIf the models "
         "think between other tags, name them in models.thinking."
     )
 

@@ -1,4 +1,4 @@
-"""Chat templates come with checkpoints: they reach nothing but the chat, and fail by name before a model runs."""
+"""Chat templates come with checkpoints: they can access nothing but the chat, and fail by name before a model runs."""
 
 import pytest
 from hypothesis import given

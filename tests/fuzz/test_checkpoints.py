@@ -151,13 +151,13 @@ def test_an_index_of_weights_names_safetensors_of_the_folder(copy, good, weights
     torch.save({}, copy / "pytorch_model.bin")
     index = {"metadata": {}, "weight_map": {"lm_head.weight": weights}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert f"names {str(weights)!r}, which is no *.safetensors of the folder" in refused(copy, good)
+    assert f"names {str(weights)!r}, which is not a *.safetensors in the folder" in refused(copy, good)
 
 
 def test_weights_named_in_the_config_are_safetensors(copy, good):
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     change(copy / "config.json", transformers_weights="pytorch_model.bin")
-    assert "names the weights 'pytorch_model.bin', which are no safetensors" in refused(copy, good)
+    assert "names the weights 'pytorch_model.bin', which are not safetensors" in refused(copy, good)
 
 
 def test_nothing_but_safetensors_is_loaded(copy, good):

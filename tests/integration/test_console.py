@@ -153,7 +153,7 @@ def test_pipeline_is_pipelines(project):
     assert ran("--pipeline", "data_prep", "--pipelines", "trra").exit_code == 2
 
 
-# -- errors that the user can mend ------------------------------------------------------------------------------------
+# -- errors that the user can fix -------------------------------------------------------------------------------------
 def test_a_mistyped_parameter(project):
     lines = failed("--pipeline", "trra", "--params", "trra.stepps=3,inra.lora.rank=-1,data_prep.calibration.task=x")
     text = "\n".join(lines)

@@ -158,4 +158,4 @@ def test_dera_decodes(run):
 
 
 def test_the_equations_need_torch_alone(run):
-    run(TORCH_ALONE + EXAMPLES["Take the equations alone"] + NUMPY_IS_REFUSED)
+    run(TORCH_ALONE + EXAMPLES["Use only the equations"] + NUMPY_IS_REFUSED)

@@ -1,4 +1,4 @@
-"""Runs that end badly: killed at random moments, on a full disk, or begun twice. Real `kedro run`s in a copied project.
+"""Runs that end badly: killed at random moments, on a full disk, or started twice. Real `kedro run`s in a project copy.
 
 `pytest tests/integration/test_kill.py` kills once in each kind of work, `pytest -m slow` on it five times in each. A
 failure prints the seed of the random moments; KILL_SEED=<seed> draws them again.
@@ -158,7 +158,7 @@ def uninterrupted(copy_project):
 
 # -- what must hold after a kill --------------------------------------------------------------------------------------
 def is_final(file: Path) -> bool:
-    """Whether a file is under its final name: no temporary, nothing that a training needs to go on (the last file of a
+    """Whether a file is under its final name: no temporary, nothing that a training needs to resume (the last file of a
     state says that it is complete; curves are written again), and no file that is only locked."""
     return not any(LEFTOVER.fullmatch(part) or part in ("trainer", "curves", "run.lock") for part in file.parts)
 
@@ -204,7 +204,7 @@ def finished_pieces(data: Path) -> dict[Path, tuple[int, int]]:
 
 
 def steps_done(data: Path) -> dict[str, int]:
-    """How far unfinished trainings came with a state that is whole, by what their bars are called."""
+    """The last step of each unfinished training with a complete state, by the name of its bar."""
     done = {}
     for trainer in (data / "work").rglob("trainer"):
         last = last_complete_checkpoint(trainer)
@@ -217,7 +217,7 @@ def steps_done(data: Path) -> dict[str, int]:
 
 
 def assert_it_went_on(run: Run, before: dict[Path, tuple[int, int]], done: dict[str, int]) -> None:
-    """`run` made nothing again that was there before it, and trained from the last step that was saved."""
+    """`run` redid nothing that was already there, and trained from the last saved step."""
     for file, state in before.items():
         if file.exists():  # a cache of a later round is removed when that round's student is finished
             assert (file.stat().st_ino, file.stat().st_mtime_ns) == state, f"{file} was made again:\n{run.output}"

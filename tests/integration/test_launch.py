@@ -1,4 +1,4 @@
-"""Several processes: what two make is what one makes, and what stops one of them stops all."""
+"""Several processes: two make the same as one, and an error in one of them stops all."""
 
 import json
 import os

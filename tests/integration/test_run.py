@@ -270,7 +270,7 @@ def test_one_alpha_is_trained_alone_and_a_checkpoint_that_is_missing_is_named(pr
             "1.5/trra-1.5",
             "1.5/trra-iter1-1.5",
         ]
-        with pytest.raises(FileNotFoundError, match=r"not there: 0.5/trra-0.5.*kedro run --pipeline trra"):
+        with pytest.raises(FileNotFoundError, match=r"are missing: 0.5/trra-0.5.*kedro run --pipeline trra"):
             run("alpha_sweep")
     finally:
         shutil.rmtree(trra)

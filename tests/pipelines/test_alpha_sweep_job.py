@@ -166,7 +166,7 @@ def nothing_decoded(monkeypatch):
 @pytest.mark.usefixtures("nothing_decoded")
 class TestRefusals:
     def test_a_checkpoint_that_is_missing(self, make_job):
-        with pytest.raises(MissingFileError, match=r"not there: 2/trra-2. Train them: kedro run --pipeline trra"):
+        with pytest.raises(MissingFileError, match=r"are missing: 2/trra-2. Train them: kedro run --pipeline trra"):
             make_job(trra=make_trra(alphas=[1.5, 2])).run()
 
     @pytest.mark.parametrize(("name", "stage"), [("1-trra-1", "trra"), ("inra", "inra")])

@@ -389,7 +389,7 @@ def test_an_adapter_moves_with_its_base_and_says_when_that_is_not_there(tmp_path
     (path / "realignment.json").write_text(json.dumps(made))
     assert fingerprint_model(path) != fingerprint
     (moved / "reference").rename(moved / "gone")
-    with pytest.raises(FileNotFoundError, match=r"is an adapter for the checkpoint reference, which is no folder in"):
+    with pytest.raises(FileNotFoundError, match=r"an adapter for the checkpoint reference, which is not a folder in"):
         load_model(path, device=CPU)
 
 

@@ -44,7 +44,7 @@ def test_the_default() -> None:
         ({"open": "<think>"}, "close"),
         ({"open": "<think>", "close": ""}, "close"),
         ({"open": "<think>\n", "close": "</think>"}, "open"),
-        ({"open": "***", "close": "***"}, r"both '\*\*\*', so that nothing would tell where thinking ends"),
+        ({"open": "***", "close": "***"}, r"both '\*\*\*', so nothing would tell where thinking ends"),
         ({"open": "<think>", "close": "</think>", "closes": "x"}, "no parameter 'closes': did you mean 'close'"),
     ],
 )

@@ -115,7 +115,7 @@ if __name__ == "__main__":
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    for _ in range(600):  # it takes seconds; a minute is for ever
+    for _ in range(600):  # it takes seconds; a minute means that it hangs
         if not _is_alive(worker):
             return
         time.sleep(0.1)

@@ -17,8 +17,8 @@ def make_short_solutions(
 ) -> Dataset:
     """What follows the thinking in every right completion, with SOLUTION_COLUMNS.
 
-    The share `cut_share` of the prompts holds the thinking up to a random token, so that the adapter learns to stop
-    thinking at any time: mixed with the reference, it meets thoughts that have begun.
+    A share `cut_share` of the prompts contains the thinking up to a random token. From these the adapter learns to stop
+    thinking at any time: mixed with the reference, it has to deal with thinking that is under way.
     """
     end_of_turn = end_of_turn_id(tokenizer)
     draws = random.Random(f"{seed}/short_solutions")
@@ -48,8 +48,8 @@ def make_short_solutions(
 def make_preference_pairs(tokenizer: PreTrainedTokenizerFast, samples: Dataset) -> Dataset:
     """Short and right against long or wrong, with PAIR_COLUMNS.
 
-    For each problem the shortest right solution, without its thinking, is chosen. Every wrong completion is rejected in
-    a pair of its own, and so is the longest right one.
+    For each problem, the shortest right solution, without its thinking, is the chosen completion. Each wrong completion
+    is the rejected one in a pair of its own, and so is the longest right one.
     """
     end_of_turn = end_of_turn_id(tokenizer)
     usable = set(usable_rows(samples))

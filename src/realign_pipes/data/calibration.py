@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_usable(correct: bool, finished: bool, completion: str, think_close: str) -> bool:
-    """Whether a completion can be learned from: it is right, finished, and closes its thinking once."""
+    """Whether a completion can be used for training: it is right, finished, and closes its thinking once."""
     return correct and finished and completion.count(think_close) == 1
 
 
@@ -26,7 +26,7 @@ def usable_rows(samples: Dataset) -> list[int]:
         example = next((text for text, right in zip(completions, correct, strict=True) if right), completions[0])
         raise InputError(
             f"data_prep.calibration: {sum(correct)} of {len(samples)} completions are right, but none of them is "
-            f"finished and has {think_close} exactly once, so that none can be learned from.\n"
+            f"finished and has {think_close} exactly once, so none can be learned from.\n"
             f"  the first right completion: {shortened(example)!r}\n"
             "If the models think between other tags, name them in models.thinking."
         )
@@ -34,7 +34,7 @@ def usable_rows(samples: Dataset) -> list[int]:
 
 
 def shortened(text: str, most: int = 400) -> str:
-    """The beginning and, twice as long, the end of a text, where the answer stands."""
+    """The beginning of a text and, twice as long, its end, where the answer is."""
     return text if len(text) <= most else f"{text[: most // 3]} … {text[-2 * most // 3 :]}"
 
 
@@ -43,8 +43,8 @@ def select_calibration(
 ) -> Dataset:
     """The rows of `samples` that are right, finished, think once, and have a length within the bounds.
 
-    With CALIBRATION_COLUMNS: the bounds are in the set, so that it says by itself what its lengths have to be.
-    InputError, with the lengths that there are, if nothing is left.
+    With CALIBRATION_COLUMNS, which include the bounds: the set itself says how long its completions have to be.
+    InputError, with the actual lengths, if nothing is left.
     """
     problems, lengths_of = samples["problem_id"], samples["completion_tokens"]
     usable = [(index, problems[index], lengths_of[index]) for index in usable_rows(samples)]

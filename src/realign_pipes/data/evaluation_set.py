@@ -22,8 +22,8 @@ def make_evaluation_set(
 ) -> Dataset:
     """The problems of all tasks with EVALUATION_COLUMNS.
 
-    A problem that has any completion in `calibration_samples` is left out, and another drawn in its place, even if none
-    of them came into the calibration set: preference pairs may be made from them.
+    A problem that has any completion in `calibration_samples` is replaced by another one, even if none of them is in
+    the calibration set: preference pairs may be made from them.
     """
     excluded = {normalise(question) for question in calibration_samples.unique("question")}
     rows = []
@@ -38,7 +38,7 @@ def make_evaluation_set(
                     "think_close": tags.close,
                     "prompt_ids": prompt_ids,
                     "prompt_tokens": len(prompt_ids),
-                    # Looked up again, whatever the drawing did: the expectation suite checks it.
+                    # Looked up again, independently of the drawing: the expectation suite checks it.
                     "in_calibration": normalise(problem.question) in excluded,
                 }
             )

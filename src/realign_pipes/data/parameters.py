@@ -1,4 +1,4 @@
-"""Parameters that say of the models what their checkpoints may leave open."""
+"""Parameters for what the models' checkpoints may leave open."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from realign_pipes.tasks.completion import ThinkingTags
 
 
 class Models(Parameters):
-    """parameters_models.yml: what the checkpoints of the reference and the aligned model do not say themselves."""
+    """parameters_models.yml: what the checkpoints of the reference and the aligned model may leave open."""
 
     chat_template: Path | None
     """A file with a chat template in Jinja, relative to the working folder. Prompts go through it, and the checkpoints

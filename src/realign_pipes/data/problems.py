@@ -10,7 +10,7 @@ from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.parameters import DatasetTask, Problems
 
 DRAW_FACTORS = (2, 8, 32)
-"""Problems generated for each one wanted; more only where duplicates and excluded ones leave too few."""
+"""Problems generated for each one wanted; more only if too few are left without duplicates and excluded ones."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Problem:
 
 
 def normalise(question: str) -> str:
-    """The form in which two questions are compared: one Unicode form, one case, single spaces."""
+    """The form in which questions are compared: one Unicode form, one case, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
 
 

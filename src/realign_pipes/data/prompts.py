@@ -1,8 +1,8 @@
-"""Text to token ids: prompts through the chat template, completions as what the model itself would have generated.
+"""Text to token ids: prompts through the chat template, completions as the model itself would have generated them.
 
-Prompt and completion are tokenised apart, and the training sequence is their concatenation. Tokenising the joined
-text could merge the last piece of the prompt with the first of the completion: there would be no boundary at which the
-loss starts, and the model would learn from ids that it never sees when it generates.
+Prompt and completion are tokenised separately, and the training sequence is their concatenation. Tokenising the joined
+text could merge the last piece of the prompt with the first of the completion. There would then be no boundary where
+the loss starts, and the model would learn from ids that it never sees when it generates.
 """
 
 from transformers import PreTrainedTokenizerFast
@@ -18,7 +18,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> tuple[st
     """The chat template's text for one user turn with the assistant's opened, and its ids."""
     chat = [{"role": "user", "content": question}]
     text = render_chat(tokenizer, chat, add_generation_prompt=True)
-    # The template has written what begins a sequence: the tokenizer must not add it again.
+    # The template has already written the beginning of the sequence: the tokenizer must not add it again.
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -30,7 +30,7 @@ def thinking_tags(tokenizer: PreTrainedTokenizerFast) -> ThinkingTags:
 def continue_prompt(prompt: str, completion: str, tags: ThinkingTags) -> str:
     """The part of a written-out `completion` that follows `prompt`.
 
-    If the template has opened the thinking already, the completion's own opening tag is removed, with the white space
+    If the template has already opened the thinking, the completion's own opening tag is removed, with the white space
     that the template puts after it.
     """
     opened = prompt.rstrip()
@@ -57,4 +57,4 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
         if token_id in tokens and tokens[token_id].special:
             return token_id
     raise InputError(f"the chat template of {tokenizer.name_or_path} closes the assistant's turn with {closing!r}, "
-                     "without a special token, so that a model could not learn where to stop.")  # fmt: skip
+                     "without a special token, so a model could not learn where to stop.")  # fmt: skip

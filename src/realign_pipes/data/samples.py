@@ -33,7 +33,7 @@ KEY = "data_prep.calibration"
 """The parameter that messages name."""
 NAME = "calibration"
 ENOUGH = 32
-"""Problems without any usable completion after which no more completions are drawn: something is wrong."""
+"""If this many problems have no usable completion, no more are drawn: something is wrong."""
 
 
 def draw_samples(
@@ -104,7 +104,7 @@ def read_samples(
     tags: ThinkingTags,
     seed: int,
 ) -> Dataset:
-    """The completions in a dataset on disk, graded, with SAMPLE_COLUMNS. Rows with one question are samples of it.
+    """The completions in a dataset on disk, graded, with SAMPLE_COLUMNS. Rows with the same question are samples of it.
 
     At most `limit` rows are read, drawn with the seed. InputError if no completion is usable.
     """
@@ -140,7 +140,7 @@ def read_samples(
 
 
 def _question(problem: Problem, task: Task, tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> Question:
-    """The problem as it is put to the model."""
+    """The problem as the model gets it."""
     prompt, prompt_ids = render_prompt(tokenizer, problem.question)
     return Question(problem.id, task, prompt, prompt_ids, problem.answer, problem.metadata, tags)
 

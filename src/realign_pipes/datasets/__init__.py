@@ -1,1 +1,1 @@
-"""Kedro datasets of our own: what no published class stores."""
+"""Our own Kedro datasets, for what no published class stores."""

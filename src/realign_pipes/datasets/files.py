@@ -1,7 +1,7 @@
 """Kedro's datasets of files and partitions, saved completely or not at all.
 
 Those of kedro_datasets write under the final name, so a run that dies leaves half a file there. Here a save writes
-under a temporary name and renames. Everything else, Kedro-Viz's previews included, is kedro_datasets' own.
+under a temporary name, then renames. Everything else, Kedro-Viz's previews included, is kedro_datasets' own.
 """
 
 from copy import copy
@@ -46,7 +46,7 @@ class PartitionedDataset(partitions.PartitionedDataset):
 
     def save(self, data: dict[str, Any]) -> None:
         with atomic_path(Path(self._path)) as temporary:
-            temporary.mkdir()  # without partitions, nobody else makes it
+            temporary.mkdir()  # without partitions, nothing else creates it
             writer = copy(self)
             writer._path = str(temporary)
             super().save.__wrapped__(writer, data)  # type: ignore[attr-defined]

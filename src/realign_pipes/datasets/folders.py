@@ -122,7 +122,7 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
 class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
     """Checkpoints by their path below `filepath`, such as `1.5/trra-1.5`.
 
-    Saving leaves other checkpoints in place, as a run may make only one of many; loading returns all of them.
+    Saving leaves other checkpoints in place, because a run may make only one of many; loading returns all of them.
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
@@ -132,7 +132,7 @@ class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
     def load(self) -> dict[str, Path]:
         files = [file for name in ("config.json", "adapter_config.json") for file in self._filepath.rglob(name)]
         folders = {file.parent.relative_to(self._filepath): file.parent for file in files}
-        # A leading dot is the name of a copy that was interrupted.
+        # A leading dot marks a copy that was interrupted.
         names = sorted(name for name in folders if not any(part.startswith(".") for part in name.parts))
         return {name.as_posix(): folders[name] for name in names}
 

@@ -9,7 +9,7 @@ from realign_pipes.runtime.parameters import Parameters, Seed
 
 
 class ChainSum(Parameters):
-    """reasoning-gym's chain_sum: how hard the problems are that the demo's models learn from."""
+    """reasoning-gym's chain_sum: how hard the demo's training problems are."""
 
     min_terms: Annotated[int, Field(ge=2)]
     max_terms: Annotated[int, Field(ge=2)]
@@ -27,7 +27,7 @@ class DemoTraces(Parameters):
     """What a slow trace looks like."""
 
     max_rechecks: NonNegativeInt
-    """Each step is checked again zero to this many times."""
+    """Each step is re-checked between zero and this many times."""
     slip_rate: Annotated[float, Field(ge=0, lt=1)]
     """Share of steps that go wrong at first."""
     cut_share: Annotated[float, Field(ge=0, lt=1)]

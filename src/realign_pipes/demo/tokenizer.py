@@ -1,8 +1,8 @@
 """The demo's tokenizer: Qwen2's byte-level kind, with a token for each whole number, sign and word of a sum.
 
-Byte-level and not a plain word list because Transformers rebuilds the tokenizer of any checkpoint whose model type is
-qwen2 as `Qwen2Tokenizer`, from its vocabulary and added tokens, and drops what else tokenizer.json says. So our words
-are added tokens: sums take one token a word, and any other text still has its bytes.
+It is byte-level, not a plain word list, because Transformers rebuilds the tokenizer of any checkpoint whose model type
+is qwen2 as `Qwen2Tokenizer`, from its vocabulary and added tokens, and drops the rest of tokenizer.json. So our words
+are added tokens: sums take one token per word, and any other text is encoded as bytes.
 """
 
 from tokenizers import AddedToken
@@ -17,7 +17,7 @@ CHECK, RIGHT, WRONG = " check", " yes", " no"
 QUESTION = "State the final answer to the following arithmetic problem:"
 """The fixed sentence of reasoning-gym's chain_sum: one token, so that prompts stay short."""
 
-# As DeepSeek-R1's, the generation prompt opens the thinking, so that a completion starts inside it.
+# As with DeepSeek-R1, the generation prompt opens the thinking, so a completion starts inside it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

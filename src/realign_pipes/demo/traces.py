@@ -9,7 +9,7 @@ from realign_pipes.demo.parameters import DemoTraces
 from realign_pipes.demo.tokenizer import ANSWER_CLOSE, ANSWER_OPEN, CHECK, RIGHT, THINK_CLOSE, WRONG
 
 SLIPS = (-10, -2, -1, 1, 2, 10)
-"""By how much a step that slips is wrong."""
+"""How far off a step can be when it slips."""
 
 
 def slow_trace(expression: str, traces: DemoTraces, rng: random.Random) -> str:

@@ -34,12 +34,12 @@ MAX_POSITIONS = 1024
 def train_reference(parameters: DemoModels, work: Path) -> Path:
     """Train the slow thinker from scratch on slow traces; the folder of its checkpoint, inside `work`.
 
-    A finished model of the same parameters is taken as it is; an interrupted training is resumed. InputError, before
+    A finished model with the same parameters is reused; an interrupted training is resumed. InputError, before
     anything is trained, if the completions for the aligned model would be too long.
     """
     training = parameters.reference
     tokenizer = build_tokenizer(_largest_number(parameters.problems))
-    aligned_questions(parameters, tokenizer)  # raises now what would stop the stage after this training
+    aligned_questions(parameters, tokenizer)  # fails now rather than after this training
 
     def do(folder: Path) -> Callable[[Path], None]:
         torch.manual_seed(training.seed)
@@ -74,8 +74,8 @@ def cut_thinking(
     """The example with its thinking in the prompt, cut short and closed, and the solution alone to be learnt.
 
     Half of the examples keep no thinking at all, the others keep it up to a random token. So the model can answer after
-    any amount of thinking, as models with hybrid thinking can. One that only saw finished thinking would copy the
-    solution from there, and have nothing to say without it. The model does not learn here when to stop thinking: the
+    any amount of thinking, as models with hybrid thinking can. A model that only ever saw finished thinking would copy
+    the solution from it and could not answer without it. The model does not learn here when to stop thinking: the
     closing tag is in the prompt.
     """
     closed = completion.index(think_close)
@@ -106,7 +106,7 @@ def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
 def shortest_correct(
     open_engine: Callable[[], Engine], tokenizer: PreTrainedTokenizerFast, parameters: DemoModels, file: Path
 ) -> Examples:
-    """Prompt and completion ids of the shortest correct completion of each problem that the model solves at all.
+    """Prompt and completion ids of the shortest correct completion of each problem that the model can solve.
 
     `open_engine` opens the reference; `file` keeps the completions, as `sample_and_grade` does. InputError if the
     reference solves nothing.
@@ -152,7 +152,7 @@ def _expression(problem: dict[str, str]) -> str:
 
 
 def _largest_number(problems: ChainSum) -> int:
-    """No running total, slipped or not, is further from zero."""
+    """An upper bound for the size of any running total, slipped or not."""
     return problems.max_terms * (10**problems.max_digits - 1) + max(SLIPS)
 
 
@@ -207,7 +207,7 @@ def _train(
     rows = Dataset.from_list([{"prompt_ids": prompt, "completion_ids": ids} for prompt, ids in examples])
     arguments = {
         **trainer_arguments(recipe, training_state(folder)),
-        "adam_beta2": 0.98,  # the usual 0.999 remembers more than a short training has
+        "adam_beta2": 0.98,  # the usual 0.999 averages over more steps than a short training has
     }
     train(sft_trainer(model, in_training_order(rows, recipe), tokenizer, arguments), description)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)

@@ -1,1 +1,1 @@
-"""Who draws completions, and drawing them graded. One interface; the engines stand behind it."""
+"""Drawing completions, and grading them. There is one interface, with the engines behind it."""

@@ -1,10 +1,10 @@
-"""Who draws completions: the seam between what asks for them and what runs the model.
+"""Drawing completions: the interface between the code that asks for them and the code that runs the model.
 
     engine: Engine = TransformersEngine.of_checkpoint(path)
     for completions in engine.draw(prompts, sampling):
         ...
 
-Callers hand over token ids and get token ids; they know neither Transformers nor a server.
+Callers pass token ids and get token ids; they don't need to know about Transformers or a server.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -17,8 +17,8 @@ from realign_pipes.paper.schedules import Schedule
 Alpha = float | Schedule
 """A number, or a schedule f(step, row) -> alpha such as `paper.TokenBudget`.
 
-`step` counts the tokens of one completion from 0. An engine calls a schedule with row 0 always: which row of a batch a
-completion has is the engine's own business, and must not change it.
+`step` counts the tokens of one completion from 0. An engine always calls a schedule with row 0: a completion must not
+depend on its row in a batch, which is the engine's own business.
 """
 
 
@@ -55,7 +55,7 @@ class Engine(Protocol):
     ) -> Iterator[list[Completion]]:
         """Yield the completions of `prompts`, `sampling.samples` each, in groups as they finish.
 
-        The keys of `prompts` are distinct. `done` has the key and sample of completions that an interrupted run has
-        drawn already: they are left out, and the others come out as they would have without the interruption.
+        The keys of `prompts` are distinct. `done` has the key and sample of the completions that an interrupted run has
+        already drawn: these are left out, and the others are the same as without the interruption.
         """
         ...

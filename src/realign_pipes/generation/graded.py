@@ -1,4 +1,4 @@
-"""The one way to sample and grade: the demo, data_prep and the sweep draw their completions here."""
+"""Sampling and grading: the demo, data_prep and the sweep all draw their completions here."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from realign_pipes.tasks.parameters import Task
 
 @dataclass(frozen=True)
 class Question:
-    """A problem as it is put to a model, and what its completions are graded with."""
+    """A problem as the model gets it, and what is needed to grade its completions."""
 
     id: str
     task: Task
@@ -77,7 +77,7 @@ def sample_and_grade(
     """Yield `sampling.samples` graded completions of each question: first those in `file`, then new ones as drawn.
 
     `file` (JSON lines) keeps what is drawn, one group of the engine a line, so that an interrupted run resumes after
-    its last whole group. It belongs in a work folder that is valid for just these questions, model and sampling.
+    its last whole group. Put it in a work folder that is valid for exactly these questions, model and sampling.
     `open_engine` is called only if a completion is missing. `description` is the progress bar's.
     """
     by_id = {question.id: question for question in questions}
@@ -101,13 +101,13 @@ def sample_and_grade(
                 stream.write(json.dumps(line) + "\n")
             advance(len(graded))
             yield from graded
-            start = time.perf_counter()  # the caller's time is not ours
+            start = time.perf_counter()  # don't count the caller's time
 
 
 def read_graded(file: Path) -> list[GradedCompletion]:
     """What `sample_and_grade` has kept in `file`; nothing if there is no such file.
 
-    A last line that was not written to its end is removed from the file.
+    An incomplete last line is removed from the file.
     """
     return [GradedCompletion(**one) for line in _whole_lines(file) for one in line["completions"]]
 

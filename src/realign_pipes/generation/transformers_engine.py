@@ -1,4 +1,4 @@
-"""The engine of Transformers: `generate` in which a completion depends on its own seed and nothing else."""
+"""The engine on Transformers: a `generate` in which a completion's random numbers depend only on its own seed."""
 
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -52,7 +52,7 @@ class InverseCDFSampler(LogitsProcessor):
 
 
 def draw_uniforms(seed: int, key: str, sample: int, steps: int) -> NDArray[np.float32]:
-    """Float32 [steps] in [0, 1), a function of the seed, the problem and the number of the sample alone."""
+    """Float32 [steps] in [0, 1), which depend only on the seed, the problem and the number of the sample."""
     uniforms = np.random.default_rng([seed, zlib.crc32(key.encode()), sample]).random(steps, dtype=np.float32)
     return np.minimum(uniforms, np.float32(1 - 2**-20))  # so that the threshold stays below the cumulated total
 
@@ -97,9 +97,9 @@ class TransformersEngine:
     ) -> Iterator[list[Completion]]:
         """As `Engine.draw`; a group is a batch.
 
-        The longest prompts come first, so that the rows of a batch have about one length. Batches are the same
-        whatever is `done`, as the other rows of a batch may change the last bits of a logit: of one that is done in
-        part, all is decoded again.
+        The longest prompts come first, so the rows of a batch have similar lengths. Batches are the same whatever is
+        `done`, because the other rows of a batch may change the last bits of a logit: a partly finished batch is
+        decoded again as a whole.
         """
         model = self.model
         stops = stop_token_ids(model)
@@ -132,8 +132,8 @@ def _decode(
 ) -> list[list[int]]:
     """The tokens of a batch whose row r has `prompts[r]` and the random numbers `uniforms[r]`.
 
-    Prompts are padded on the left; the mask hides what is there. Decoding is interrupted to drop rows that have
-    finished, and their KV cache: otherwise all would wait for the slowest.
+    Prompts are padded on the left, and the mask hides the padding. Decoding is interrupted to drop rows that have
+    finished, and their KV cache; otherwise all would wait for the slowest.
     """
     config, width = model.generation_config, max(len(prompt.token_ids) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), config.pad_token_id)
@@ -146,7 +146,7 @@ def _decode(
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     tokens: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # those that are still decoded
+    rows = list(range(len(prompts)))  # those still being decoded
     cache, step = None, 0
     while rows and step < sampling.max_new_tokens:
         finished = ShareFinished(config.eos_token_id, len(rows), DROPPED_SHARE, model.device)
@@ -177,7 +177,7 @@ def _alpha_argument(alphas: list[Alpha | None], begun: int) -> dict[str, Any]:
     if alphas == [None] * len(alphas):
         return {}
     if not any(callable(alpha) for alpha in alphas):
-        if alphas == alphas[:1] * len(alphas):  # InRa is quicker with one number for all
+        if alphas == alphas[:1] * len(alphas):  # InRa is faster with one number for all
             return {"alpha": alphas[0]}
         return {"alpha": alphas}
 

@@ -1,1 +1,1 @@
-"""Checkpoints: what is believed of them, loading, fingerprints and model cards."""
+"""Checkpoints: which are trusted, loading, fingerprints and model cards."""

@@ -1,4 +1,4 @@
-"""What every realigned checkpoint says of itself: README.md for people, realignment.json for programs."""
+"""What every realigned checkpoint says about itself: README.md for people, realignment.json for programs."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ Made by realign_pipes {{ version }}.
 
 
 def current_commit() -> str:
-    """The git commit of the working folder, "(with uncommitted changes)" added where so, or why there is none."""
+    """The git commit of the working folder, noting any uncommitted changes; or why there is none."""
     if shutil.which("git") is None:
         return "unknown: git is not installed"
     git = ["git", "-c", "core.quotepath=off"]
@@ -102,11 +102,11 @@ def describe_checkpoint(
     tags: list[str],
     metadata: dict[str, Any],
 ) -> None:
-    """Complete a checkpoint `folder` that holds weights: the reference's tokenizer, curves of training, model card.
+    """Add to a checkpoint `folder` of weights what is missing: the reference's tokenizer, training curves, model card.
 
     `chat_template`, if given, is the file of the template that the tokenizer gets in place of the reference's.
     """
-    from realign_pipes.models.load import copy_tokenizer  # with it comes torch, and every run asks for the commit
+    from realign_pipes.models.load import copy_tokenizer  # it imports torch, and every run asks for the commit
 
     copy_tokenizer(reference, folder, chat_template)
     shutil.copytree(curves, folder / curves.name)

@@ -17,11 +17,11 @@ def fingerprint(description: Any) -> str:
 
 
 CLOCK_TICK = 0.02
-"""Seconds. Changes of a file that are further apart get different times of change: Linux's clock for them may stand
-still for 10 ms."""
+"""Seconds. Changes to a file that are further apart than this get different modification times: Linux's clock for them
+may stand still for 10 ms."""
 
 _digests: dict[tuple[int, int, int, int], str] = {}
-"""Of the files that this process has read: device, inode, size and time of last change -> SHA-256."""
+"""For files that this process has read: device, inode, size and time of last change -> SHA-256."""
 
 
 def fingerprint_file(path: Path) -> str:
@@ -32,7 +32,7 @@ def fingerprint_file(path: Path) -> str:
     stat = path.stat()
     key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if key not in _digests:
-        if 0 <= (age := time.time() - stat.st_mtime) < CLOCK_TICK:  # let whatever changes it later have another time
+        if 0 <= (age := time.time() - stat.st_mtime) < CLOCK_TICK:  # so that a later change gets a different time
             time.sleep(CLOCK_TICK - age)
         with path.open("rb") as stream:
             _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -31,9 +31,9 @@ QUESTION = "QUESTION-OF-THE-USER"
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The checkpoint's tokenizer, as its tokenizer.json has it; its chat template may be anything, or missing.
+    """The tokenizer exactly as in the checkpoint's tokenizer.json; its chat template may be anything, or missing.
 
-    AutoTokenizer would replace parts of it by those of the architecture's own class (Transformers 5 does so for Qwen2).
+    AutoTokenizer would replace parts of it with the architecture's own (Transformers 5 does so for Qwen2).
     Raises MissingFileError if there is no tokenizer.json, CheckpointError if it is damaged.
     """
     if not (path / "tokenizer.json").exists():
@@ -47,9 +47,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def load_chat_tokenizer(path: Path, chat_template: Path | None = None) -> PreTrainedTokenizerFast:
-    """The checkpoint's tokenizer, to put chats to the model: with its own chat template, or the one in a file.
+    """The checkpoint's tokenizer for chats with the model, with its own chat template or the one in a file.
 
-    Raises what `load_tokenizer` does, and InputError if there is no template, or one that fails or leaves out what the
+    Raises what `load_tokenizer` raises, and InputError if there is no template, or if it fails or leaves out what the
     user says.
     """
     tokenizer = load_tokenizer(path)
@@ -121,7 +121,7 @@ def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "
 def read_model(path: Path | str, dtype: torch.dtype | str = "auto", revision: str | None = None) -> PreTrainedModel:
     """The checkpoint on the CPU, from safetensors only. CheckpointError if it is damaged or lacks any weight.
 
-    Transformers would draw what is missing at random. With a `revision`, `path` is a repository of the hub.
+    Transformers would initialise missing weights at random. With a `revision`, `path` is a repository of the hub.
     """
     options = {} if revision is None else {"revision": revision}
     with reading(path):
@@ -135,7 +135,7 @@ def read_model(path: Path | str, dtype: torch.dtype | str = "auto", revision: st
 
 
 def default_device() -> torch.device:
-    """The accelerator that accelerate finds, else the CPU."""
+    """The accelerator that accelerate finds, or the CPU."""
     from accelerate import PartialState
 
     device: torch.device = PartialState().device
@@ -180,22 +180,22 @@ def _check_stops(path: Path, rows: int) -> None:
     """Raise InputError unless the generation config names tokens that end a completion."""
     file, stops = path / "generation_config.json", read_stops(path)
     if not stops:
-        raise InputError(f"{file} names no eos_token_id, so that completions would never end.")
+        raise InputError(f"{file} names no eos_token_id, so completions would never end.")
     for stop in stops:
         if type(stop) is not int or not 0 <= stop < rows:
             raise InputError(f"{file}: the eos_token_id {stop!r} is not one of the head's {rows} tokens.")
 
 
 def max_positions(path: Path) -> int | None:
-    """The tokens that a checkpoint's positions are made for, prompt and completion; None without such a limit."""
+    """How many tokens of prompt and completion a checkpoint has positions for; None if there is no limit."""
     return getattr(read_config(path).get_text_config(), "max_position_embeddings", None)  # ALiBi, Mamba: no limit
 
 
 def check_pair(reference: Path, aligned: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that two checkpoints share, after checking that their logits can be mixed.
 
-    Reads configurations and tokenizers only. Raises MissingFileError for what is not a checkpoint, and InputError for
-    tokenizers that differ or a head with fewer rows than the tokenizer has tokens. Heads may be padded to different
+    Reads only configurations and tokenizers. Raises MissingFileError if either is not a checkpoint, and InputError if
+    the tokenizers differ or a head has fewer rows than the tokenizer has tokens. Heads may be padded to different
     sizes.
     """
     for path in (reference, aligned):

@@ -1,6 +1,6 @@
-"""What of a checkpoint directory is believed: nothing in it is executed, and what does not fit is refused by name.
+"""How far a checkpoint directory is trusted: nothing in it is executed, and what does not fit is refused by name.
 
-Reads configurations and the headers of weights, no weights.
+Reads configurations and the headers of weights, but no weights.
 """
 
 import json
@@ -22,12 +22,12 @@ IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_imple
 
 
 class CheckpointError(InputError):
-    """A checkpoint directory has a file that is damaged, does not fit the others, or asks for what is not done here."""
+    """A checkpoint directory has a file that is damaged, does not fit the others, or asks for what is not allowed."""
 
 
 @contextmanager
 def reading(what: Path | str) -> Iterator[None]:
-    """Name the file that a library fails on: their errors are of all types, and rarely say which it was."""
+    """Name the file that a library fails on: library errors come in all types and rarely name it."""
     try:
         yield
     except CheckpointError:
@@ -64,8 +64,8 @@ def check_checkpoint(path: Path) -> None:
         base, revision = base_of_adapter(path)
         if revision is None and not Path(base).is_dir():
             raise MissingFileError(
-                f"{path} is an adapter for the checkpoint {base}, which is no folder in {Path.cwd()}. Put it there, or "
-                "correct base_model_name_or_path in adapter_config.json."
+                f"{path} is an adapter for the checkpoint {base}, which is not a folder in {Path.cwd()}. Put it there, "
+                "or correct base_model_name_or_path in adapter_config.json."
             )
     elif not (path / "config.json").exists():
         raise MissingFileError(f"{path} has no config.json, so it is not a Hugging Face checkpoint directory.")
@@ -82,12 +82,12 @@ def check_checkpoint(path: Path) -> None:
             named = set(read_json(path / WEIGHTS_INDEX)["weight_map"].values())
             for strange in sorted(map(str, named - {file.name for file in path.glob("*.safetensors")})):
                 raise CheckpointError(
-                    f"{path / WEIGHTS_INDEX} names {strange!r}, which is no *.safetensors of the folder."
+                    f"{path / WEIGHTS_INDEX} names {strange!r}, which is not a *.safetensors in the folder."
                 )
 
 
 def _check_config(path: Path) -> None:
-    """What in config.json would be read from elsewhere or executed, or would build a model out of all proportion."""
+    """Refuse a config.json that would load files from elsewhere, run code, or build an absurdly large model."""
     tensors, largest = 0, 0
     for file in path.glob("*.safetensors"):
         with reading(file), safe_open(file, framework="pt") as weights:
@@ -114,12 +114,12 @@ def _check_config(path: Path) -> None:
         weights_file = part.get("transformers_weights")
         if weights_file is not None and not str(weights_file).endswith((".safetensors", WEIGHTS_INDEX)):
             raise CheckpointError(
-                f"{path / 'config.json'} names the weights {weights_file!r}, which are no safetensors."
+                f"{path / 'config.json'} names the weights {weights_file!r}, which are not safetensors."
             )
 
 
 def read_config(path: Path) -> PreTrainedConfig:
-    """The configuration of a checkpoint directory; CheckpointError if it is damaged or of no known architecture.
+    """The configuration of a checkpoint directory; CheckpointError if it is damaged or its architecture is unknown.
 
     Code that came with a checkpoint (`auto_map`) is never run.
     """

@@ -1,7 +1,7 @@
 """The method of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704) in torch, nothing else.
 
-Names are imported when they are asked for: `paper.objective` and `paper.schedules` need torch alone, and can be used
-where Transformers is absent or of another version.
+Names are imported on first use: `paper.objective` and `paper.schedules` need only torch, and can be used where
+Transformers is missing or has another version.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 """Of the teacher's distribution p and the student's q: KL(p || q), KL(q || p) (the paper's Eq. 6), Jensen-Shannon.
 
-Here and not in `objective`, so that parameters can be checked without importing torch."""
+It is here and not in `objective` so that parameters can be checked without importing torch."""
 
 _MODULES = {
     "DeRaForCausalLM": "dera",

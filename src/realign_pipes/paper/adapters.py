@@ -1,7 +1,7 @@
 """How InRa's layer adapter is trained in "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704):
 by SFT on short reasoning, or by SFT and then DPO for dialogue. (By TrRa's objective: `paper.trra`.)
 
-Both are TRL's trainers over data that is tokenised already. They train whatever of the model requires a gradient.
+Both use TRL's trainers on data that is already tokenised. They train every weight that requires a gradient.
 """
 
 from typing import Any
@@ -33,10 +33,10 @@ def sft_trainer(
 
 
 class _TokenisedDPOTrainer(DPOTrainer):
-    """TRL's trainer for pairs that are tokenised already: `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    """TRL's trainer for pairs that are already tokenised: `prompt_ids`, `chosen_ids` and `rejected_ids`."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
-        # TRL would tokenise prompt and completion together, and learn on other ids than the model generates.
+        # TRL would tokenise prompt and completion together, and train on different ids than the model generates.
         return dataset
 
 

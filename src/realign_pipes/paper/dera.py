@@ -16,12 +16,12 @@ from realign_pipes.paper.objective import fuse_logits
 
 
 class PairCache(DynamicCache):
-    """The reference's KV cache, which carries the aligned model's."""
+    """The reference's KV cache, which also carries the aligned model's."""
 
     aligned: DynamicCache
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows of the batch, in both."""
+        """Keep these rows of the batch in both caches."""
         super().batch_select_indices(indices)
         self.aligned.batch_select_indices(indices)
 
@@ -29,9 +29,9 @@ class PairCache(DynamicCache):
 class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
     """Decodes from softmax(z(alpha)), with both models and both KV caches in memory.
 
-    `alpha` is a number, or a float tensor [B] with one number for each row of the batch; `forward` raises ValueError
-    for another number of rows. `vocab_size` cuts off padded ids of the heads (None: the smaller head's size). The
-    second cache travels as an attribute of the first.
+    `alpha` is a number, or a float tensor [B] with one number for each row of the batch; `forward` raises ValueError if
+    the batch has a different number of rows. `vocab_size` cuts off padded ids of the heads (None: the smaller head's
+    size). The second cache travels as an attribute of the first.
     """
 
     _supports_sdpa = True

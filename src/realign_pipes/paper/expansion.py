@@ -30,7 +30,7 @@ class InRaConfig:
     placement: Literal["bottom", "top"] = "bottom"
     """Below layer 0 (the paper), or above the last layer (its ablation, Table 3)."""
     base_fingerprint: str | None = None
-    """`fingerprint_model` of the checkpoint that was expanded; None where it is not known."""
+    """`fingerprint_model` of the checkpoint that was expanded; None if unknown."""
 
     def save(self, folder: Path) -> None:
         """Write inra_config.json into a checkpoint folder."""
@@ -77,7 +77,7 @@ def base_config(expanded: PreTrainedConfig, inra: InRaConfig) -> PreTrainedConfi
 
 
 def _per_layer_lists(config: PreTrainedConfig) -> dict[str, list[Any]]:
-    """Attributes with one entry a layer (`layer_types`, and what else an architecture has)."""
+    """Attributes with one entry per layer (`layer_types`, and any others that an architecture has)."""
     layers = config.num_hidden_layers
     return {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers}
 

@@ -5,8 +5,8 @@ Stream A runs through the layer adapter, stream R around it, and their logits ar
     model = InRaForCausalLM.from_pretrained("data/06_models/inra")
     model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), alpha=[0.0, 0.5, 1.2])
 
-Both streams are rows of one batch that passes through the base model's own layers, of which only the adapter's own
-rows pass through the adapter. So any Hugging Face decoder works, without a rewritten layer.
+Both streams are rows of one batch that goes through the base model's own layers; only stream A's rows also go through
+the adapter. So any Hugging Face decoder works, without rewriting a layer.
 
 A linear head W gives z(alpha) = W ((1 - alpha) h_R + alpha h_A): the final hidden states are mixed, and projected once.
 With any other head (soft-capping, a scale) the logits of both streams are computed and mixed. `linear_head` says which.
@@ -47,10 +47,10 @@ Alpha = float | Sequence[float] | torch.Tensor | Schedule
 
 @dataclass
 class _Adapter:
-    """What the adapter layers need to know of the forward pass that runs them."""
+    """What the adapter layers need to know about the forward pass that runs them."""
 
     rows: int | None = None
-    """The first so many rows are stream A's; None: all are."""
+    """How many rows, from the first, are stream A's; None: all are."""
 
 
 @dataclass
@@ -87,9 +87,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         count = inra.num_adapter_layers
         self.adapter_layers = layers[:count] if inra.placement == "bottom" else layers[-count:]
         others = layers[count:] if inra.placement == "bottom" else layers[:-count]
-        # Places in the KV cache: the base's layers come first, as in the base model. All rows pass through them, so
-        # that the cache's length and the masks, which are read off its first layers, are right with any use of the
-        # adapter.
+        # Places in the KV cache: the base's layers come first, as in the base model. All rows go through them, so the
+        # cache's length and the masks, which come from its first layers, are right however the adapter is used.
         for place, layer in enumerate(others + self.adapter_layers):
             for module in layer.modules():
                 if "layer_idx" in vars(module):
@@ -99,7 +98,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         self.linear_head = _has_linear_head(expanded)
         if not self.linear_head:
             logger.info(
-                "%s: the head is not linear, so both streams' logits are mixed and not their hidden states.",
+                "%s: the head is not linear, so both streams' logits are mixed, not their hidden states.",
                 type(expanded).__name__,
             )
 
@@ -156,9 +155,9 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, path: str | Path, *, base: str | Path | None = None, dtype: torch.dtype | str = "auto"
     ) -> "InRaForCausalLM":
-        """Load an expanded checkpoint: one that `save_pretrained` wrote, or anyone's with one layer more at the bottom.
+        """Load an expanded checkpoint: from `save_pretrained`, or any other with an extra layer at the bottom.
 
-        `base`, if given, is the checkpoint the adapter is meant for: ValueError if it was made from another.
+        `base`, if given, is the checkpoint that the adapter is for: ValueError if it was made from another.
         """
         inra = InRaConfig.load(Path(path))
         if (
@@ -204,7 +203,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         The mixture is formed in float32. Where the head is linear, it is rounded to the model's dtype before it is
         projected, and the logits have that dtype; mixed logits stay in float32.
 
-        A cache remembers which streams it holds. To continue from it at an `alpha` that needs another one raises
+        A cache remembers which streams it holds. Continuing from it at an `alpha` that needs another stream raises
         ValueError.
         """
         if use_cache is False:
@@ -234,7 +233,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def generate(self, *args: Any, alpha: Alpha = 1.0, both_streams: bool = False, **kwargs: Any) -> Any:
-        """Transformers' `generate` at `alpha`: sampling or greedy, with `num_return_sequences` if wanted.
+        """Transformers' `generate` at `alpha`: sampling or greedy, optionally with `num_return_sequences`.
 
         With one alpha for each prompt, all sequences of a prompt share it. The row that a schedule sees counts the
         returned sequences.
@@ -251,7 +250,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         return super().generate(*args, alpha=passed, both_streams=both_streams, **kwargs)
 
     def _alphas(self, alpha: Alpha | _ScheduledAlpha, batch: int) -> torch.Tensor:
-        """One float32 alpha for each row [B], on the CPU. Raises ValueError if their number is another."""
+        """One float32 alpha for each row [B], on the CPU. Raises ValueError if there are more or fewer than that."""
         if isinstance(alpha, _ScheduledAlpha):
             alphas = torch.tensor([float(alpha.schedule(alpha.step, row)) for row in range(batch)])
             alpha.step += 1
@@ -294,7 +293,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                 if missing := every[wanted & ~torch.isin(every, there)].tolist():
                     raise ValueError(
                         f"rows {missing} need stream {name}, which the cache that they continue from does not hold: it "
-                        "began at an alpha that did without. Begin with both_streams=True."
+                        "was started at an alpha that did not need it. Start with both_streams=True."
                     )
             streams = held.at(alphas)
         else:
@@ -304,12 +303,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         streams.number = alpha if isinstance(alpha, float) else None
         if cache is not None:
             cache.streams = streams
-            if len(cache.layers) == self.config.num_hidden_layers:  # the caller's own, which knows of no adapter
+            if len(cache.layers) == self.config.num_hidden_layers:  # the caller's own, without the adapter
                 cache.layers += self._adapter_cache_layers()
         return streams
 
     def _around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """The adapter layer's forward for stream A's rows, which come first; the others pass by."""
+        """The adapter layer's forward for stream A's rows, which come first; the others skip it."""
 
         def of_rows(value: Any, total: int, count: int) -> Any:
             if isinstance(value, torch.Tensor) and value.shape[0] == total:
@@ -332,7 +331,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.inference_mode()
     def _check_identity(self) -> None:
-        """The fresh adapter must change nothing: a layer with further outputs than the two projections is refused."""
+        """The fresh adapter must change nothing: a layer with more outputs than the two projections is refused."""
         tokens = torch.tensor([[0, 1, 2]], device=self.device)
         with_adapter, without = (self(tokens, alpha=alpha).logits for alpha in (1.0, 0.0))
         if not torch.equal(with_adapter, without):
@@ -343,9 +342,9 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
 
 @torch.no_grad()
 def _has_linear_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are, to the bit, the output embeddings' product with the final hidden states (and its bias).
+    """Whether the logits are exactly the output embeddings' product with the final hidden states (and its bias).
 
-    Tried on three tokens: a scale or soft-capping changes the logits' last bits at least.
+    Tested on three tokens: a scale or soft-capping would change at least the logits' last bits.
     """
     states: list[torch.Tensor] = []
     hook = model.get_decoder().register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))

@@ -1,12 +1,12 @@
 """Equations 5 and 6 of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704): the fused teacher
 z(alpha), and the divergence that TrRa minimises.
 
-`fuse_logits` is Eq. 5 and `divergence_between` Eq. 6, both over full logits: these are the definitions. The mean of the
-same divergence, without ever holding [tokens, vocabulary], is `fused_linear_divergence`: it forms the logits of a chunk
-of tokens, takes the loss and its gradient, and throws them away, so that memory grows with chunk_tokens * V. Tests
-compare the two. This module needs torch and nothing else.
+`fuse_logits` is Eq. 5 and `divergence_between` Eq. 6, both over full logits: these are the definitions.
+`fused_linear_divergence` computes the mean of the same divergence without ever holding [tokens, vocabulary]: it forms
+the logits of a chunk of tokens, takes the loss and its gradient, and discards the logits, so memory grows with
+chunk_tokens * V. Tests compare the two. This module needs only torch.
 
-The names are the same throughout. The paper's lambda is `alpha`.
+Names used throughout (the paper's lambda is `alpha`):
 
     z_ref, z_aligned, z_student    logits of the three models: final hidden states times the head
     z = z(alpha)                   the fused teacher's logits, Eq. 5
@@ -82,8 +82,8 @@ def fused_linear_divergence(
 ) -> torch.Tensor:
     """The mean over N tokens of `divergence_between(z_student, fuse_logits(z_ref, z_aligned, alpha))`: Eqs. 5 and 6.
 
-    Each hidden is [N, d] and each head [V, d], every model with a d and a V of its own; row i of the three hiddens
-    belongs to one token. Ids >= `vocab_size` (None: the smallest V) are cut off before mixing, since extrapolation
+    Each hidden is [N, d] and each head [V, d], with each model's own d and V; row i of the three hiddens belongs to
+    the same token. Ids >= `vocab_size` (None: the smallest V) are cut off before mixing, since extrapolation
     would amplify padded rows that were never trained. `num_tokens` (None: N) divides the sum over the N tokens: when
     gradients are accumulated, give the number of completion tokens of the whole optimizer step.
 
@@ -154,14 +154,14 @@ class _FusedLinearDivergence(torch.autograd.Function):
             grad_hidden = torch.zeros_like(student_hidden, dtype=torch.float32) if need_hidden else None
             grad_head = torch.zeros_like(student_head, dtype=torch.float32) if need_head else None
             total = student_hidden.new_zeros((), dtype=torch.float32)
-            # The same memory for every chunk: fresh pages would cost more than what is computed in them.
+            # All chunks reuse the same memory: fresh pages would cost more than the computation in them.
             rows = min(chunk_tokens, student_hidden.shape[0])
             buffers = torch.empty(3, rows, vocab, dtype=torch.float32, device=student_hidden.device)
             for start in range(0, student_hidden.shape[0], chunk_tokens):
                 chunk = slice(start, start + chunk_tokens)
                 hidden = student_hidden[chunk].float()
                 z, z_student, spare = buffers[:, : len(hidden)]
-                # Eq. 5 over T: z_aligned is formed in the memory of z, and z_ref added to it. A trap: the keywords
+                # Eq. 5 over T: z_aligned is formed in the memory of z, and z_ref added to it. Beware: the keywords
                 # `beta` and `alpha` are torch's and not the paper's. addmm_ scales what is there already by `beta`, and
                 # the product that it adds by `alpha`. T goes into these factors, which costs no pass over [c, V].
                 # They apply after the products, so that states in half precision enter those unrounded.

@@ -1,22 +1,22 @@
 """Alphas that change while InRa generates, beyond "Flexible Realignment of Language Models"
 (https://arxiv.org/abs/2506.12704), whose alpha is one number for a whole completion.
 
-Any function `f(step, row) -> alpha` will do; `TokenBudget` is the one that we offer. This module needs no package.
+Any function `f(step, row) -> alpha` will do; `TokenBudget` is the one provided here. This module needs no packages.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 Schedule = Callable[[int, int], float]
-"""f(step, row) -> alpha: `step` counts a completion's tokens from 0, `row` the rows of the batch."""
+"""f(step, row) -> alpha: `step` counts a completion's tokens from 0, and `row` counts the rows of the batch."""
 
 
 @dataclass(frozen=True)
 class TokenBudget:
     """A budget of tokens for a whole completion: late in it, alpha rises so that the model stops thinking and answers.
 
-    For the first `ramp * budget` tokens alpha is `alpha`. It then rises linearly, and is `fast` from half-way between
-    there and the end of the budget on: what is left is for the answer. ValueError for a `budget` below 1, or a `ramp`
+    For the first `ramp * budget` tokens alpha is `alpha`. It then rises linearly, reaches `fast` half-way to the end of
+    the budget, and stays there: the rest is for the answer. ValueError for a `budget` below 1, or a `ramp`
     outside [0, 1].
     """
 
@@ -32,7 +32,7 @@ class TokenBudget:
             raise ValueError(f"ramp is a share of the budget between 0 and 1, not {self.ramp}")
 
     def __call__(self, step: int, row: int) -> float:
-        """Alpha for the token number `step`, counted from 0; the same for every row."""
+        """Alpha for token number `step`, counted from 0; the same for every row."""
         start = self.ramp * self.budget
         risen = (step - start) / max((self.budget - start) / 2, 1)
         return self.alpha + min(max(risen, 0.0), 1.0) * (self.fast - self.alpha)

@@ -25,29 +25,29 @@ class Streams:
         """`aligned` and `reference` are row numbers, int64, ascending; `alphas` is float32 [B]. All are on the CPU."""
         self.aligned, self.reference, self.alphas, self.device = aligned, reference, alphas, device
         self.single = min(len(aligned), len(reference)) == 0
-        """One stream has all rows, in order: there is nothing to gather or to mix."""
+        """One stream has all rows, in order: there is nothing to gather or mix."""
         self.number: float | None = None
-        """The one alpha of all rows, where one number was given."""
+        """The alpha that all rows share, where one number was given."""
         if self.single:
             return
         of_aligned = torch.full((len(alphas),), -1)
         of_aligned[aligned] = torch.arange(len(aligned))
         of_reference = of_aligned.clone()
         of_reference[reference] = len(aligned) + torch.arange(len(reference))
-        # A row of one stream is mixed with itself, at alpha 0 or 1, which leaves it as it is; no other row touches it.
+        # A row of one stream is mixed with itself, at alpha 0 or 1, which leaves it unchanged; no other row touches it.
         of_aligned = torch.where(of_aligned < 0, of_reference, of_aligned)
         self.rows = torch.cat([aligned, reference]).to(device)
         self.places = (of_reference.to(device), of_aligned.to(device))
         self.weights = alphas[:, None, None].to(device)
 
     def at(self, alphas: torch.Tensor) -> "Streams":
-        """The same streams, both there, mixed at other alphas."""
+        """The same streams, both present, mixed at other alphas."""
         other = copy.copy(self)
         other.alphas, other.weights = alphas, alphas[:, None, None].to(self.device)
         return other
 
     def gather(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        """The streams' rows of an input [B, ...]. One that all rows share stays as it is."""
+        """The streams' rows of an input [B, ...]. An input that all rows share is left unchanged."""
         if self.single or tensor is None or tensor.shape[0] != len(self.alphas):
             return tensor
         return tensor[self.rows]
@@ -61,7 +61,7 @@ class Streams:
 
 
 class StreamsCache(DynamicCache):
-    """The KV cache of both streams' rows: the base's layers, then the adapter's, which hold stream A's rows alone."""
+    """The KV cache of both streams' rows: the base's layers, then the adapter's, which hold only stream A's rows."""
 
     streams: Streams
 

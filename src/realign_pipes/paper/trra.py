@@ -8,7 +8,7 @@ Distils softmax(z(alpha)), Eq. 5, into a copy of the reference model by minimisi
     )
     trainer.train()
 
-TrRa-iter is the same again, with the student as the aligned model of the next teacher.
+TrRa-iter repeats this, with the student as the aligned model of the next teacher.
 """
 
 from collections.abc import Sequence
@@ -98,9 +98,9 @@ class TrRaTrainer(Trainer):
 
     During `train` the forward of this model instance is replaced by one that returns the loss, so that whatever wraps
     the model (DDP, FSDP, autocast) wraps the loss too. In there, the loss is computed by the head's forward, which is
-    replaced as well: FSDP gathers a sharded weight for the forward of the module that holds it. Trainer counts the
-    labels of all micro-batches of an optimizer step on all processes, and each micro-batch's loss is divided by that
-    number.
+    replaced as well, since FSDP gathers a sharded weight for the forward of the module that holds it. Trainer counts
+    the labels of all micro-batches of an optimizer step on all processes, and each micro-batch's loss is divided by
+    that number.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class TrRaTrainer(Trainer):
         self._forwards = (student_forward, head_forward)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's `train`. After it, also where it raised, the model's forward is its class's own again."""
+        """Trainer's `train`. Afterwards, even if it raised, the model's forward is its class's own again."""
         student, head = self.model, self.model.get_output_embeddings()
         student_forward, head_forward = self._forwards
         student.forward, head.forward = MethodType(student_forward, student), MethodType(head_forward, head)

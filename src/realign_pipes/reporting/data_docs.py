@@ -1,7 +1,7 @@
 """Data Docs: a page on what Great Expectations found in a data folder's data sets.
 
-Great Expectations can make pages of its own, which load styles and scripts from six hosts; it offers no setting for
-that, and its templates cannot be replaced.
+Great Expectations can make its own pages, but they load styles and scripts from six hosts. It has no setting to turn
+that off, and its templates cannot be replaced.
 """
 
 import json
@@ -27,7 +27,7 @@ class Finding:
     """Great Expectations' name of it, with its arguments."""
     found: str
     examples: list[str]
-    """Some rows in which it fails."""
+    """Some of the rows that fail it."""
 
 
 def read_validations(folder: Path) -> dict[str, dict[str, Any]]:

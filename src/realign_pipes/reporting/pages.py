@@ -15,5 +15,5 @@ ENVIRONMENT = Environment(
 
 
 def render_page(template: str, **values: Any) -> str:
-    """The page that `template` makes of `values`, all of which are escaped but for Markup."""
+    """The page that `template` makes from `values`, which are all escaped, except for Markup."""
     return ENVIRONMENT.get_template(template).render(values)

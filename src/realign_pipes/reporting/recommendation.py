@@ -1,6 +1,6 @@
 """Which candidate to take: the largest saving of tokens that costs no more correctness than the user allows.
 
-And the few figures by which experiments are compared.
+Also the few figures by which experiments are compared.
 """
 
 import math
@@ -14,7 +14,7 @@ from realign_pipes.sweep.metrics import CONFIDENCE
 
 
 def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
-    """The candidate that saves most tokens among those not worse than the reference by more than `margin`.
+    """The candidate that saves the most tokens among those not worse than the reference by more than `margin`.
 
     "Not worse" is a test of non-inferiority: the one-sided 95 % lower bound (paired bootstrap) on the difference in
     pass@1 from the reference is at least -margin (a share: 0.02 is 2 points). If no candidate that saves tokens passes

@@ -64,7 +64,7 @@ def render_report(
 
     `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out if
     `budget_results` has no rows, and the one on training if no curve was drawn. `validations` come from
-    `data_docs.read_validations`; the report links the page on them, which lies beside it.
+    `data_docs.read_validations`; the report links to the page on them, which is in the same folder.
     """
     overall = overall_rows(sweep_results)
     return render_page(

@@ -1,1 +1,1 @@
-"""What a run needs whatever it computes: work done once, launching processes, the lock, the log, progress bars."""
+"""What every run needs, whatever it computes: work done once, launching processes, the lock, the log, progress bars."""

@@ -1,4 +1,4 @@
-"""Files and folders that are put in place whole or not at all, and what is said when the disk is full."""
+"""Files and folders that are put in place completely or not at all, and the error for a full disk."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from realign_pipes.errors import UserError
 
 LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|old)")
-"""What `atomic_path` writes beside a path: its name, the process, and whether it is to come or stepped aside."""
+"""What `atomic_path` puts beside a path: its name, the process, and whether it is new (tmp) or moved aside (old)."""
 
 PROBE_BYTES = 2**20
 
@@ -24,8 +24,8 @@ class DiskFullError(UserError, OSError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` for a file or folder, renamed to `path` if the block succeeds.
 
-    A block that fails leaves what was at `path` untouched and nothing beside it; DiskFullError where the disk is full.
-    One that is killed leaves what `recover` puts right.
+    If the block fails, whatever was at `path` is untouched, and nothing is left beside it; DiskFullError if the disk is
+    full. After a kill, `recover` cleans up.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,10 +42,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Put right what killed processes left of `path`, and of whatever is below it.
+    """Clean up what killed processes left at `path` and below it.
 
-    What stepped aside for a new version that never came is put back; all else that is temporary is removed. Call it
-    only while no other process writes there.
+    A folder moved aside for a new version that never came is put back; anything else that is temporary is removed. Call
+    it only while no other process writes there.
     """
     beside = path.parent.glob(".*") if path.parent.is_dir() else ()
     left = [one for one in beside if (match := LEFTOVER.fullmatch(one.name)) and match[1] == path.name]
@@ -61,7 +61,7 @@ def recover(path: Path) -> None:
 
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn the many errors that libraries make of a full disk, as the block writes `path`, into one DiskFullError."""
+    """While the block writes `path`, turn the many errors that libraries raise on a full disk into a DiskFullError."""
     try:
         yield
     except DiskFullError:
@@ -71,13 +71,13 @@ def explain_full_disk(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(_existing(path)).free / 2**20
         raise DiskFullError(
-            f"No space left to write {path.absolute()} ({free:.1f} MiB free on its disk). What was finished before is "
-            "whole. Make room there, or raise the quota, and start the same run again: it resumes from there."
+            f"No space left to write {path.absolute()} ({free:.1f} MiB free on its disk). Everything finished before "
+            "that is intact. Make room there, or raise the quota, and start the same run again: it resumes from there."
         ) from error
 
 
 def _is_disk_full(error: BaseException, path: Path) -> bool:
-    """By the error's number, or where a library hid it (torch, safetensors, shutil) by trying to write a little."""
+    """From the error's number or, if a library hides it (torch, safetensors, shutil), by trying to write a little."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -94,17 +94,17 @@ def _is_disk_full(error: BaseException, path: Path) -> bool:
 
 
 def from_here(path: Path) -> Path:
-    """As it is best shown: relative to the working folder, if it is below it."""
+    """The path for display: relative to the working folder, if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder around `path` that is there."""
+    """The nearest folder around `path` that exists."""
     return next(folder for folder in path.absolute().parents if folder.is_dir())
 
 
 def _replace_folder(new: Path, path: Path) -> None:
-    """Rename folder `new` to `path`; a folder already there steps aside first, as a rename onto it would fail."""
+    """Rename folder `new` to `path`; a folder already there is moved aside first, as a rename onto it would fail."""
     if not path.exists():
         os.rename(new, path)
         return
@@ -112,7 +112,7 @@ def _replace_folder(new: Path, path: Path) -> None:
     _remove(old)
     os.rename(path, old)
     os.rename(new, path)
-    os.rename(old, new)  # temporary again: `recover` puts back nothing that is half removed
+    os.rename(old, new)  # a .tmp name again, so that `recover` does not put back a half-removed folder
 
 
 def _remove(path: Path) -> None:

@@ -1,8 +1,8 @@
 """A stage's job, run in this process or in several processes of `accelerate launch`.
 
-A job is a Pydantic model with `run()`. To several processes it is handed over as JSON: each of them is
+A job is a Pydantic model with `run()`. Several processes get it as JSON: each of them is
 `python -m <the job's module> <folder>`, reads `job.json` there and runs it; the main one writes `result.json`, which
-`launch` reads. An error that the user can mend is read from `error.json`. A job names its data sets by their folders.
+`launch` reads. Errors that the user can fix come through `error.json`. A job names its data sets by their folders.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others, whose completions may take longer to decode."""
+"""How long a process waits for the others, which may take longer to decode their completions."""
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -61,10 +61,10 @@ class Launcher(Parameters):
 
 
 class Folders(Parameters):
-    """parameters_folders.yml: where a run works and keeps its records. These are places, not data of the pipeline."""
+    """parameters_folders.yml: where a run works and keeps its records. These are folders, not data sets."""
 
     work: Path
-    """State of unfinished work, and what is finished but not yet saved by the catalog. Safe to delete between runs."""
+    """State of unfinished work, and finished work that the catalog has yet to save. Safe to delete between runs."""
     logs: Path
     """A log of each run."""
     validation: Path
@@ -72,7 +72,7 @@ class Folders(Parameters):
 
     @classmethod
     def of_run(cls, context: "KedroContext") -> Self:
-        """The folders of a run, made if need be, for hooks. (Nodes take `params:folders`.)"""
+        """The folders of a run, for hooks; created if missing. (Nodes take `params:folders`.)"""
         folders = cls.model_validate(context.config_loader["parameters"]["folders"])
         for folder in (folders.work, folders.logs, folders.validation):
             folder.mkdir(parents=True, exist_ok=True)
@@ -112,9 +112,9 @@ def launch(
 ) -> Result:
     """Run `job` in as many processes as `launcher` says; its result.
 
-    `folder` (<work>/launch/<stage>) holds job and result on their way, and is removed when the result was read.
-    `training` has the parameters of the training that the job does, if it does one. Raises ValueError, before anything
-    runs, for a launcher that does not fit; LaunchError if a process fails, or if none of them wrote a result.
+    `folder` (<work>/launch/<stage>) holds the job and its result, and is removed once the result has been read.
+    `training` has the parameters of the job's training, if there is one. Raises ValueError, before anything runs, for a
+    launcher that does not fit; LaunchError if a process fails, or if none of them wrote a result.
     """
     settings = check_launcher(launcher, training)
     if launcher.num_processes == 1 and launcher.config_file is None:
@@ -131,7 +131,7 @@ def launch(
 
 
 def write_job(job: Job[Any], folder: Path) -> None:
-    """Make `folder` anew with `job.json` in it and nothing else: no result of an earlier launch."""
+    """Recreate `folder` with only `job.json` in it: no result of an earlier launch."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         (temporary / "job.json").write_text(job.model_dump_json(indent=1))
@@ -149,9 +149,9 @@ def run_as_process(job: type[Job[Any]]) -> None:
             with atomic_path(file) as temporary:
                 found = ProcessError(message=str(error), traceback=traceback.format_exc())
                 temporary.write_text(found.model_dump_json(indent=1))
-        elif not file.exists():  # else this one only misses the one that wrote it
+        elif not file.exists():  # if there is one, another process failed first and wrote it
             raise
-        os._exit(1)  # at once: others may wait for this process, and libraries' own last words are many
+        os._exit(1)  # at once: others may be waiting for this process, and libraries print a lot when they exit
 
 
 def run_written_job(job: type[Job[Any]], folder: Path) -> None:
@@ -168,7 +168,7 @@ def run_written_job(job: type[Job[Any]], folder: Path) -> None:
 def joined_processes() -> Iterator[None]:
     """Join the processes that `accelerate launch` started in a group, which they leave together after the block.
 
-    RuntimeError if accelerate finds another number of them; ValueError for FSDP where there is no accelerator.
+    RuntimeError if accelerate finds a different number of them; ValueError for FSDP without an accelerator.
     """
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -254,13 +254,13 @@ def start_processes(launcher: Launcher, settings: dict[str, Any], module: str, f
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, so that no rank writes on alone. On Linux only."""
+    """Have the kernel kill this process when its parent ends, so that no rank keeps writing alone. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def accelerate_launch() -> None:
-    """`accelerate launch` without its report of a process that failed: what there is to say, that process said."""
+    """`accelerate launch` without its report on a failed process, which has already reported its own error."""
     from accelerate.commands.launch import main
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

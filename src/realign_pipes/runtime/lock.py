@@ -1,8 +1,8 @@
 """One run at a time in a data folder: the stages write into its work folder, and two would spoil each other's work.
 
-The lock is the operating system's own (`flock` on a file in the work folder), so that it is free again however its
-holder ends: nobody has to clean up after a run that was killed. Processes that a run starts and gives the lock (an
-inherited file descriptor, `close_fds=False`) hold it too, until the last of them has ended.
+The lock is the operating system's own (`flock` on a file in the work folder), so it is released however its holder
+ends: nobody has to clean up after a killed run. Processes that inherit the lock from a run (as a file descriptor,
+`close_fds=False`) hold it too, until the last of them has ended.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ class AnotherRunError(UserError, RuntimeError):
 
 
 class OneRunAtATime:
-    """Takes the lock before anything else happens in a run, and then puts right what a killed run left behind."""
+    """Takes the lock before anything else happens in a run, and then cleans up what a killed run left behind."""
 
     def __init__(self) -> None:
         self.lock: int | None = None
@@ -43,7 +43,7 @@ class OneRunAtATime:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> Iterator[None]:
-        self._release()  # of a run that Ctrl-C ended in this process, as a notebook's may: Kedro calls no hook then
+        self._release()  # left by a run that Ctrl-C ended in this process (a notebook's, say): Kedro calls no hook then
         names = ",".join(run_params["pipeline_names"] or ["__default__"])
         self.lock = take_lock(
             self.folders.work / LOCK, f"kedro run --pipelines {names} --env {run_params['env'] or 'local'}"
@@ -78,7 +78,7 @@ class OneRunAtATime:
 def take_lock(path: Path, what: str) -> int:
     """Lock the file `path` for this process: a file descriptor that holds the lock until it is closed.
 
-    Children that inherit the descriptor hold the lock as well. AnotherRunError, with what is known of the holder, if
+    Children that inherit the descriptor hold the lock as well. AnotherRunError, with what is known about the holder, if
     it is taken.
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -88,8 +88,8 @@ def take_lock(path: Path, what: str) -> int:
         holder = os.read(lock, 4096).decode() or "one that has just begun"
         os.close(lock)
         raise AnotherRunError(
-            f"another run works in {path.parent.absolute()}: {holder}. Wait for its end or stop it, with all that it "
-            "started; or give this run a data folder of its own (`data` in an environment's globals.yml)."
+            f"another run works in {path.parent.absolute()}: {holder}. Wait until it ends, or stop it and all that "
+            "it started; or give this run a data folder of its own (`data` in an environment's globals.yml)."
         ) from error
     os.set_inheritable(lock, True)
     started = time.strftime("%Y-%m-%d %H:%M:%S%z")

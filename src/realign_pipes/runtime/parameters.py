@@ -1,7 +1,7 @@
-"""What every parameter model builds on; the models themselves stand beside what they are for.
+"""What every parameter model builds on; the models themselves are next to the code that uses them.
 
-Kedro builds them from the merged YAML before a pipeline starts, so that a wrong value stops the run with its name and
-reason before any compute. Light on purpose: nothing here imports torch.
+Kedro builds them from the merged YAML before a pipeline starts: a wrong value stops the run, with its name and the
+reason, before anything is computed. Light on purpose: nothing here imports torch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """What is said of a parameter (`what`) that does not exist: its name, and the nearest of the `known` ones."""
+    """The message for a parameter (`what`) that does not exist: its name, and the nearest of the `known` ones."""
     known = sorted(known)
     nearest = get_close_matches(str(name), known, n=1)
     return f"there is no {what} {name!r}: " + (
@@ -28,7 +28,7 @@ class Parameters(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _name_the_nearest(cls, values: Any) -> Any:
-        """Pydantic itself would say "extra inputs are not permitted", and not what was meant."""
+        """Pydantic itself would say only "extra inputs are not permitted", not which name was probably meant."""
         if isinstance(values, dict) and (strange := [name for name in values if name not in cls.model_fields]):
             raise ValueError("; ".join(unknown("parameter", name, cls.model_fields) for name in strange))
         return values
@@ -42,7 +42,7 @@ def check_distinct(alphas: Sequence[float]) -> None:
     """Alphas name checkpoints and candidates, by six digits."""
     names = [f"{alpha:g}" for alpha in alphas]
     if len(set(names)) != len(names):
-        raise ValueError(f"alphas {alphas} name one twice")
+        raise ValueError(f"alphas {alphas} contain a value twice")
 
 
 class Training(Parameters):

@@ -19,9 +19,9 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
-    """A bar of `total` steps on standard error; the block calls what it is given as steps are done.
+    """A bar of `total` steps on standard error; the block calls the yielded function as steps are done.
 
-    Where standard error is not a terminal, a line when it starts and at each quarter instead. Of several processes
+    If standard error is not a terminal, it is a line at the start and at each quarter instead. Of several processes
     (`accelerate launch` sets RANK), only the first shows anything.
     """
     if int(os.environ.get("RANK", "0")) > 0:

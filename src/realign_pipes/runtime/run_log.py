@@ -1,9 +1,10 @@
 """Two files for each run, in the folder `folders.logs`, and a line on the console for each node.
 
-`<run>.jsonl` is for programs: a JSON object a line. The first says what runs (pipeline, environment, parameters,
-versions, commit), then one a node with its wall time in seconds, and a last one with the outcome and the device.
+`<run>.jsonl` is for programs: one JSON object per line. The first says what runs (pipeline, environment, parameters,
+versions, commit); then comes one per node with its wall time in seconds, and finally one with the outcome and the
+device.
 
-`<run>.log` is for people: all that this project and the libraries log, warnings and the traceback of an error included.
+`<run>.log` is for people: everything that this project and the libraries log, with warnings and an error's traceback.
 """
 
 import json
@@ -31,7 +32,7 @@ PACKAGES = ("kedro", "torch", "transformers", "datasets", "accelerate", "trl", "
 
 
 class LogFile(logging.FileHandler):
-    """Fills no console with tracebacks of its own when the disk is full, which the run's own error is about."""
+    """Prints no tracebacks of its own when the disk is full: the run's own error already says so."""
 
     whole = True
 
@@ -40,7 +41,7 @@ class LogFile(logging.FileHandler):
 
 
 class RunLog:
-    """Hooks that write the files, line by line, so that a run that dies leaves what it did."""
+    """Hooks that write the files line by line, so that even a run that dies leaves a record of what it did."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, Any] = {}
@@ -58,14 +59,14 @@ class RunLog:
         from realign_pipes import __version__
         from realign_pipes.models.card import current_commit
 
-        self._close()  # of a run that Ctrl-C ended in this process, as a notebook's may: Kedro calls no hook then
+        self._close()  # left by a run that Ctrl-C ended in this process (a notebook's, say): Kedro calls no hook then
         self.file = None
         self.started["run"] = time.perf_counter()
         file = self.folder / f"{run_params['run_id'].replace(':', '.')}.jsonl"
         self._open(file.with_suffix(".log"))
         try:
             result = yield
-        except Exception as error:  # another hook refuses the run, which so leaves no file for programs
+        except Exception as error:  # another hook refuses the run, so there is no file for programs
             self._fail(error)
             raise
         self.file = file
@@ -107,7 +108,7 @@ class RunLog:
         self._fail(error)
 
     def _open(self, file: Path) -> None:
-        """Log into `file`, what was logged since the command began included."""
+        """Log into `file`, including what was logged since the command began."""
         with explain_full_disk(file):
             self.text = LogFile(file, encoding="utf-8")
         self.text.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -119,7 +120,7 @@ class RunLog:
             root.removeHandler(waiting)
 
     def _fail(self, error: Exception) -> None:
-        """The traceback goes into the file, and a note with the error that says so."""
+        """Write the traceback to the file, and add a note to the error that says so."""
         logger.error("the run failed", exc_info=error)
         if self.text is not None and self.text.whole:
             error.add_note(f"Full traceback: {from_here(Path(self.text.baseFilename))}")
@@ -142,7 +143,7 @@ class RunLog:
         try:
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line, default=str) + "\n")
-        except OSError as error:  # a full disk, which the run's own error is about
+        except OSError as error:  # a full disk, which the run's own error reports
             logger.error("%s lacks the line %s: %s", self.file, line, error)
 
 

@@ -1,4 +1,4 @@
-"""What every training here shares: arguments for Transformers' Trainer, a bar, curves, and resuming where it stopped.
+"""What all trainings here share: arguments for Transformers' Trainer, a progress bar, curves, and resuming.
 
 Trainings run in one process, or in those of `accelerate launch`: data parallel, or sharded by FSDP2.
 """
@@ -67,9 +67,9 @@ class FiniteGradients(TrainerCallback):
 class CurvesCallback(TrainerCallback):
     """Curves of a training in DVCLive's files, one `plots/metrics/<name>.tsv` each in `folder`.
 
-    What the trainer logs (loss, gradient norm, learning rate, …), and with it `tokens_per_second` (input tokens since
-    the step logged before) and `memory_mib` (the peak so far: of the GPU where there is one, else resident). A resumed
-    training first writes the curves of the steps before it again, from its saved state.
+    They show what the trainer logs (loss, gradient norm, learning rate, …), `tokens_per_second` (input tokens since the
+    last logged step) and `memory_mib` (the peak so far: of the GPU if there is one, else resident). A resumed training
+    first rewrites the curves of the steps before it from its saved state.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,7 +102,7 @@ class CurvesCallback(TrainerCallback):
     def _write(self, logged: dict[str, Any], step: int) -> None:
         self.live.step = step
         for name, value in logged.items():
-            if name not in ("step", "epoch", "num_input_tokens_seen", "num_tokens"):  # TRL's, which begins again
+            if name not in ("step", "epoch", "num_input_tokens_seen", "num_tokens"):  # TRL's, which restarts
                 self.live.log_metric(name, value)
         self.live.make_summary()  # type: ignore[no-untyped-call]
 
@@ -126,15 +126,15 @@ def student_device() -> torch.device:
 
 
 def training_state(work: Path) -> Path:
-    """The folder in `work` for the state of an unfinished training. What FSDP writes can be read under FSDP alone."""
+    """The folder in `work` for the state of an unfinished training. What FSDP writes can only be read under FSDP."""
     return work / ("trainer_fsdp" if uses_fsdp() else "trainer")
 
 
 def in_training_order(examples: Dataset, parameters: Training) -> Dataset:
-    """The `steps * batch_size` examples of a training, one after the other: permutation after permutation, by the seed.
+    """The `steps * batch_size` examples of a training in order: one permutation after another, drawn with the seed.
 
-    Trained in this order (`train_sampling_strategy="sequential"`) every optimizer step has the same examples whatever
-    the number of processes and micro-batches.
+    In this order (`train_sampling_strategy="sequential"`), every optimizer step has the same examples whatever the
+    number of processes and micro-batches.
     """
     random = np.random.default_rng(parameters.seed)
     total = parameters.steps * parameters.batch_size
@@ -203,7 +203,7 @@ def train(trainer: Trainer, description: str) -> dict[str, torch.Tensor]:
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest of Trainer's `checkpoint-<step>` folders that was written to its end, None if there is none.
+    """The newest of Trainer's `checkpoint-<step>` folders that was completely written, or None.
 
     Trainer writes its state file last: a checkpoint without a readable one was interrupted.
     """

@@ -1,8 +1,8 @@
-"""A piece of work that is done once: described, found finished, resumed where it was interrupted, put in place whole.
+"""Work that is done only once: it is described, resumed after an interruption, found again when it is finished.
 
 Kedro runs a node from its beginning, and DVC deletes a stage's outputs before it runs. What makes a stage resumable
 (training state, batches of completions, finished checkpoints) therefore lives in a work folder outside the outputs,
-with the description of the work beside it. The same description finds its work again; any other starts afresh.
+with the description of the work beside it. The same description finds its work again; a different one starts over.
 """
 
 import json
@@ -18,13 +18,13 @@ DESCRIPTION = "work.json"
 
 
 class OccupiedFolderError(UserError, FileExistsError):
-    """What should be a work folder holds something that is not ours to empty."""
+    """The folder for some work holds something else, which must not be deleted."""
 
 
 def open_work(folder: Path, description: dict[str, Any]) -> Path:
     """`folder`, with what an interrupted run of the same `description` (JSON-able) left there, or empty.
 
-    Raises OccupiedFolderError for a folder that holds something else than such work.
+    Raises OccupiedFolderError for a folder that holds anything but such work.
     """
     marker = folder / DESCRIPTION
     wanted = json.dumps(description, sort_keys=True, indent=1)
@@ -45,7 +45,7 @@ def do_once(
 
     All processes of a launch call this. `do(folder)` does the work, resuming from what an interrupted run left in
     `folder`; it returns the function with which the main process then writes the result to a temporary path, which is
-    put in place at once. What else lies in the folder after that is state of the work, and is removed.
+    put in place at once. Everything else in the folder is then state of the work, and is removed.
     """
     from accelerate import PartialState
 
@@ -54,7 +54,7 @@ def do_once(
         open_work(folder, description)
     finished = folder / result
     found = finished.exists()
-    state.wait_for_everyone()  # before one of them makes what another looks for
+    state.wait_for_everyone()  # before one of them creates what another checks for
     if not found:
         write = do(folder)
         if state.is_main_process:

@@ -64,8 +64,8 @@ class Evaluator:
     def evaluate(self, candidates: Sequence[Candidate], sampling: Sampling) -> dict[str, Path]:
         """Parquet files of graded completions, by candidate, drawn with `sampling` or inside the candidate's budget.
 
-        One engine serves candidates that stand one after the other and differ in no more than an alpha that it takes
-        as an argument, a schedule or a budget.
+        One engine serves consecutive candidates that differ only in an alpha that it takes as an argument, a schedule
+        or a budget.
 
         Columns are those of `schemas.GENERATIONS`, or of BUDGET_GENERATIONS for candidates inside a budget.
         """
@@ -98,7 +98,7 @@ class Evaluator:
         return do_once(self.work / candidate.name, "generations.parquet", self._description(candidate, sampling), do)
 
     def _engine(self, candidate: Candidate) -> Engine:
-        """The engine of the last candidate if it serves this one too, else a new one in its place."""
+        """The engine of the last candidate if it also serves this one, else a new one in its place."""
         kind = KINDS[candidate.kind]
         fixed_alpha = candidate.alpha if kind.has_alpha and not kind.takes_alpha else None
         serves = (kind.open, candidate.checkpoints, fixed_alpha)
@@ -108,7 +108,7 @@ class Evaluator:
         return self._opened[1]
 
     def _description(self, candidate: Candidate, sampling: Sampling) -> dict[str, Any]:
-        """All that the candidate's completions depend on."""
+        """Everything that the candidate's completions depend on."""
         return {
             "candidate": {
                 **asdict(candidate),

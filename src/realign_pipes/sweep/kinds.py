@@ -48,7 +48,7 @@ class Kind:
     """What it is, in a sentence for the report."""
     has_alpha: bool = True
     takes_alpha: bool = False
-    """Alpha is an argument of each completion, so that one engine serves every alpha."""
+    """Alpha is an argument of each completion, so one engine serves every alpha."""
     of_budgets: bool = False
     """In the table of token budgets, and not in the sweep's."""
     panel: str | None = None
@@ -56,7 +56,7 @@ class Kind:
     joined: bool = True
     """Lines join its candidates in the order of their alphas."""
     is_models_at_ends: bool = False
-    """Alpha 0 and 1 are the reference and the aligned model themselves, so that its line runs through them."""
+    """Alpha 0 and 1 are the reference and the aligned model themselves, so its line runs through them."""
     alpha_one: str = "aligned"
     """What alpha 1 is: the aligned model, or the kind's own adapter."""
 

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 def load_frame(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The frame itself, or what a partition of a PartitionedDataset loads."""
+    """The frame itself, or the one that a partition of a PartitionedDataset loads."""
     return frame() if callable(frame) else frame
 
 
@@ -38,7 +38,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
         generations: candidate -> frame with the columns GENERATIONS (or a function that loads it); the texts of the
             completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
-        bootstrap_seed: of the resamples, which depend on it, on the task's name and on its number of problems alone.
+        bootstrap_seed: seed of the resamples, which depend only on it, the task's name and its number of problems.
 
     Returns:
         A frame with the columns SWEEP_RESULTS, ordered by kind, alpha and name; tasks by name, `all` last. The figures
@@ -116,7 +116,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
         generations: candidate -> frame with the columns BUDGET_GENERATIONS (or a function that loads it); `alpha`,
             `seconds` and the texts of the completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
-        bootstrap_seed: of the resamples, which are those of `summarise_sweep` for the same problems.
+        bootstrap_seed: seed of the resamples, which equal those of `summarise_sweep` for the same problems.
 
     Returns:
         A frame with the columns BUDGET_RESULTS, ordered by budget, truncation first. No generations give no rows.
@@ -230,7 +230,7 @@ def _interval(means: Floats) -> Floats:
 
 
 def _checked_frames(generations: Generations, about: Sequence[str], kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Each candidate's frame without its texts, checked by itself: `about` are the columns with one value a frame."""
+    """Each candidate's frame without its texts, checked on its own. Each frame has one value in the `about` columns."""
     frames: dict[str, pd.DataFrame] = {}
     for partition, loaded in generations.items():
         frame = load_frame(loaded)

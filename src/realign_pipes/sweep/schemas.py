@@ -22,13 +22,13 @@ GENERATIONS = {
     "correct": "bool",
     "seconds": "float64",  # of all of the candidate's completions, without loading; in the slowest process
 }
-"""One row a completion."""
+"""One row per completion."""
 
 BUDGET_GENERATIONS = {
     **GENERATIONS,  # without alpha, which follows the budget
     "budget": "int64",  # tokens of a whole completion
 }
-"""One row a completion inside a token budget."""
+"""One row per completion inside a token budget."""
 
 SWEEP_RESULTS = {
     "candidate": "str",
@@ -47,7 +47,7 @@ SWEEP_RESULTS = {
     "truncated": "float64",  # share of completions cut off by the token limit
     "seconds": "float64",  # wall time of the candidate; NaN but for `all`
 }
-"""One row a candidate and task, and one a candidate for all tasks: each figure's plain mean over them."""
+"""One row per candidate and task, and one per candidate for all tasks: each figure's plain mean over them."""
 
 BUDGET_RESULTS = {
     "candidate": "str",
@@ -62,7 +62,7 @@ BUDGET_RESULTS = {
     "mean_tokens": "float64",
     "truncated": "float64",  # share of completions cut off by the budget
 }
-"""One row a candidate inside a token budget, each figure the plain mean over tasks."""
+"""One row per candidate inside a token budget, each figure the plain mean over tasks."""
 
 
 def conform(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

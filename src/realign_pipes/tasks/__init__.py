@@ -1,1 +1,1 @@
-"""Where problems come from and how answers are checked. One kind of task a file."""
+"""Where problems come from and how answers are checked. There is one file per kind of task."""

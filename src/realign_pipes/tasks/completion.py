@@ -19,7 +19,7 @@ class ThinkingTags(Parameters):
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if self.open == self.close:
-            raise ValueError(f"open and close are both {self.open!r}, so that nothing would tell where thinking ends")
+            raise ValueError(f"open and close are both {self.open!r}, so nothing would tell where thinking ends")
         return self
 
 
@@ -39,8 +39,9 @@ _ENDS = re.compile(r"(^|_)end(_|$)", re.IGNORECASE)
 def tags_named_in(template: str) -> ThinkingTags | None:
     """The thinking tags in the text of a chat template, or None if it names none.
 
-    Tags are in brackets and speak of thinking: `<think>`, `[THINK]`, `<seed:think>`, `<|END_THINKING|>`, … The first
-    that opens and the first that closes count; where one of the two is not named, it is the other with or without `/`.
+    Tags are in brackets and contain a word for thinking: `<think>`, `[THINK]`, `<seed:think>`, `<|END_THINKING|>`, …
+    The first opening tag and the first closing tag count; if one of them is missing, it is the other with or without
+    `/`.
     """
     opening = closing = None
     for found in _TAG.finditer(template):
@@ -63,9 +64,9 @@ def tags_named_in(template: str) -> ThinkingTags | None:
 def answer_part(prompt: str, completion: str, tags: ThinkingTags = THINK) -> str | None:
     """The part of `completion` that is the answer to the user, or None if it has none.
 
-    A completion of a thinking model answers after the last tag that closes thinking. One that opened its thinking
-    (itself, or in the prompt through the chat template) and never closed it ran out of tokens: it has no answer. Text
-    without any thinking is an answer as a whole.
+    The answer of a thinking model comes after the last tag that closes thinking. A completion whose thinking was opened
+    (by itself, or in the prompt by the chat template) and never closed ran out of tokens: it has no answer. Text
+    without any thinking is all answer.
     """
     if tags.close in completion:
         return completion.rpartition(tags.close)[2].strip()

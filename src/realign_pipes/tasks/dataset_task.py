@@ -17,7 +17,7 @@ BOXED = "\\boxed"
 
 
 def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
-    """The dataset at `path` with our columns alone (`columns` maps our name to theirs), memory-mapped.
+    """The dataset at `path` with only our columns (`columns` maps our name to theirs), memory-mapped.
 
     `key` is the parameter that named the dataset; messages quote it. Raises MissingFileError for a missing path,
     and InputError for a format that is unknown or cannot be read, for columns that are missing, lack a value in some
@@ -77,7 +77,7 @@ def _check_column(cells: pyarrow.ChunkedArray, ours: str, source: str, theirs: s
 def _check_lines(file: Path) -> None:
     """Raise ValueError, naming the line, unless each is a JSON object.
 
-    Arrow's reader ends the whole process on some other lines: `null`, or 100,000 nested brackets.
+    Arrow's reader crashes the whole process on some other lines: `null`, or 100,000 nested brackets.
     """
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -104,7 +104,7 @@ def verify(verifier: Verifier, answered: str, answer: str) -> bool:
 
     `math` compares the content of the last `\\boxed{}` (without one: in other LaTeX) with the answer, as mathematics.
     Only LaTeX is parsed: math-verify's plain-text parser goes through sympy.parse_expr, which evaluates what it
-    reads. `exact` asks that the whole text equals the answer.
+    reads. `exact` requires the whole text to equal the answer.
     """
     if verifier == "exact":
         return answered.strip() == answer.strip()
@@ -112,7 +112,7 @@ def verify(verifier: Verifier, answered: str, answer: str) -> bool:
     from math_verify import verify as verify_math
 
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
-    # Without time-outs of theirs: they use the signal that the worker of `grading.grade` needs for its own.
+    # Without math-verify's time-outs: they use the signal that the worker of `grading.grade` needs for its own.
     gold = parse(f"{BOXED}{{{answer}}}", latex, raise_on_error=False, parsing_timeout=None)
     # Here the last box is the answer; math-verify would take several boxes of a sentence as a set.
     given = parse(answered[max(answered.rfind(BOXED), 0) :], latex, raise_on_error=False, parsing_timeout=None)

@@ -1,8 +1,8 @@
 """Grading: completions, their problems and tasks go in, right or wrong comes out.
 
-Verifiers read what a model wrote, and some of it keeps them busy forever (`9^{9^{9^9}}`), takes all memory, or ends
-the process. So they run in a worker process with limits, which is killed and replaced. math-verify could stop itself,
-by a signal that only a main thread gets; reasoning-gym's verifiers could not.
+Verifiers read what a model wrote, which can keep them busy forever (`9^{9^{9^9}}`), use up all memory, or crash the
+process. So they run in a worker process with limits, which is killed and replaced. math-verify could stop itself, with
+a signal that only a main thread gets; reasoning-gym's verifiers could not.
 """
 
 import functools
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 TIME_LIMIT = 10
 """Seconds that a verifier may take over one completion."""
 MEMORY_LIMIT = 2 * 2**30
-"""Bytes that it may take beyond what it has when it starts."""
+"""Bytes that a verifier may use beyond what its process has at the start."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Attempt:
 def grade(attempts: Sequence[Attempt]) -> Iterator[bool]:
     """Whether each completion answers its problem, in order. Nothing that a model wrote is ever executed.
 
-    A completion over which the verifier exceeds its time or memory counts as wrong, with a warning that names the
-    problem.
+    If the verifier exceeds its time or memory, the completion counts as wrong, with a warning that names the problem.
     """
     from pebble import ProcessExpired
 
@@ -80,7 +79,7 @@ def is_correct(
 
 
 def looked_for(task: Task, answer: str) -> str:
-    """What the task's verifier looks for in the text after the thinking, to say so in a message."""
+    """What the task's verifier looks for in the text after the thinking, for a message."""
     if not isinstance(task, DatasetTask):
         return f"<answer>{answer}</answer>"
     return f"\\boxed{{{answer}}}" if task.verifier == "math" else f"{answer!r} and nothing else"
@@ -110,7 +109,7 @@ def _start_worker() -> None:
 
 
 def _is_correct(attempt: Attempt, time_limit: int) -> bool:
-    # Where the parent was killed, nothing else ends a worker that hangs: an alarm without a handler, also in C code.
+    # If the parent was killed, nothing else ends a hanging worker: an alarm without a handler does, even in C code.
     signal.alarm(2 * time_limit)
     try:
         return is_correct(

@@ -71,7 +71,7 @@ class DatasetProblems(DatasetTask):
     """A task and how many of its problems."""
 
     problems: PositiveInt | None = None
-    """Drawn with the seed; all of them if not given."""
+    """How many are drawn with the seed; all if not given."""
 
 
 Problems = Annotated[ReasoningGymProblems | DatasetProblems, Field(discriminator="kind")]

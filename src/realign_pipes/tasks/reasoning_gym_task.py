@@ -38,7 +38,7 @@ def verify(task: ReasoningGymTask, answered: str, answer: str, metadata: str) ->
         return dataset.score_answer(given, {"answer": answer, "metadata": json.loads(metadata)}) >= 1.0
     except (
         Exception
-    ) as error:  # some verifiers fail on text that they cannot read: a wrong answer, not a reason to stop
+    ) as error:  # some verifiers raise on text that they cannot read: that is a wrong answer, not a reason to stop
         logger.debug("%s could not read the answer %r: %r", task.dataset, given, error)
         return False
 

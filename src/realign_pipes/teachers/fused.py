@@ -23,7 +23,7 @@ class CachedTeacher:
         self.aligned_head = aligned.head().to(device)
 
     def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
-        """Of the examples numbered `row` [B], in the cache's dtype."""
+        """Hidden states of the examples numbered `row` [B], in the cache's dtype."""
         rows = batch["row"].tolist()
         return TeacherSignal(*(cache.hidden_states(rows).to(self.device) for cache in self.caches))
 
@@ -31,8 +31,8 @@ class CachedTeacher:
 class FusedTeachers:
     """The teachers that one pair of models makes over one calibration set.
 
-    Everything is checked here, before the first training: both checkpoints, that their tokenizers are one, and (with
-    cached teachers) that the cache is whole and was made from just these models and data.
+    Everything is checked here, before the first training: both checkpoints, that they share one tokenizer, and (with
+    cached teachers) that the cache is whole and was made from exactly these models and data.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FusedTeachers:
     def teacher(self, aligned: Path, cache_folder: Path) -> Teacher:
         """The reference fused with `aligned`, whose cache is written to `cache_folder` if it has none yet.
 
-        ValueError for an online teacher whose logits are more than its final hidden states times its head.
+        ValueError for an online teacher whose logits are not just its final hidden states times its head.
         """
         if self.teachers.mode == "online":
             reference_model, aligned_model = (
@@ -61,7 +61,7 @@ class FusedTeachers:
             check_linear_head(reference_model, "reference")
             check_linear_head(aligned_model, "aligned model")
             return OnlineTeacher(reference_model, aligned_model)
-        if aligned not in self.caches:  # a later round: its aligned model was trained a moment ago
+        if aligned not in self.caches:  # a later round, whose aligned model was only just trained
             self.caches[aligned] = cache_model(
                 cache_folder,
                 aligned,

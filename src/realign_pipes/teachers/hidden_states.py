@@ -47,7 +47,7 @@ class CacheFile(_Strict):
 
 
 class CacheShard(CacheFile):
-    """The shard of the examples from number `start` up to, and without, number `stop`."""
+    """The shard of the examples from number `start` up to, but not including, number `stop`."""
 
     start: NonNegativeInt
     stop: NonNegativeInt
@@ -75,7 +75,7 @@ def cache_dtype(dtype: str, model: PreTrainedModel) -> torch.dtype:
 
 
 def plan_shards(lengths: Sequence[int], shard_tokens: int) -> list[tuple[int, int]]:
-    """From which example to which (exclusive) each shard goes: whole examples, of about `shard_tokens` tokens."""
+    """The first example of each shard and the one after its last. A shard has about `shard_tokens` tokens."""
     plan, start, tokens = [], 0, 0
     for stop, length in enumerate(lengths, start=1):
         tokens += length
@@ -97,14 +97,14 @@ def write_cache(
     shard_tokens: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Write the cache of `model` over `examples` into `folder`, keeping the good shards that are there already.
+    """Write the cache of `model` over `examples` into `folder`, keeping the good shards that are already there.
 
     `examples` has the columns `prompt_ids` and `completion_ids`. `source` says what the cache is made from
-    (fingerprints of model, tokenizer and data); `open_cache` compares it. Of `plan_shards`, process r of n writes the
-    shards r, r + n, … Each is written under a temporary name and then renamed, and after it a note of its checksum;
-    the main process merges the notes into the index when all are there. So an interrupted run leaves shards that the
-    next one keeps, whatever its number of processes. `advance` is called with the number of this process's examples
-    that are done.
+    (fingerprints of model, tokenizer and data); `open_cache` compares it. Process r of n writes the shards r, r + n, …
+    of `plan_shards`. Each shard is written under a temporary name and renamed, followed by a note of its checksum; the
+    main process merges the notes into the index when all are there. So the next run keeps the shards of an interrupted
+    one, whatever its number of processes. `advance` is called with the number of this process's examples that are
+    done.
     """
     state = PartialState()
     plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], shard_tokens)
@@ -132,7 +132,7 @@ def write_cache(
 
 
 def _start_index(folder: Path, head: torch.Tensor, examples: Dataset, source: dict[str, str]) -> Sequence[CacheShard]:
-    """Write the head and an index without shards. The shards that a finished index of the same cache had."""
+    """Write the head and an index without shards. Returns the shards of a finished index of the same cache."""
     index_path = folder / "index.json"
     folder.mkdir(parents=True, exist_ok=True)
     index = CacheIndex.model_validate(
@@ -151,9 +151,9 @@ def _start_index(folder: Path, head: torch.Tensor, examples: Dataset, source: di
         found = _read_index(index_path)
         same = found.model_copy(update={"shards": [], "complete": False}) == index
         shards = found.shards if same else ()
-    except CacheMismatchError:  # none there, or damaged: made anew
+    except CacheMismatchError:  # missing or damaged: it is made again
         same = False
-    if not same:  # the notes are of shards of something else
+    if not same:  # the notes belong to another cache's shards
         for note in folder.glob("shard-*.json"):
             note.unlink()
     _write_json(index_path, index)
@@ -166,7 +166,7 @@ def _note(folder: Path, number: int) -> Path:
 
 
 def _is_good(folder: Path, number: int, start: int, stop: int) -> bool:
-    """Whether the shard was written to its end, of just these examples."""
+    """Whether the shard was written completely, with exactly these examples."""
     note = _note(folder, number)
     if not note.exists():
         return False
@@ -181,7 +181,7 @@ def _is_good(folder: Path, number: int, start: int, stop: int) -> bool:
 def _hidden_states(
     model: PreTrainedModel, examples: Sequence[Example], batch_size: int, advance: Callable[[int], None]
 ) -> torch.Tensor:
-    """Hidden states [tokens, d] of the examples, in order; computed in batches of like length."""
+    """Hidden states [tokens, d] of the examples, in order; computed in batches of similar length."""
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt_ids"] + examples[i]["completion_ids"]))
     states: list[torch.Tensor] = [torch.empty(0)] * len(examples)
     for first in range(0, len(order), batch_size):
@@ -214,7 +214,7 @@ def _is_whole(folder: Path, entry: CacheFile) -> bool:
 
 
 def _read_index(path: Path) -> CacheIndex:
-    """The content of index.json. CacheMismatchError, with the first thing that is wrong, if it is not a cache's."""
+    """The content of index.json. CacheMismatchError, naming the first thing that is wrong, if it is not valid."""
     try:
         return CacheIndex.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -231,7 +231,7 @@ class HiddenStateCache:
     def __init__(self, folder: Path, index: CacheIndex) -> None:
         self.folder = folder
         self.index = index
-        self._places: list[tuple[int, int, int]] = []  # for each example: its shard, and from where to where in it
+        self._places: list[tuple[int, int, int]] = []  # for each example: its shard, its start and its end
         for number, shard in enumerate(index.shards):
             begin = 0
             for length in index.lengths[shard.start : shard.stop]:
@@ -253,7 +253,7 @@ class HiddenStateCache:
         return torch.cat(parts)
 
     def report(self, vocab_size: int) -> dict[str, float]:
-        """Its size, against keeping the full logits in the same dtype."""
+        """Its size, compared with that of the full logits in the same dtype."""
         width, bytes_per_value = self.index.hidden_size, torch.empty(0, dtype=getattr(torch, self.index.dtype)).itemsize
         return {
             "examples": len(self.index.lengths),
@@ -268,8 +268,8 @@ class HiddenStateCache:
 def open_cache(folder: Path, source: dict[str, str], examples: Dataset) -> HiddenStateCache:
     """Open the cache in `folder` after checking that it is whole and was made from `source` for `examples`.
 
-    Nothing in the cache is taken at its word: names of files are those that `write_cache` gives, and lengths and
-    shapes are compared with the completions of `examples` (the column `completion_ids`).
+    Nothing in the cache is trusted: file names must be those that `write_cache` gives, and lengths and shapes are
+    compared with the completions of `examples` (the column `completion_ids`).
 
     Raises CacheMismatchError naming what differs (model, tokenizer or data), or the file that is missing, truncated
     or altered.
@@ -307,7 +307,7 @@ def open_cache(folder: Path, source: dict[str, str], examples: Dataset) -> Hidde
 def _check_tensor(
     folder: Path, entry: CacheFile, file: str, name: str, shape: Sequence[int | None], dtype: str
 ) -> None:
-    """CacheMismatchError unless `entry` is of `file`, which is whole and holds such a tensor. A None is any size."""
+    """CacheMismatchError unless `entry` is for `file`, which is whole and holds such a tensor. None means any size."""
     path = folder / file
     if entry.file != file:
         raise CacheMismatchError(f"{folder / 'index.json'} is damaged: it has {entry.file!r} where {file} belongs. "
@@ -340,7 +340,7 @@ def cache_model(
     try:
         return open_cache(folder, source, examples)
     except CacheMismatchError:
-        pass  # not there, unfinished, or damaged: what is good of it is kept
+        pass  # missing, unfinished or damaged: its good shards are kept
     model = load_model(checkpoint, device=default_device())
     state = PartialState()
     plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], teachers.shard_tokens)

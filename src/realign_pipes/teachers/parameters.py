@@ -13,8 +13,8 @@ class Teachers(Parameters):
     mode: Literal["cached", "online"]
     """`cached`: teacher_logits writes them to disk once. `online`: both models run at every training step."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    """What hidden states are stored in. `auto` is the dtype of the model's checkpoint, which loses nothing."""
+    """The dtype in which hidden states are stored. `auto` is the one of the model's checkpoint, which loses nothing."""
     batch_size: PositiveInt
     """Examples in a forward pass."""
     shard_tokens: PositiveInt
-    """Completion tokens in a shard file: what is lost when a run is killed."""
+    """Completion tokens in a shard file, and so how much is lost when a run is killed."""

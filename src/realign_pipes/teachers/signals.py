@@ -17,7 +17,7 @@ from realign_pipes.paper.trra import TeacherSignal, completion_hidden_states
 def check_examples(examples: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise ValueError unless this tokenizer made the `prompt_ids` of `examples` from their `prompt`.
 
-    Only the first hundred are compared: another tokenizer's ids differ at once.
+    Only the first hundred are compared: with a different tokenizer, ids differ right away.
     """
     for row in examples.select(range(min(100, len(examples)))):
         if tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] != row["prompt_ids"]:
@@ -62,6 +62,6 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
-        """Of a collated batch: `input_ids`, `attention_mask` and `labels`, int64 [B, T]."""
+        """Hidden states for a collated batch: `input_ids`, `attention_mask` and `labels`, int64 [B, T]."""
         inputs = (batch["input_ids"], batch["attention_mask"], batch["labels"])
         return TeacherSignal(*(completion_hidden_states(model, *inputs) for model in self.models))

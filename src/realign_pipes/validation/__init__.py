@@ -1,4 +1,4 @@
-"""What must hold of the data sets: suites of Great Expectations, and the validator that runs them in the catalog."""
+"""Checks of the data sets: Great Expectations suites, and the validator that runs them in the catalog."""
 
 from realign_pipes.validation.validator import GreatExpectations
 

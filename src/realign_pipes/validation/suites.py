@@ -1,6 +1,6 @@
-"""What must hold of the project's data sets: their Great Expectations suites.
+"""The Great Expectations suites of the project's data sets.
 
-The catalog runs a suite where it saves a data set:
+The catalog runs a suite when it saves a data set:
 
     calibration_set:
       ...
@@ -12,8 +12,8 @@ The catalog runs a suite where it saves a data set:
 Each public function below is a suite; further `options` are its arguments. Columns come from `data.schemas` and
 `sweep.schemas`. Every expectation says in `notes` what it asks for. A failure stops the run with these words, the
 number of rows that fail, and some of them; an expectation of severity warning logs the same and the run continues. What
-was found is written to `filepath` either way, and the stage reporting makes Data Docs of it. The calibration set holds
-the bounds that it was made with (columns min_tokens and max_tokens), so that the catalog needs no copy of them.
+was found is written to `filepath` either way, and the reporting stage turns it into Data Docs. The calibration set
+holds the bounds that it was made with (columns min_tokens and max_tokens), so the catalog needs no copy of them.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def sweep_results() -> list[Expectation]:
 
 
 def _columns(names: Iterable[str], gaps: Collection[str] = ()) -> list[Expectation]:
-    """The columns are there, with rows, and nothing is missing in any but those that may have `gaps`."""
+    """All columns and some rows are there, and only columns in `gaps` may have missing values."""
     import great_expectations.expectations as gxe
 
     return [
@@ -224,7 +224,7 @@ def _columns(names: Iterable[str], gaps: Collection[str] = ()) -> list[Expectati
 
 
 def _examples(columns: Features) -> list[Expectation]:
-    """What holds of every data set: ids tell its rows apart, each has a prompt, and `x_tokens` counts `x_ids`."""
+    """What holds for every data set: ids are unique, each row has a prompt, and `x_tokens` counts `x_ids`."""
     import great_expectations.expectations as gxe
     from datasets import List
 

@@ -1,4 +1,4 @@
-"""Kedro's `validator:` that runs a suite of Great Expectations where the catalog saves a data set."""
+"""A Kedro `validator:` that runs a suite of Great Expectations when the catalog saves a data set."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ EXAMPLES = 5
 
 
 class GreatExpectations:
-    """Kedro's `validator:` that checks data against a suite: returns them unchanged, or raises DataValidationError.
+    """A Kedro `validator:` that checks data against a suite: returns them unchanged, or raises DataValidationError.
 
-    Data are a `datasets.Dataset`, a DataFrame, or the DataFrames of a PartitionedDataset. The partitions are checked
-    together, because Kedro ignores a validator of the dataset that saves each of them.
+    The data can be a `datasets.Dataset`, a DataFrame, or the DataFrames of a PartitionedDataset. The partitions are
+    checked together, because Kedro ignores a validator of the dataset that saves each of them.
 
     The file `filepath` (JSON) gets a summary in plain numbers, and in `results` each expectation with what Great
-    Expectations found. It holds neither times nor paths: the same data give the same bytes.
+    Expectations found. It has no times or paths: the same data give the same bytes.
     """
 
     def __init__(self, suite: str, filepath: str, **options: Any) -> None:
@@ -142,7 +142,7 @@ def _key(columns: Collection[str]) -> list[str]:
 
 
 def _outcome(found: dict[str, Any]) -> dict[str, Any]:
-    """Great Expectations' result of one expectation, without what differs from run to run."""
+    """Great Expectations' result for one expectation, without what differs from run to run."""
     config, result = found["expectation_config"], found["result"]
     if not result:
         raise RuntimeError(f"Great Expectations could not check {config}: {found['exception_info']}")

@@ -53,7 +53,11 @@ class MeasureCandidates(Job[Generations]):
         tokenizer = check_pair(self.reference, self.aligned)
         self._check_lengths(problems)
         evaluator = Evaluator(
-            problems, self.tasks, fingerprints=self._fingerprints(sweep), tokenizer=tokenizer, work=self.work
+            problems,
+            self.tasks,
+            fingerprints=self._fingerprints([*sweep, *budgets]),
+            tokenizer=tokenizer,
+            work=self.work,
         )
         sampling = self.parameters.sampling
         return Generations(sweep=evaluator.evaluate(sweep, sampling), budgets=evaluator.evaluate(budgets, sampling))
@@ -64,7 +68,7 @@ class MeasureCandidates(Job[Generations]):
         wanted = [name for names in named.values() for name in names]
         if missing := [name for name in wanted if name not in self.trra_checkpoints]:
             raise MissingFileError(
-                f"the parameters of trra name checkpoints that are not there: {', '.join(missing)}. Train them: "
+                f"the parameters of trra name checkpoints that are missing: {', '.join(missing)}. Train them: "
                 "kedro run --pipeline trra, or dvc repro"
             )
         both = (self.reference, self.aligned)
@@ -100,7 +104,7 @@ class MeasureCandidates(Job[Generations]):
     def _check_lengths(self, problems: Dataset) -> None:
         """Raise InputError if a completion could be longer than the positions of the reference or the aligned model.
 
-        What was trained has those of the reference.
+        Trained models have the reference's positions.
         """
         prompt_ids = list(problems["prompt_ids"])
         for path in (self.reference, self.aligned):

@@ -61,13 +61,13 @@ class DataPrep(Parameters):
     @model_validator(mode="before")
     @classmethod
     def _without_tasks_set_to_null(cls, values: Any) -> Any:
-        """An environment's tasks are merged with base's; null is how it does without one of them."""
+        """An environment's tasks are merged with base's; null removes one of them."""
         if isinstance(values, dict) and isinstance(tasks := values.get("tasks"), dict):
             values = {**values, "tasks": {name: task for name, task in tasks.items() if task is not None}}
         return values
 
     seed: Seed
-    """Of the problems; completions have one of their own."""
+    """Seed of the problems; completions have their own."""
     calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
     short_solutions: ShortSolutions
     tasks: Annotated[dict[str, Problems], Field(min_length=1)]

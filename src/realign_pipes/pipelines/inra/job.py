@@ -45,7 +45,7 @@ class Adapter(BaseModel):
 
 
 class TrainAdapter(Job[Adapter]):
-    """Train the layer adapter, or find it finished in `work`. Of the data only what `method` learns from is read."""
+    """Train the layer adapter, or find it finished in `work`. Only the data that `method` uses is read."""
 
     parameters: InRa
     teachers: Teachers
@@ -101,7 +101,7 @@ class TrainAdapter(Job[Adapter]):
         return Adapter(checkpoint=do_once(self.work, "checkpoint", metadata, do))
 
     def _from_teachers(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
-        """TrRa's objective: the training, and what of models, data and parameters goes into it."""
+        """TrRa's objective: the training, and which models, data and parameters it uses."""
         parameters = self.parameters
         teachers = FusedTeachers(
             self.reference,
@@ -135,7 +135,7 @@ class TrainAdapter(Job[Adapter]):
         return train_it, facts, settings
 
     def _from_examples(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
-        """SFT or DPO: the training, and what of data and parameters goes into it."""
+        """SFT or DPO: the training, and which data and parameters it uses."""
         dpo = self.parameters.method == "dpo"
         examples = Dataset.load_from_disk(str(self.preference_pairs if dpo else self.short_solutions))
 
@@ -183,7 +183,7 @@ def _fresh_model(
 
 
 def _only_adapter(model: InRaForCausalLM, parameters: InRa) -> Callable[[], object]:
-    """Freeze all but the adapter, or but LoRA matrices on it; what it returns makes plain layers of them again."""
+    """Freeze all but the adapter (or LoRA matrices on it). Returns a function that merges these into plain layers."""
     model.requires_grad_(False)
     if parameters.adapter == "full":
         for layer in model.adapter_layers:

@@ -19,7 +19,7 @@ class AdapterDistillation(Distillation):
     """TrRa's objective for the adapter."""
 
     alpha: float
-    """Of the fused teacher that stream A is to follow."""
+    """Alpha of the fused teacher that stream A learns to follow."""
 
 
 class InRa(Training):
@@ -32,7 +32,7 @@ class InRa(Training):
     method: Literal["sft", "dpo", "trra"]
     """`sft` on short solutions, `dpo` on preference pairs, or the fused-teacher objective of the stage trra."""
     adapter: Literal["full", "lora"]
-    """What of the adapter layers is trained: all their weights, or LoRA matrices on their projections."""
+    """What is trained in the adapter layers: all their weights, or LoRA matrices on their projections."""
     lora: Lora
     """Merged into the adapter layers after training."""
     dpo: Dpo

@@ -37,7 +37,7 @@ class WriteCaches(Job[Caches]):
     work: AbsolutePath
 
     def run(self) -> Caches:
-        """The caches; CacheMismatchError or ValueError before any model runs for what does not fit."""
+        """The caches. If anything does not fit, CacheMismatchError or ValueError before any model runs."""
         examples = Dataset.load_from_disk(str(self.examples))
         tokenizer = check_pair(self.reference, self.aligned)
         check_examples(examples, tokenizer)

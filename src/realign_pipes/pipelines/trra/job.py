@@ -161,10 +161,9 @@ def train_trra(
 ) -> dict[str, torch.Tensor]:
     """Train `student` to follow the teacher's softmax(z(alpha)); its state dict after that, whole on the main process.
 
-    The student itself has these weights too, unless FSDP left each process a shard. Parameters that are frozen stay as
-    they are. `examples` has the columns `id`, `prompt_ids` and `completion_ids`. `folder` is where the training keeps
-    its state and curves: one that was interrupted resumes from its last checkpoint there. `vocab_size` is the
-    tokenizer's.
+    The student itself has these weights too, unless FSDP left each process a shard. Frozen parameters do not change.
+    `examples` has the columns `id`, `prompt_ids` and `completion_ids`. `folder` is where the training keeps its state
+    and curves: an interrupted training resumes from its last checkpoint there. `vocab_size` is the tokenizer's.
     """
     trainer = TrRaTrainer(
         model=student,
@@ -183,7 +182,7 @@ def train_trra(
 def _fresh_student(
     reference: Path, parameters: TrRa, device: torch.device
 ) -> tuple[PreTrainedModel, Callable[[Path], None]]:
-    """A student before its training, on `device`: the reference with what is trained of it, and what saves it."""
+    """A student before its training, on `device`, with its trainable weights chosen; and the function that saves it."""
     lora = parameters.lora
     if parameters.adapter == "full":
         student = load_model(reference, device=device, dtype=torch.float32)

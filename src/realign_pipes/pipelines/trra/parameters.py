@@ -13,13 +13,13 @@ class Distillation(Parameters):
 
     divergence: Divergence
     temperature: PositiveFloat
-    """Of student and teacher inside the divergence."""
+    """Temperature of student and teacher inside the divergence."""
     chunk_tokens: PositiveInt
     """Tokens whose logits are in memory at a time."""
 
 
 class Lora(Parameters):
-    """PEFT's LoRA matrices, which are trained in place of the weights that they stand beside."""
+    """PEFT's LoRA matrices, which are trained instead of the weights that they are added to."""
 
     rank: PositiveInt
     alpha: PositiveInt
@@ -43,9 +43,9 @@ class TrRa(Training, Distillation):
     iterations: NonNegativeInt
     """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
     iteration_alphas: Annotated[list[int | float], BeforeValidator(lambda alphas: [] if alphas is None else alphas)]
-    """The alphas, among `alphas`, that TrRa-iter goes on with; null for none, whatever base names."""
+    """Which of `alphas` TrRa-iter continues with; null for none, whatever base names."""
     adapter: Literal["full", "lora"]
-    """What of the student is trained: all its weights, or LoRA matrices on them."""
+    """What is trained in the student: all its weights, or LoRA matrices on them."""
     lora: StudentLora
 
     @model_validator(mode="after")
