@@ -40,21 +40,25 @@ def trained_parameters(checkpoint: Path, parameters: InRa) -> int:
 
 def main() -> None:
     bootstrap_project(PROJECT)  # settings.py sets up OpenMP, which has to come before torch is imported
-    from realign_pipes.realignment.inra.training import make_adapter
+    import pandas as pd
 
+    from realign_pipes.datasets.arrow import folder_of
     from realign_pipes.models.fingerprint import fingerprint_model
-    from realign_pipes.models.load import check_pair, default_device
+    from realign_pipes.models.load import check_pair
+    from realign_pipes.pipelines.inra.job import TrainAdapter
     from realign_pipes.reporting.tables import Cells, markdown_table
     from realign_pipes.sweep.evaluate import Evaluator
     from realign_pipes.sweep.kinds import Candidate
 
     with KedroSession.create(PROJECT) as session:
         catalog = session.load_context().catalog
-        reference, aligned, work = (catalog.load(name) for name in ("reference_model", "aligned_model", "work_dir"))
+        reference, aligned, teacher_cache = (
+            catalog.load(name) for name in ("reference_model", "aligned_model", "teacher_cache")
+        )
         data = {
-            name: catalog.load(name)
-            for name in ("short_solutions", "preference_pairs", "calibration_set", "teacher_cache")
+            name: folder_of(catalog.load(name)) for name in ("short_solutions", "preference_pairs", "calibration_set")
         }
+        work = catalog.load("params:folders").work / "ablations"
         base = catalog.load("params:inra").model_dump()
         teachers = catalog.load("params:teachers")
         sampling = catalog.load("params:alpha_sweep").sampling
@@ -64,29 +68,30 @@ def main() -> None:
     for number, (name, changes) in enumerate(VARIANTS.items()):
         parameters = InRa.model_validate({**base, **changes})
         start = time.perf_counter()
-        checkpoint = make_adapter(
-            reference,
-            aligned,
+        job = TrainAdapter(
             parameters=parameters,
             teachers=teachers,
+            reference=reference,
+            aligned=aligned,
             **data,
-            work=work / "ablations" / f"{number}" / "inra",
+            teacher_cache=teacher_cache,
+            work=work / f"{number}" / "inra",
         )
+        checkpoint = job.run().checkpoint
         seconds = time.perf_counter() - start
         evaluator = Evaluator(
             problems,
             tasks,
             fingerprints={checkpoint: fingerprint_model(checkpoint)},
             tokenizer=check_pair(reference, aligned),
-            device=default_device(),
-            work=work / "ablations" / f"{number}" / "sweep",
+            work=work / f"{number}" / "sweep",
         )
-        frames = evaluator.evaluate(
+        files = evaluator.evaluate(
             [Candidate(f"inra-{alpha:g}", "inra", alpha, (checkpoint,)) for alpha in ALPHAS], sampling
         )
         row = {"adapter": name, "trained": f"{trained_parameters(checkpoint, parameters):,}"}
-        for alpha, frame in zip(ALPHAS, frames.values(), strict=True):
-            by_task = frame.groupby("task")[["correct", "completion_tokens"]].mean().mean()
+        for alpha, file in zip(ALPHAS, files.values(), strict=True):
+            by_task = pd.read_parquet(file).groupby("task")[["correct", "completion_tokens"]].mean().mean()
             row[f"alpha {alpha:g}"] = f"{100 * by_task['correct']:.1f} / {by_task['completion_tokens']:.1f}"
         rows.append(row)
         print(row, f"{seconds:.0f} s", flush=True)

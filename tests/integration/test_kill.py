@@ -268,8 +268,8 @@ MADE = {
     "trra": ["work/trra", "06_models/trra"],
     "alpha_sweep": ["work/alpha_sweep", "07_model_output"],
     "reporting": ["work/reporting", *(f"08_reporting/{name}" for name in (
-        "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "pareto_figure.json",
-        "headline.json", "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv", "sweep_table.md",
+        "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "headline.json", "pareto_figure.json",
+        "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv", "sweep_table.md",
         "training_figure.json",
     ))],
 }  # fmt: skip
@@ -291,7 +291,7 @@ def forget(data: Path, stages: list[str]) -> None:
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, copy_project, stages, kills):
-    """Kills in each of the `stages`' work, after each of which the next run takes over; it may be killed in its turn."""
+    """Kills in the work of each of `stages`. After each the next run takes over, which may be killed in its turn."""
     whole, expected = uninterrupted
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 10**6))
     print(f"KILL_SEED={seed}")

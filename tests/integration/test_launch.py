@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -248,6 +249,7 @@ def check_same_completions(ours, theirs):
     assert same.mean() > 0.95
 
 
+@pytest.mark.full
 def test_data_parallel_makes_what_one_process_makes(models, examples, students, adapter, caches, tmp_path):
     jobs = {
         "students": partial(students, teachers=CACHED, iterations=1),
@@ -301,7 +303,9 @@ def test_data_parallel_makes_what_one_process_makes(models, examples, students, 
     assert not list((tmp_path / "two" / "sweep").rglob("completions-*"))
 
 
-def test_fsdp_makes_what_one_process_makes(students, adapter, make_checkpoint, tmp_path):
+@pytest.mark.parametrize("number", [1, pytest.param(9, marks=pytest.mark.full)])
+def test_fsdp_makes_what_one_process_makes(students, adapter, make_checkpoint, tmp_path, number):
+    """The first of the jobs, or all."""
     tied = make_checkpoint(tmp_path / "tied", seed=3, tie_word_embeddings=True)
     jobs = {
         "full": students,
@@ -312,6 +316,8 @@ def test_fsdp_makes_what_one_process_makes(students, adapter, make_checkpoint, t
         **{method: partial(adapter, method=method) for method in ("sft", "dpo", "trra")},
         "adapter_lora": partial(adapter, method="sft", adapter="lora"),
     }
+    assert len(jobs) == 9
+    jobs = dict(islice(jobs.items(), number))
     in_one_process(jobs, tmp_path)
     fail_then_finish(jobs, FSDP2, tmp_path)
     for name in jobs:
@@ -329,6 +335,7 @@ def test_the_result_of_two_processes_is_read(adapter, tmp_path, monkeypatch):
     assert not (tmp_path / "launch").exists()
 
 
+@pytest.mark.full
 def test_two_machines_write_one_cache(caches, tmp_path, caplog):
     settings = yaml.safe_load((PROJECT / "conf" / "accelerate" / "ddp.yaml").read_text())
     settings |= {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": get_free_port()}
@@ -352,6 +359,7 @@ def test_two_machines_write_one_cache(caches, tmp_path, caplog):
         assert shard.read_bytes() == (tmp_path / "two" / shard.relative_to(tmp_path / "one")).read_bytes()
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes may outlive the one that started them")
 def test_processes_end_with_the_run_that_started_them(students, tmp_path):
     write_job(students(tmp_path / "work", steps=100_000), tmp_path / "launch" / "trra")

@@ -1,4 +1,4 @@
-"""The columns of every data set: the only lists of them."""
+"""The columns of the data sets that data_prep makes: the only lists of them. `sweep.schemas` has those of frames."""
 
 from datasets import Features, List, Value
 
