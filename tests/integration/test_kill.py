@@ -268,9 +268,9 @@ MADE = {
     "trra": ["work/trra", "06_models/trra"],
     "alpha_sweep": ["work/alpha_sweep", "07_model_output"],
     "reporting": ["work/reporting", *(f"08_reporting/{name}" for name in (
-        "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "headline.json", "pareto_figure.json",
-        "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv", "sweep_table.md",
-        "training_figure.json",
+        "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "headline.json",
+        "pareto_figure.json", "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv",
+        "sweep_table.md", "training_figure.json",
     ))],
 }  # fmt: skip
 """What a stage leaves, which a later one may have below it."""
