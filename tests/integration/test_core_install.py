@@ -14,6 +14,8 @@ import pytest
 
 from realign_pipes.paper import InRaForCausalLM
 
+pytestmark = pytest.mark.full  # installs torch and more; tests/paper/test_as_a_library.py runs without that
+
 PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "how_to" / "as_a_library.md").read_text(encoding="utf-8")
 EXAMPLES = {

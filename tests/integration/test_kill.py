@@ -1,7 +1,7 @@
 """Runs that end badly: killed at random moments, on a full disk, or started twice. Real `kedro run`s in a project copy.
 
-`pytest tests/integration/test_kill.py` kills once in each kind of work, `pytest -m slow` on it five times in each. A
-failure prints the seed of the random moments; KILL_SEED=<seed> draws them again.
+`pytest tests/integration/test_kill.py` kills once, in trra; with `-m "not slow"` once in each kind of work; with
+`-m ""` five times in each too. A failure prints the seed of the random moments; KILL_SEED=<seed> draws them again.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ PARAMETERS = {
     "demo_models": {
         "problems": SUMS,
         "traces": {"max_rechecks": 0, "slip_rate": 0.0, "cut_share": 0.0},
-        "architecture": {"layers": 2, "width": 64, "mlp_width": 128},
-        "reference": {"steps": 160, "batch_size": 32, "learning_rate": 0.003, "save_steps": 40},
+        "architecture": {"layers": 2},
+        "reference": {"steps": 240, "learning_rate": 0.004, "save_steps": 60},
         "aligned": {"problems": 40, "batch_size": 8, **TRAINING, "sampling": {"samples": 2, "max_new_tokens": 40}},
     },
     "data_prep": {
@@ -158,9 +158,10 @@ def uninterrupted(copy_project):
 
 # -- what must hold after a kill --------------------------------------------------------------------------------------
 def is_final(file: Path) -> bool:
-    """Whether a file is under its final name: no temporary, nothing that a training needs to resume (the last file of a
-    state says that it is complete; curves are written again), and no file that is only locked."""
-    return not any(LEFTOVER.fullmatch(part) or part in ("trainer", "curves", "run.lock") for part in file.parts)
+    """Whether a file is under its final name: no temporary, nothing that a training needs to go on (the last file of a
+    state says that it is complete; curves are written again), no log for people, and no file that is only locked."""
+    unfinished = any(LEFTOVER.fullmatch(part) or part in ("trainer", "curves", "run.lock") for part in file.parts)
+    return not unfinished and file.suffix != ".log"
 
 
 def assert_nothing_is_half_written(data: Path, whole: Path) -> None:
@@ -259,11 +260,38 @@ def without_time(table: Path) -> str:
 
 
 # -- killed -----------------------------------------------------------------------------------------------------------
+MADE = {
+    "demo_models": ["work/demo_models", "06_models/reference", "06_models/aligned"],
+    "data_prep": ["work/data_prep", "03_primary", "05_model_input"],
+    "teacher_logits": ["work/teacher_logits", "05_model_input/teacher_cache"],
+    "inra": ["work/inra", "06_models/inra"],
+    "trra": ["work/trra", "06_models/trra"],
+    "alpha_sweep": ["work/alpha_sweep", "07_model_output"],
+    "reporting": ["work/reporting", *(f"08_reporting/{name}" for name in (
+        "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "headline.json",
+        "pareto_figure.json", "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv",
+        "sweep_table.md", "training_figure.json",
+    ))],
+}  # fmt: skip
+"""What a stage leaves, which a later one may have below it."""
+
+
+def forget(data: Path, stages: list[str]) -> None:
+    """Remove what the stages made."""
+    for path in (data / name for stage in stages for name in MADE[stage]):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
-    "kills", [pytest.param(1, id="once"), pytest.param(5, id="five_times", marks=pytest.mark.slow)]
+    ("stages", "kills"),
+    [
+        pytest.param(["trra"], 1, id="in_trra"),
+        pytest.param(STAGES, 1, id="once", marks=pytest.mark.full),
+        pytest.param(STAGES, 5, id="five_times", marks=pytest.mark.slow),
+    ],
 )
-def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, copy_project, kills):
-    """Kills in every stage's work, after each of which the next run takes over; it may be killed in its turn."""
+def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, copy_project, stages, kills):
+    """Kills in the work of each of `stages`. After each the next run takes over, which may be killed in its turn."""
     whole, expected = uninterrupted
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 10**6))
     print(f"KILL_SEED={seed}")
@@ -274,8 +302,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, copy_project, kill
     until_next = dict(zip(STAGES, (b - a for a, b in pairwise(begins)), strict=True))
     pieces: dict[Path, tuple[int, int]] = {}
     steps: dict[str, int] = {}
-    unfinished = STAGES  # what runs next: the stage that was killed, and all that follow it
-    for stage, number in product(STAGES, range(kills)):
+    unfinished = STAGES[STAGES.index(stages[0]) :]  # what runs next: the stage that was killed, and all that follow it
+    if unfinished != STAGES:
+        shutil.copytree(expected, data)
+        forget(data, unfinished)
+    for stage, number in product(stages, range(kills)):
         run = Run(root, unfinished)
         following = STAGES[STAGES.index(stage) :]
         assert run.wait_for(following), f"it did not come to {stage}:\n{run.output}"
@@ -310,26 +341,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-MADE = {
-    "demo_models": ["work/demo_models", "06_models/reference", "06_models/aligned"],
-    "data_prep": ["work/data_prep", "03_primary", "05_model_input"],
-    "teacher_logits": ["work/teacher_logits", "05_model_input/teacher_cache"],
-    "inra": ["work/inra", "06_models/inra"],
-    "trra": ["work/trra", "06_models/trra"],
-    "alpha_sweep": ["work/alpha_sweep", "07_model_output"],
-    "reporting": ["work/reporting", *(f"08_reporting/{name}" for name in (
-        "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "pareto_figure.json",
-        "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv", "sweep_table.md",
-        "training_figure.json",
-    ))],
-}  # fmt: skip
-"""What a stage leaves, which a later one may have below it."""
-
-
 @pytest.mark.parametrize(
     "full",
     [
-        pytest.param(["trra"], id="trra"),
+        pytest.param(["trra"], id="trra", marks=pytest.mark.full),
         pytest.param(STAGES, id="every_stage", marks=pytest.mark.slow),
     ],
 )
@@ -344,10 +359,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on_to_the_same_bits(uninterr
     configure(root, str(data))
     shutil.copytree(expected, data)
     todo = STAGES[STAGES.index(full[0]) :]
-    for stage in todo:
-        for name in MADE[stage]:
-            path = data / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    forget(data, todo)
     for stage in full:
         needed = sum(size(expected / name) for name in MADE[stage])
         room = rng.uniform(0.02, 0.6) * needed
