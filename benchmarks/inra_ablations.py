@@ -1,11 +1,14 @@
 """InRa's design choices on the demo: initialisation, layers, placement, LoRA, and what the adapter learns from.
 
     python benchmarks/inra_ablations.py
+    python benchmarks/inra_ablations.py --env smoke
 
-Needs the data of a finished `kedro run`. Trains one adapter for each variant of parameters_inra.yml, decodes the
-evaluation set at three alphas, and writes docs/inra_ablations.md. Finished variants are kept in data/work/ablations.
+Needs the data of a finished run in that environment. Trains one adapter for each variant of parameters_inra.yml and
+decodes the evaluation set at three alphas; the default run's table goes to docs/inra_ablations.md. Finished variants
+are kept in the folder `ablations` of the run's work folder.
 """
 
+import argparse
 import time
 from pathlib import Path
 
@@ -38,7 +41,7 @@ def trained_parameters(checkpoint: Path, parameters: InRa) -> int:
     return sum(parameters.lora.rank * sum(p.shape) for layer in layers for p in layer.parameters() if p.ndim == 2)
 
 
-def main() -> None:
+def main(env: str) -> None:
     bootstrap_project(PROJECT)  # settings.py sets up OpenMP, which has to come before torch is imported
     import pandas as pd
 
@@ -50,15 +53,13 @@ def main() -> None:
     from realign_pipes.sweep.evaluate import Evaluator
     from realign_pipes.sweep.kinds import Candidate
 
-    with KedroSession.create(PROJECT) as session:
+    with KedroSession.create(PROJECT, env=env) as session:
         catalog = session.load_context().catalog
-        reference, aligned, teacher_cache = (
-            catalog.load(name) for name in ("reference_model", "aligned_model", "teacher_cache")
-        )
-        data = {
-            name: folder_of(catalog.load(name)) for name in ("short_solutions", "preference_pairs", "calibration_set")
-        }
+        reference, aligned = (catalog.load(name) for name in ("reference_model", "aligned_model"))
         work = catalog.load("params:folders").work / "ablations"
+        sources = ("short_solutions", "preference_pairs", "calibration_set")
+        data = {name: folder_of(catalog.load(name)) for name in sources}
+        teacher_cache = catalog.load("teacher_cache")
         base = catalog.load("params:inra").model_dump()
         teachers = catalog.load("params:teachers")
         sampling = catalog.load("params:alpha_sweep").sampling
@@ -86,12 +87,11 @@ def main() -> None:
             tokenizer=check_pair(reference, aligned),
             work=work / f"{number}" / "sweep",
         )
-        files = evaluator.evaluate(
-            [Candidate(f"inra-{alpha:g}", "inra", alpha, (checkpoint,)) for alpha in ALPHAS], sampling
-        )
+        candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (checkpoint,)) for alpha in ALPHAS]
+        frames = [pd.read_parquet(file) for file in evaluator.evaluate(candidates, sampling).values()]
         row = {"adapter": name, "trained": f"{trained_parameters(checkpoint, parameters):,}"}
-        for alpha, file in zip(ALPHAS, files.values(), strict=True):
-            by_task = pd.read_parquet(file).groupby("task")[["correct", "completion_tokens"]].mean().mean()
+        for alpha, frame in zip(ALPHAS, frames, strict=True):
+            by_task = frame.groupby("task")[["correct", "completion_tokens"]].mean().mean()
             row[f"alpha {alpha:g}"] = f"{100 * by_task['correct']:.1f} / {by_task['completion_tokens']:.1f}"
         rows.append(row)
         print(row, f"{seconds:.0f} s", flush=True)
@@ -105,8 +105,13 @@ def main() -> None:
         "",
         markdown_table(Cells(list(rows[0]), [list(row.values()) for row in rows], left=1), None),
     ]
-    (PROJECT / "docs" / "inra_ablations.md").write_text("\n".join(lines), encoding="utf-8")
+    if env == "base":
+        (PROJECT / "docs" / "inra_ablations.md").write_text("\n".join(lines), encoding="utf-8")
+    else:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="base", help="environment of conf/ (default: base)")
+    main(parser.parse_args().env)

@@ -17,7 +17,7 @@ from realign_pipes.models.load import load_model
 from realign_pipes.paper.objective import divergence_between, fuse_logits
 from realign_pipes.paper.trra import TrainingDivergedError
 from realign_pipes.pipelines.trra import job as trra
-from realign_pipes.pipelines.trra.job import Student, train_student, train_trra
+from realign_pipes.pipelines.trra.job import Student, TrainStudents, train_student, train_trra
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime import training as trainings
 from realign_pipes.runtime.training import in_training_order
@@ -402,6 +402,43 @@ def test_a_later_round_takes_an_adapter_as_its_aligned_model(tmp_path, pair, exa
         made = json.loads((second / "realignment.json").read_text())
         assert made["aligned"]["fingerprint"] == fingerprint_model(first)
         assert not torch.equal(logits(load_model(second, device=CPU)), logits(load_model(first, device=CPU)))
+
+
+def test_a_job_means_the_same_to_the_processes_that_read_it(tmp_path, pair):
+    """Alphas name folders as YAML spells them: 1 and 1.0 are other folders."""
+    job = TrainStudents(
+        parameters=make_parameters(alphas=[1, 2.0, 1e-7, -0.5], iteration_alphas=[2.0]), teachers=TEACHERS,
+        reference=pair[0], aligned=pair[1], examples=tmp_path / "examples", teacher_cache=tmp_path / "cache",
+        work=tmp_path / "work",
+    )  # fmt: skip
+    read = TrainStudents.model_validate_json(job.model_dump_json())
+    assert read == job
+    names = [[one.parameters.checkpoint_names(alpha) for alpha in one.parameters.alphas] for one in (job, read)]
+    assert names[0] == names[1] == [["1/trra-1"], ["2.0/trra-2", "2.0/trra-iter1-2"], ["1e-07/trra-1e-07"],
+                                    ["-0.5/trra--0.5"]]  # fmt: skip
+
+
+def test_only_one_alpha_is_trained_where_it_is_asked_for(tmp_path, pair, examples, monkeypatch):
+    """And each further round has the round before as its aligned model."""
+    examples.save_to_disk(tmp_path / "examples")
+    trained = []
+
+    def train(student, *others):
+        trained.append(student)
+        return tmp_path / student.name
+
+    monkeypatch.setattr(trra, "train_student", train)
+    job = TrainStudents(
+        parameters=make_parameters(alphas=[0.5, 1.5], only_alpha=1.5, iterations=2), teachers=TEACHERS,
+        reference=pair[0], aligned=pair[1], examples=tmp_path / "examples", teacher_cache=tmp_path / "cache",
+        work=tmp_path / "work",
+    )  # fmt: skip
+    names = ["trra-1.5", "trra-iter1-1.5", "trra-iter2-1.5"]
+    assert job.run().checkpoints == {f"1.5/{name}": tmp_path / name for name in names}
+    assert trained == [
+        Student(name, 1.5, iteration, aligned)
+        for iteration, (name, aligned) in enumerate(zip(names, [pair[1], *(tmp_path / n for n in names)], strict=False))
+    ]
 
 
 def test_the_order_of_examples_is_permutation_after_permutation(examples):
