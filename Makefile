@@ -36,11 +36,13 @@ publish: .venv/installed-dev
 dvc-yaml: .venv/installed-dev
 	$(BIN)/python tools/dvc_yaml.py
 
+# Two processes, each of which takes whole files of tests: so a file's fixtures are made once.
+WORKERS = --numprocesses 2 --dist loadfile
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(WORKERS)
 
 test-all: .venv/installed-dev
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest -m "" $(WORKERS)
 
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu
