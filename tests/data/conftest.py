@@ -132,6 +132,12 @@ def _models(**given: Any) -> Models:
 
 
 @pytest.fixture
+def short_sweep() -> AlphaSweep:
+    """One whose completions fit into any model."""
+    return _sweep()
+
+
+@pytest.fixture
 def models() -> Callable[..., Models]:
     """`models(chat_template=None, thinking=None)`"""
     return _models
