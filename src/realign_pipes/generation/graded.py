@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Alpha, Completion, Engine, Prompt
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.runtime.files import explain_full_disk
+from realign_pipes.runtime.files import append_line
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.tasks.completion import THINK, ThinkingTags
 from realign_pipes.tasks.grading import Attempt, grade
@@ -97,8 +97,7 @@ def sample_and_grade(
                 for one, correct in zip(group, grade(attempts), strict=True)
             ]
             line = {"seconds": time.perf_counter() - start, "completions": [asdict(one) for one in graded]}
-            with explain_full_disk(file), file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            append_line(file, json.dumps(line))
             advance(len(graded))
             yield from graded
             start = time.perf_counter()  # don't count the caller's time

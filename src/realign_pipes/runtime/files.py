@@ -41,6 +41,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, which is made if need be: all of it, or on a full disk nothing (DiskFullError)."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with explain_full_disk(path), path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+    except OSError:
+        if path.exists():
+            os.truncate(path, before)
+        raise
+
+
 def recover(path: Path) -> None:
     """Clean up what killed processes left at `path` and below it.
 

@@ -23,7 +23,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 
-from realign_pipes.runtime.files import explain_full_disk, from_here
+from realign_pipes.runtime.files import append_line, explain_full_disk, from_here
 from realign_pipes.runtime.launch import Folders
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,7 @@ class RunLog:
             return
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **event}
         try:
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line, default=str) + "\n")
+            append_line(self.file, json.dumps(line, default=str))
         except OSError as error:  # a full disk, which the run's own error reports
             logger.error("%s lacks the line %s: %s", self.file, line, error)
 
