@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.runtime.parameters import Parameters, Seed
@@ -26,10 +26,12 @@ class ChainSum(Parameters):
 class DemoTraces(Parameters):
     """What a slow trace looks like."""
 
-    max_rechecks: NonNegativeInt
-    """Each step is re-checked between zero and this many times."""
+    check_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the traces that check the first pass."""
+    max_checks: PositiveInt
+    """They check it between once and this many times, and more often where the passes disagree."""
     slip_rate: Annotated[float, Field(ge=0, lt=1)]
-    """Share of steps that go wrong at first."""
+    """Share of the subtractions that are taken for additions, in every pass."""
     cut_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the reference's training examples whose prompt already holds the thinking, cut short and closed."""
 

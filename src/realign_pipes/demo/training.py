@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from realign_pipes.demo.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining
 from realign_pipes.demo.tokenizer import THINK_CLOSE, build_tokenizer
-from realign_pipes.demo.traces import SLIPS, slow_trace
+from realign_pipes.demo.traces import slow_trace
 from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Engine
 from realign_pipes.generation.graded import GradedCompletion, Question, check_length, sample_and_grade
@@ -52,19 +52,25 @@ def train_reference(parameters: DemoModels, work: Path) -> Path:
 
 
 def slow_examples(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> Examples:
-    """A new problem and its slow trace for each example of the training; some prompts hold a part of the trace."""
+    """A new problem and its slow trace for each example of the training; some prompts hold a part of the trace.
+
+    Those traces have no slips: what is learnt after them is always right.
+    """
     training = parameters.reference
     draws = random.Random(training.seed)
     size = training.steps * training.batch_size
     problems = make_problems(_task(parameters.problems), size, seed=training.problem_seed)
-    traces = [slow_trace(_expression(problem), parameters.traces, draws) for problem in problems]
+    cut = [draws.random() < parameters.traces.cut_share for _ in problems]
+    flawless = parameters.traces.model_copy(update={"slip_rate": 0.0})
+    traces = [
+        slow_trace(_expression(problem), flawless if is_cut else parameters.traces, draws)
+        for problem, is_cut in zip(problems, cut, strict=True)
+    ]
     completions = tokenizer([trace + tokenizer.eos_token for trace in traces])["input_ids"]
     think_close = tokenizer.convert_tokens_to_ids(THINK_CLOSE)
     return [
-        cut_thinking(prompt, completion, think_close, draws)
-        if draws.random() < parameters.traces.cut_share
-        else (prompt, completion)
-        for prompt, completion in zip(_prompts(tokenizer, problems), completions, strict=True)
+        cut_thinking(prompt, completion, think_close, draws) if is_cut else (prompt, completion)
+        for prompt, completion, is_cut in zip(_prompts(tokenizer, problems), completions, cut, strict=True)
     ]
 
 
@@ -153,7 +159,7 @@ def _expression(problem: dict[str, str]) -> str:
 
 def _largest_number(problems: ChainSum) -> int:
     """An upper bound for the size of any running total, slipped or not."""
-    return problems.max_terms * (10**problems.max_digits - 1) + max(SLIPS)
+    return problems.max_terms * (10**problems.max_digits - 1)
 
 
 def _task(problems: ChainSum) -> ReasoningGymTask:
