@@ -25,7 +25,7 @@ SAMPLING = {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8,
 PARAMETERS = DemoModels.model_validate(
     {
         "problems": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1},
-        "traces": {"max_rechecks": 1, "slip_rate": 0.1, "cut_share": 0.3},
+        "traces": {"check_share": 0.5, "max_checks": 1, "slip_rate": 0.1, "cut_share": 0.3},
         "architecture": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 32},
         "reference": {**RUN, "problem_seed": 1000, "seed": 1},
         "aligned": {**RUN, "problem_seed": 2000, "seed": 3, "problems": 4, "sampling": SAMPLING},
@@ -67,6 +67,23 @@ def test_a_cut_example_is_the_same_tokens_with_less_thinking_and_a_label_on_the_
         kept.append(len(thinking))
     assert set(kept) == {0, 1, 2, 3, 4}
     assert 0.5 < kept.count(0) / 400 < 0.7  # half, and a fifth of the other half
+
+
+def test_what_is_learnt_after_cut_thinking_has_no_slips() -> None:
+    """Half of the minuses of the other traces are slips."""
+    traces = {"check_share": 1.0, "max_checks": 1, "slip_rate": 0.5, "cut_share": 0.5}
+    wide = {**RUN, "batch_size": 200, "problem_seed": 1000, "seed": 1}
+    parameters = DemoModels.model_validate({**PARAMETERS.model_dump(), "traces": traces, "reference": wide})
+    tokenizer = training.build_tokenizer(27)
+    cut, whole = [], []
+    for prompt, completion in training.slow_examples(parameters, tokenizer):
+        text = tokenizer.decode(prompt)
+        answer = re.search(r"> (-?\d+)<", tokenizer.decode(completion))[1]
+        right = eval_sum(text) == int(answer)
+        (cut if text.endswith("</think>") else whole).append(right)
+    assert 170 < len(cut) < 230 and len(cut) + len(whole) == 400
+    assert sum(cut) / len(cut) > 0.95
+    assert sum(whole) / len(whole) < 0.9
 
 
 def test_a_finished_reference_is_not_trained_again(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ PROBLEM = "State the final answer to the following arithmetic problem: {} + {} =
 SMALL = {
     "demo_models": {
         "problems": {"min_terms": 2, "max_terms": 2},
-        "traces": {"max_rechecks": 0, "slip_rate": 0.0, "cut_share": 0.0},
+        "traces": {"check_share": 0.0, "max_checks": 1, "slip_rate": 0.0, "cut_share": 0.0},
         "architecture": {"layers": 2},
         "reference": {"steps": 250, "learning_rate": 0.004, "save_steps": 250},  # it solves a quarter
         "aligned": {"problems": 40, "steps": 4, "save_steps": 4, "sampling": {"samples": 2, "max_new_tokens": 40}},

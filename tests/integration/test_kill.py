@@ -37,7 +37,7 @@ TRAINING = {"steps": 8, "save_steps": 2}
 PARAMETERS = {
     "demo_models": {
         "problems": SUMS,
-        "traces": {"max_rechecks": 0, "slip_rate": 0.0, "cut_share": 0.0},
+        "traces": {"check_share": 0.0, "max_checks": 1, "slip_rate": 0.0, "cut_share": 0.0},
         "architecture": {"layers": 2},
         "reference": {"steps": 240, "learning_rate": 0.004, "save_steps": 60},
         "aligned": {"problems": 40, "batch_size": 8, **TRAINING, "sampling": {"samples": 2, "max_new_tokens": 40}},

@@ -19,19 +19,24 @@ def slow_trace(expression: str, traces: DemoTraces, rng: random.Random) -> str:
     thought has to find it in its head.
     """
     first, *rest = expression.split()
-    thinking, found, total = "", set[int](), 0
     checks = rng.randint(1, traces.max_checks) if rng.random() < traces.check_share else 0
-    passes, agreed = 0, True
-    while passes <= checks or not agreed:
-        thinking += f"{CHECK} {first}" if passes else f" {first}"
+    thinking, totals = "", list[int]()
+    while len(totals) <= checks or thinking.endswith(WRONG):
+        thinking += f"{CHECK} {first}" if totals else f" {first}"
         total = int(first)
         for sign, term in zip(rest[::2], rest[1::2], strict=True):
             slips = sign == "-" and rng.random() < traces.slip_rate
-            total += int(term) if sign == "+" or slips else -int(term)
+            total += int(term) if sign == "+" or slips else -_taken_away(int(term), total)
             thinking += f" {sign} {term} = {total}"
-        agreed = not passes or total in found
-        if passes:
-            thinking += RIGHT if agreed else WRONG
-        found.add(total)
-        passes += 1
+        if totals:
+            thinking += RIGHT if total in totals else WRONG
+        totals.append(total)
     return f"{thinking}{THINK_CLOSE}{ANSWER_OPEN} {total}{ANSWER_CLOSE}"
+
+
+def _taken_away(term: int, total: int) -> int:
+    """What the slow thinker believes it takes away from a total: 8 for a 9, where there is nothing left to take.
+
+    It believes so in every pass, so no check finds these mistakes: there is no ceiling to reach by thinking more.
+    """
+    return 8 if term == 9 and total <= 0 else term
