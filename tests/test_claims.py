@@ -1,6 +1,7 @@
 """`make claims` on made-up results: with every claim true, and with each one broken in turn."""
 
 import json
+import re
 from dataclasses import replace
 
 import claims
@@ -8,20 +9,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
-# candidate: (kind, alpha, mean tokens, difference of pass@1 from the reference's, its lower bound)
+# candidate: (kind, alpha, mean tokens, pass@1 on the short sums, on the long ones)
 SWEEP = {
-    "reference": ("reference", np.nan, 60.0, 0.0, 0.0),
-    "aligned": ("aligned", np.nan, 48.0, -0.002, -0.01),  # saves 20 %
-    "dera-0.5": ("dera", 0.5, 54.2, 0.0, -0.01),
-    "dera-1.5": ("dera", 1.5, 41.9, 0.0, -0.01),
-    "trra-0.5": ("trra", 0.5, 54.0, 0.0, -0.01),
-    "trra-1": ("trra", 1.0, 47.5, 0.0, -0.01),
-    "trra-1.5": ("trra", 1.5, 42.0, -0.001, -0.01),  # saves 30 %
-    "trra-3": ("trra", 3.0, 30.0, -0.05, -0.06),
-    "trra-iter1-1.5": ("trra_iter", 1.5, 36.0, -0.01, -0.03),
-    "inra-0": ("inra", 0.0, 60.0, 0.0, 0.0),
-    "inra-1": ("inra", 1.0, 15.0, 0.005, -0.005),
+    "reference": ("reference", np.nan, 60.0, 0.95, 0.85),
+    "aligned": ("aligned", np.nan, 42.0, 0.96, 0.87),  # saves 30 %
+    "dera--0.5": ("dera", -0.5, 70.0, 0.97, 0.88),
+    "dera-0.5": ("dera", 0.5, 51.2, 0.95, 0.86),
+    "dera-1.5": ("dera", 1.5, 31.9, 0.98, 0.93),
+    "dera-10": ("dera", 10.0, 25.0, 0.97, 0.95),
+    "trra-0.5": ("trra", 0.5, 51.0, 0.95, 0.86),
+    "trra-1": ("trra", 1.0, 41.5, 0.96, 0.87),
+    "trra-1.5": ("trra", 1.5, 32.0, 0.97, 0.93),
+    "trra-3": ("trra", 3.0, 28.0, 0.97, 0.95),  # saves 53 %, 1.78 times as much
+    "trra-3-unmasked": ("trra", 3.0, 61.0, 0.4, 0.1),
+    "trra-iter1-1.5": ("trra_iter", 1.5, 27.0, 0.97, 0.95),
+    "inra--0.5": ("inra", -0.5, 72.0, 0.98, 0.91),
+    "inra-0": ("inra", 0.0, 60.0, 0.95, 0.85),
+    "inra-0.5": ("inra", 0.5, 30.0, 0.94, 0.7),
+    "inra-1": ("inra", 1.0, 15.0, 0.93, 0.6),
 }
+TASKS = {"long": 4, "short": 3}
+"""The place of each task's pass@1 in a row."""
+PROBLEMS = 100
 # kind, budget, difference from truncation, its lower bound
 BUDGETS = [
     ("truncation", 24, 0.0, 0.0),
@@ -33,22 +42,38 @@ BUDGETS = [
 ]
 
 
-@pytest.fixture
-def results() -> claims.Results:
-    columns = ["kind", "alpha", "mean_tokens", "difference", "difference_low"]
-    sweep = pd.DataFrame.from_dict(SWEEP, orient="index", columns=columns).rename_axis("candidate")
+def completions(*right: float) -> pd.DataFrame:
+    """Of 100 problems of the long and of the short sums, the first are right."""
+    rows = [
+        {"task": task, "problem_id": f"{task}-{problem:03d}", "sample": 0, "completion": "1"}
+        | {"correct": problem < round(share * PROBLEMS)}
+        for task, share in zip(TASKS, right, strict=True)
+        for problem in range(PROBLEMS)
+    ]
+    return pd.DataFrame(rows)
+
+
+def results_of(rows: dict[str, tuple]) -> claims.Results:
+    sweep = pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "alpha", "mean_tokens", "short", "long"])
+    sweep = sweep.rename_axis("candidate")
+    sweep["pass_at_1"] = (sweep["short"] + sweep["long"]) / 2
     sweep["token_reduction"] = 1 - sweep["mean_tokens"] / 60
-    written = pd.DataFrame(
-        {"task": "sums", "problem_id": ["a", "a", "b"], "sample": [0, 1, 0], "completion": ["1", "2", "3"]}
-    )
+    sweep["difference_low"] = sweep["pass_at_1"] - sweep.loc["reference", "pass_at_1"] - 0.005
+    by_task = pd.concat({task: sweep[[task]].set_axis(["pass_at_1"], axis=1) for task in TASKS}, names=["task"])
+    written = {name: completions(row[TASKS["long"]], row[TASKS["short"]]) for name, row in rows.items()}
     return claims.Results(
         sweep=sweep,
+        by_task=by_task,
         budgets=pd.DataFrame(BUDGETS, columns=["kind", "budget", "difference", "difference_low"]),
-        reference=written,
-        inra_0=written.iloc[::-1],  # the order of rows is not what was written
-        recommendation={"candidate": "inra-1", "margin": 0.02},
+        completions=written | {"inra-0": written["inra-0"].iloc[::-1]},  # the order of rows is not what was written
+        recommendation={"candidate": "trra-3", "margin": 0.02},
         validations={"samples": {"success": True, "failed": 0}, "evaluation": {"success": True, "failed": 0}},
     )
+
+
+@pytest.fixture
+def results() -> claims.Results:
+    return results_of(SWEEP)
 
 
 def failing(results: claims.Results) -> list[str]:
@@ -59,23 +84,49 @@ def test_all_hold(results):
     assert failing(results) == []
 
 
-def measured(candidate: str, **figures: float):
-    """A change of a candidate's row; its reduction follows its tokens."""
+COLUMNS = ("kind", "alpha", "tokens", "short", "long")
+
+
+def measured(**candidates: dict[str, float]):
+    """A change of candidates' rows; what follows from them changes too. Names as keywords: `trra_3` is trra-3."""
 
     def change(results: claims.Results) -> claims.Results:
-        sweep = results.sweep.copy()
-        sweep.loc[candidate, list(figures)] = list(figures.values())
-        return replace(results, sweep=sweep.assign(token_reduction=1 - sweep["mean_tokens"] / 60))
+        rows, named = dict(SWEEP), {re.sub(r"[-.]", "_", row): row for row in SWEEP}
+        for name, figures in candidates.items():
+            row = named[name]
+            rows[row] = tuple(figures.get(column, old) for column, old in zip(COLUMNS, rows[row], strict=True))
+        return results_of(rows)
 
     return change
 
 
+def level(by: float):
+    """Every candidate is right more often by so much."""
+    return lambda results: results_of({name: (*row[:3], row[3] + by, row[4] + by) for name, row in SWEEP.items()})
+
+
 def without(*candidates: str):
-    return lambda results: replace(results, sweep=results.sweep.drop(list(candidates)))
+    return lambda results: results_of({name: row for name, row in SWEEP.items() if name not in candidates})
 
 
 def written(**columns: list):
-    return lambda results: replace(results, inra_0=results.reference.assign(**columns))
+    """What InRa wrote at alpha 0, different in the first rows."""
+
+    def change(results: claims.Results) -> claims.Results:
+        frame = results.completions["reference"]
+        changed = {name: [*values, *frame[name][len(values) :]] for name, values in columns.items()}
+        return replace(results, completions=results.completions | {"inra-0": frame.assign(**changed)})
+
+    return change
+
+
+def recommended(low: float):
+    def change(results: claims.Results) -> claims.Results:
+        sweep = results.sweep.copy()
+        sweep.loc["trra-3", "difference_low"] = low
+        return replace(results, sweep=sweep)
+
+    return change
 
 
 def truncated(budget: int, low: float):
@@ -95,19 +146,36 @@ def validated(**found):
 @pytest.mark.parametrize(
     ("change", "claim", "said"),
     [
-        (measured("trra-3", mean_tokens=42.0), "more_alpha_fewer_tokens", "60.0, 54.0, 47.5, 42.0, 42.0 tokens at"),
-        (measured("trra-1", mean_tokens=45.9), "alpha_1_is_the_aligned_model", "23.5 % and 20.0 %"),
-        (measured("trra-1", mean_tokens=50.1), "alpha_1_is_the_aligned_model", "16.5 % and 20.0 %"),
-        (measured("dera-1.5", mean_tokens=39.9), "trra_follows_dera", "0.996 at 0.5, 1.053 at 1.5"),
+        (
+            measured(trra_1_5={"tokens": 28.0}, dera_1_5={"tokens": 28.0}),
+            "more_alpha_fewer_tokens",
+            "41.5, 28.0, 28.0 tokens at",
+        ),
+        (measured(trra_1={"tokens": 40.1}), "alpha_1_is_the_aligned_model", "33.2 % and 30.0 %"),
+        (measured(trra_1={"tokens": 43.9}), "alpha_1_is_the_aligned_model", "26.8 % and 30.0 %"),
+        (measured(dera_1_5={"tokens": 30.3}), "trra_follows_dera", "0.996 at 0.5, 1.056 at 1.5"),
         (without("dera-0.5", "dera-1.5"), "trra_follows_dera", "TrRa / DeRa "),
-        (measured("trra-1.5", difference=-0.021), "beyond_alpha_1_saves_more", "no student beyond alpha 1"),
-        (measured("trra-iter1-1.5", mean_tokens=42.0), "another_round_saves_more", "42.0 after 42.0"),
+        (level(-0.06), "the_reference_slips", "84.0 %"),
+        (measured(inra_1={"long": 0.81}, inra_0_5={"long": 0.81}), "one_task_needs_thinking", "long: −4.0 points"),
+        (measured(dera_10={"long": 0.99}), "thinking_has_no_ceiling", "long: at most 99.0 % (dera-10)"),
+        (measured(trra_3={"tokens": 30.1}), "beyond_alpha_1_saves_more", "49.8 %, 1.66 times, at alpha 3"),
+        (measured(dera_10={"long": 0.80}), "nothing_collapses", "the worst is dera-10, −1.5 points"),
+        (without("dera-10"), "nothing_collapses", "alpha 10 was not measured"),
+        (measured(trra_iter1_1_5={"tokens": 32.0}), "another_round_saves_more", "32.0 after 32.0"),
         (without("trra-iter1-1.5"), "another_round_saves_more", "not measured: ['trra-iter1-1.5'] not in index"),
-        (written(completion=["1", "2", "4"]), "inra_at_0_is_the_reference", "2 of 3 are equal"),
-        (written(problem_id=["a", "a", "c"]), "inra_at_0_is_the_reference", "2 of 3 are equal"),
-        (measured("inra-1", mean_tokens=30.1), "inra_at_1_is_short", "30.1 and 60.0"),
+        (written(completion=["1", "2"]), "inra_at_0_is_the_reference", "199 of 200 are equal"),
+        (written(problem_id=["a"]), "inra_at_0_is_the_reference", "199 of 200 are equal"),
+        (measured(inra_1={"tokens": 30.1}), "inra_at_1_is_short", "30.1 and 60.0"),
+        (
+            measured(inra_0_5={"long": 0.57}),
+            "between_its_ends_inra_is_no_worse",
+            "at worst −3.0 points: inra-0.5 on long",
+        ),
+        (measured(inra__0_5={"tokens": 65.9}), "more_thinking_than_the_original", "dera--0.5 70.0 tokens, 2.5 points"),
+        (measured(inra__0_5={"short": 0.95, "long": 0.85}), "more_thinking_than_the_original", "0.0 points [0.0, 0.0]"),
+        (without("dera--0.5"), "more_thinking_than_the_original", "inra--0.5 72.0 tokens"),
         (truncated(48, 0.0), "token_budget_beats_truncation", "+16.8 points at 24, +71.8 points at 48"),
-        (measured("inra-1", difference_low=-0.021), "the_recommended_one_is_within_the_margin", "−2.1 points of −2.0"),
+        (recommended(-0.021), "the_recommended_one_is_within_the_margin", "−2.1 points of −2.0"),
         (validated(pairs={"success": False, "failed": 1}), "every_validation_is_met", "pairs"),
     ],
 )
@@ -117,11 +185,24 @@ def test_a_break_is_found(results, change, claim, said):
     assert said in claims.check(getattr(claims, claim), broken)[1]
 
 
-def test_beyond_alpha_1_the_ratio_decides(results):
-    """1.2 times 20 % are 24 %: 45.6 of 60 tokens. The other claims' tokens follow."""
-    for tokens, holds in ((45.5, True), (45.7, False)):
-        found, said = claims.beyond_alpha_1_saves_more(measured("trra-1.5", mean_tokens=tokens)(results))
+def test_beyond_alpha_1_the_ratio_and_the_loss_decide(results):
+    """1.6 times 33 % are more than half: 28.2 of 60 tokens."""
+    for tokens, long, holds in ((28.1, 0.95, True), (28.3, 0.95, False), (28.1, 0.80, False)):
+        change = measured(aligned={"tokens": 40.1}, trra_3={"tokens": tokens, "long": long})
+        found, said = claims.beyond_alpha_1_saves_more(change(results))
         assert found == holds, said
+
+
+def test_a_gain_is_paired_and_averages_over_tasks(results):
+    """Of 100 problems of each task, 88 and 85 of the long ones and 97 and 95 of the short ones are right."""
+    gain = results.gain("dera--0.5")
+    assert gain.value == pytest.approx((0.03 + 0.02) / 2)
+    assert 0 < gain.low < gain.value < gain.high
+    # Unpaired, the interval would be twice as wide: binomial, 3 of 100 and 2 of 100 problems differ.
+    deviation = np.sqrt(0.03 * 0.97 / PROBLEMS + 0.02 * 0.98 / PROBLEMS) / 2
+    assert gain.high - gain.low == pytest.approx(2 * 1.96 * deviation, rel=0.2)
+    assert results.gain("dera--0.5", "long").value == pytest.approx(0.03)
+    assert results.gain("reference") == claims.Gain(0.0, 0.0, 0.0)
 
 
 def write(results: claims.Results, data) -> None:
@@ -130,8 +211,9 @@ def write(results: claims.Results, data) -> None:
         folder.mkdir(parents=True)
     results.sweep.to_csv(reporting / "sweep_table.csv")
     results.budgets.to_csv(data / "07_model_output" / "budget_results.csv", index=False)
-    results.reference.to_parquet(generations / "reference.parquet")
-    results.inra_0.to_parquet(generations / "inra-0.parquet")
+    results.by_task.reset_index().to_csv(data / "07_model_output" / "sweep_results.csv", index=False)
+    for name, frame in results.completions.items():
+        frame.to_parquet(generations / f"{name}.parquet")
     (reporting / "recommendation.json").write_text(json.dumps(results.recommendation))
     for name, found in results.validations.items():
         (reporting / "validation" / f"{name}.json").write_text(json.dumps(found))
@@ -142,9 +224,9 @@ def test_one_line_a_claim_and_the_exit_code(results, tmp_path, capsys):
     assert claims.main(tmp_path / "good") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(claims.CLAIMS) and all(line.startswith("pass  ") for line in lines)
-    assert "pass  TrRa at alpha 1 saves what the aligned model saves, within 3 points: 20.8 % and 20.0 %" in lines
+    assert "pass  TrRa at alpha 1 saves what the aligned model saves, within 3 points: 30.8 % and 30.0 %" in lines
 
-    write(measured("inra-1", mean_tokens=31.0)(results), tmp_path / "bad")
+    write(measured(inra_1={"tokens": 31.0})(results), tmp_path / "bad")
     assert claims.main(tmp_path / "bad") == 1
     [failed] = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("pass  ")]
     assert failed == "FAIL  InRa at alpha 1 writes at most half of the reference's tokens: 31.0 and 60.0"

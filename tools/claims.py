@@ -21,7 +21,7 @@ from realign_pipes.sweep.metrics import bootstrap_means
 
 PROJECT = Path(__file__).parents[1]
 COMPLETION = ["task", "problem_id", "sample", "completion"]
-RESAMPLES = 10_000
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,10 @@ Checked = tuple[bool, str]
 def more_alpha_fewer_tokens(results: Results) -> Checked:
     """TrRa: the larger alpha, the fewer tokens"""
     students = results.of_kind("trra")
-    measured = [(0.0, results.sweep.loc["reference", "mean_tokens"])]
-    alphas, tokens = zip(*sorted([*measured, *students[["alpha", "mean_tokens"]].to_numpy().tolist()]), strict=True)
+    measured = dict(zip(students["alpha"], students["mean_tokens"], strict=True))
+    measured[0.0] = results.sweep.loc["reference", "mean_tokens"]
+    alphas = sorted(measured)
+    tokens = [measured[alpha] for alpha in alphas]
     falls = all(after < before for before, after in pairwise(tokens))
     found = f"{', '.join(map(tokens_text, tokens))} tokens at alpha {', '.join(f'{alpha:g}' for alpha in alphas)}"
     return len(students) > 1 and falls, found

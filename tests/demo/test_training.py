@@ -28,7 +28,7 @@ PARAMETERS = DemoModels.model_validate(
         "traces": {"check_share": 0.5, "max_checks": 1, "slip_rate": 0.1, "cut_share": 0.3},
         "architecture": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 32},
         "reference": {**RUN, "problem_seed": 1000, "seed": 1},
-        "aligned": {**RUN, "problem_seed": 2000, "seed": 3, "problems": 4, "sampling": SAMPLING},
+        "aligned": {**RUN, "problem_seed": 2000, "seed": 3, "problems": 4, "max_terms": 3, "sampling": SAMPLING},
     }
 )
 
@@ -83,7 +83,7 @@ def test_what_is_learnt_after_cut_thinking_has_no_slips() -> None:
         (cut if text.endswith("</think>") else whole).append(right)
     assert 170 < len(cut) < 230 and len(cut) + len(whole) == 400
     assert sum(cut) / len(cut) > 0.95
-    assert sum(whole) / len(whole) < 0.9
+    assert sum(whole) / len(whole) < 0.95
 
 
 def test_a_finished_reference_is_not_trained_again(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,13 @@ SMALL = {
         "traces": {"check_share": 0.0, "max_checks": 1, "slip_rate": 0.0, "cut_share": 0.0},
         "architecture": {"layers": 2},
         "reference": {"steps": 250, "learning_rate": 0.004, "save_steps": 250},  # it solves a quarter
-        "aligned": {"problems": 40, "steps": 4, "save_steps": 4, "sampling": {"samples": 2, "max_new_tokens": 40}},
+        "aligned": {
+            "problems": 40,
+            "max_terms": 2,
+            "steps": 4,
+            "save_steps": 4,
+            "sampling": {"samples": 2, "max_new_tokens": 40},
+        },
     },
     "data_prep": {
         "calibration": {

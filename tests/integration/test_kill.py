@@ -40,7 +40,13 @@ PARAMETERS = {
         "traces": {"check_share": 0.0, "max_checks": 1, "slip_rate": 0.0, "cut_share": 0.0},
         "architecture": {"layers": 2},
         "reference": {"steps": 240, "learning_rate": 0.004, "save_steps": 60},
-        "aligned": {"problems": 40, "batch_size": 8, **TRAINING, "sampling": {"samples": 2, "max_new_tokens": 40}},
+        "aligned": {
+            "problems": 40,
+            "max_terms": 2,
+            "batch_size": 8,
+            **TRAINING,
+            "sampling": {"samples": 2, "max_new_tokens": 40},
+        },
     },
     "data_prep": {
         "calibration": {

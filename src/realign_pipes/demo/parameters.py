@@ -31,7 +31,7 @@ class DemoTraces(Parameters):
     max_checks: PositiveInt
     """They check it between once and this many times, and more often where the passes disagree."""
     slip_rate: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the subtractions that are taken for additions, in every pass."""
+    """Share of the subtractions after a pass's first step that are taken for additions."""
     cut_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the reference's training examples whose prompt already holds the thinking, cut short and closed."""
 
@@ -61,6 +61,9 @@ class DemoTraining(Parameters):
 class DemoAlignedTraining(DemoTraining):
     problems: PositiveInt
     """Problems whose completions the reference draws; the shortest correct one of each is kept."""
+    max_terms: Annotated[int, Field(ge=2)]
+    """These problems have at most so many terms. With few, there is little to slip on: the model then learns to check
+    less, and hardly to slip less."""
     sampling: Sampling
 
 
@@ -72,3 +75,11 @@ class DemoModels(Parameters):
     architecture: DemoArchitecture
     reference: DemoTraining
     aligned: DemoAlignedTraining
+
+    @model_validator(mode="after")
+    def _known_lengths(self) -> Self:
+        shortest, longest = self.problems.min_terms, self.problems.max_terms
+        if not shortest <= self.aligned.max_terms <= longest:
+            raise ValueError(f"aligned.max_terms {self.aligned.max_terms} is not between problems.min_terms {shortest} "
+                             f"and problems.max_terms {longest}")  # fmt: skip
+        return self

@@ -137,7 +137,7 @@ def shortest_correct(
 
 def aligned_questions(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> list[Question]:
     """The problems that the aligned model learns from. InputError if their completions would be too long."""
-    task = _task(parameters.problems)
+    task = _task(parameters.problems.model_copy(update={"max_terms": parameters.aligned.max_terms}))
     problems = make_problems(task, parameters.aligned.problems, seed=parameters.aligned.problem_seed)
     questions = [
         Question(f"demo-{number:05d}", task, tokenizer.decode(prompt), prompt, problem["answer"], problem["metadata"])
