@@ -14,7 +14,7 @@ OPTIONS = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1}
 TASK = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options=OPTIONS)
 STEP = re.compile(r" (?P<sign>[+-]) (?P<term>\d) = (?P<total>-?\d+)")
 FLAWLESS = DemoTraces(check_share=0, max_checks=1, slip_rate=0, cut_share=0)
-DEFAULT = DemoTraces(check_share=0.5, max_checks=4, slip_rate=0.3, cut_share=0)
+DEFAULT = DemoTraces(check_share=0.6, max_checks=4, slip_rate=0.35, cut_share=0)
 
 
 def expression_of(question: str) -> str:
@@ -23,7 +23,7 @@ def expression_of(question: str) -> str:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_every_pass_is_the_sum_and_every_verdict_follows(seed: int) -> None:
-    """Reads the trace back with its own arithmetic: a step is right, or a later minus is a plus; 9 from 0 is 8."""
+    """Reads the trace back with its own arithmetic: every step is right, but for hasty minuses and 9 from 0."""
     problem = make_problems(TASK, 1, seed=seed)[0]
     expression = expression_of(problem["question"])
     many_slips = DemoTraces(check_share=0.8, max_checks=3, slip_rate=0.5, cut_share=0)
@@ -38,7 +38,7 @@ def test_every_pass_is_the_sum_and_every_verdict_follows(seed: int) -> None:
         for place, step in enumerate(steps):
             term = int(step["term"])
             believed = total - (8 if term == 9 and total <= 0 else term)
-            slipped = {total + term} if place > 0 else set()
+            slipped = {total + term} if place > 0 and number == 0 else set()
             possible = {total + term} if step["sign"] == "+" else {believed} | slipped
             total = int(step["total"])
             assert total in possible
@@ -67,15 +67,16 @@ def test_same_seed_same_trace() -> None:
 
 
 def test_rates_of_slips_and_checks() -> None:
-    """4,000 traces: 30 % of the first passes slip in their second step, none in their first; half are checked."""
+    """4,000 traces: 35 % of the first passes slip in their second step, none in their first; 60 % are checked."""
     draws = random.Random(0)
     passes = [slow_trace("8 - 2 - 2", DEFAULT, draws).partition("</think>")[0].split(" check") for _ in range(4000)]
     assert all(first.startswith(" 8 - 2 = 6 ") for first, *_ in passes)
-    assert 0.28 < sum(first.endswith("= 8") for first, *_ in passes) / 4000 < 0.32
-    assert 0.48 < sum(len(one) > 1 for one in passes) / 4000 < 0.52
+    assert 0.33 < sum(first.endswith("= 8") for first, *_ in passes) / 4000 < 0.37
+    assert 0.58 < sum(len(one) > 1 for one in passes) / 4000 < 0.62
+    assert all("= 8" not in check for _, *checks in passes for check in checks)
     checks = [slow_trace("8 - 2", DEFAULT, draws).count(" check") for _ in range(4000)]
     for number in (1, 2, 3, 4):
-        assert 0.11 < checks.count(number) / 4000 < 0.14
+        assert 0.135 < checks.count(number) / 4000 < 0.165
     assert max(checks) == 4
     assert all(" no" not in slow_trace("8 + 2 + 2", DEFAULT, draws) for _ in range(100))
 

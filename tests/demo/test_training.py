@@ -70,8 +70,8 @@ def test_a_cut_example_is_the_same_tokens_with_less_thinking_and_a_label_on_the_
 
 
 def test_what_is_learnt_after_cut_thinking_has_no_slips() -> None:
-    """Half of the minuses of the other traces are slips."""
-    traces = {"check_share": 1.0, "max_checks": 1, "slip_rate": 0.5, "cut_share": 0.5}
+    """Half of the other traces' later minuses are slips."""
+    traces = {"check_share": 0.0, "max_checks": 1, "slip_rate": 0.5, "cut_share": 0.5}
     wide = {**RUN, "batch_size": 200, "problem_seed": 1000, "seed": 1}
     parameters = DemoModels.model_validate({**PARAMETERS.model_dump(), "traces": traces, "reference": wide})
     tokenizer = training.build_tokenizer(27)

@@ -29,9 +29,9 @@ class DemoTraces(Parameters):
     check_share: Annotated[float, Field(ge=0, le=1)]
     """Share of the traces that check the first pass."""
     max_checks: PositiveInt
-    """They check it between once and this many times, and more often where the passes disagree."""
+    """They check it between once and this many times, and at least twice if it was wrong."""
     slip_rate: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the subtractions after a pass's first step that are taken for additions."""
+    """Share of the first pass's subtractions that are taken for additions; its first step is never wrong."""
     cut_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the reference's training examples whose prompt already holds the thinking, cut short and closed."""
 

@@ -12,11 +12,10 @@ from realign_pipes.demo.tokenizer import ANSWER_CLOSE, ANSWER_OPEN, CHECK, RIGHT
 def slow_trace(expression: str, traces: DemoTraces, rng: random.Random) -> str:
     """A completion for a chain_sum `expression` such as "4 + 3 - 9": what follows `<think>`, up to the end of the turn.
 
-    A pass works the sum out step by step. After the first step it takes each minus for a plus with probability
-    `slip_rate`, so sums of two terms have no slips. With probability `check_share`, one to `max_checks` more passes
-    check the first. Each says "yes" if an earlier pass found the same total, else "no"; after a "no" comes another
-    pass, however many there were. The answer is what the last pass found: a total found twice, or the first pass's if
-    nothing was checked. It stands alone: a model that has not thought has to find it in its head.
+    The first pass is hasty: after its first step it takes each minus for a plus with probability `slip_rate`, so sums
+    of two terms have no slips. With probability `check_share`, one to `max_checks` more passes check it, without slips.
+    Each says "yes" if an earlier pass found the same total, else "no", and after a "no" comes another pass. The answer
+    is what the last pass found. It stands alone: a model that has not thought has to find it in its head.
     """
     first, *rest = expression.split()
     checks = rng.randint(1, traces.max_checks) if rng.random() < traces.check_share else 0
@@ -25,7 +24,7 @@ def slow_trace(expression: str, traces: DemoTraces, rng: random.Random) -> str:
         thinking += f"{CHECK} {first}" if totals else f" {first}"
         total = int(first)
         for step, (sign, term) in enumerate(zip(rest[::2], rest[1::2], strict=True)):
-            slips = step > 0 and sign == "-" and rng.random() < traces.slip_rate
+            slips = not totals and step > 0 and sign == "-" and rng.random() < traces.slip_rate
             total += int(term) if sign == "+" or slips else -_taken_away(int(term), total)
             thinking += f" {sign} {term} = {total}"
         if totals:
