@@ -28,7 +28,7 @@ PARAMETERS = DemoModels.model_validate(
         "traces": {"check_share": 0.5, "max_checks": 1, "slip_rate": 0.1, "cut_share": 0.3},
         "architecture": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 32},
         "reference": {**RUN, "problem_seed": 1000, "seed": 1},
-        "aligned": {**RUN, "problem_seed": 2000, "seed": 3, "problems": 4, "max_terms": 3, "sampling": SAMPLING},
+        "aligned": {**RUN, "problem_seed": 2000, "seed": 3, "problems": 4, "verified_share": 1.0, "sampling": SAMPLING},
     }
 )
 
@@ -177,16 +177,16 @@ def four_samples() -> DemoModels:
     return PARAMETERS.model_copy(update={"aligned": PARAMETERS.aligned.model_copy(update={"sampling": sampling})})
 
 
-def test_examples_of_the_aligned_model_are_the_shortest_correct_completions(
+def test_examples_of_the_aligned_model_are_the_shortest_correct_completions_if_all_are_verified(
     reference: Path, tmp_path: Path, scripted_engine: Callable[..., Any], four_samples: DemoModels
 ) -> None:
     """With an engine that only writes text, in two runs, the first of which is killed."""
     tokenizer = load_tokenizer(reference)
     killed = scripted_engine(write, tokenizer, killed_in=1)
     with pytest.raises(KeyboardInterrupt):
-        training.shortest_correct(killed.open, tokenizer, four_samples, tmp_path / "completions.jsonl")
+        training.shortest_completions(killed.open, tokenizer, four_samples, tmp_path / "completions.jsonl")
     engine = scripted_engine(write, tokenizer)
-    chosen = training.shortest_correct(engine.open, tokenizer, four_samples, tmp_path / "completions.jsonl")
+    chosen = training.shortest_completions(engine.open, tokenizer, four_samples, tmp_path / "completions.jsonl")
     assert len(engine.asked) == 1, "two problems of four were done"
     questions = training.aligned_questions(four_samples, tokenizer)
     assert [prompt for prompt, _ in chosen] == [question.prompt_ids for question in questions]
@@ -195,13 +195,26 @@ def test_examples_of_the_aligned_model_are_the_shortest_correct_completions(
         assert question.prompt == tokenizer.decode(question.prompt_ids)
 
 
+def test_of_problems_whose_answer_is_not_known_the_shortest_finished_completion_is_kept(
+    reference: Path, tmp_path: Path, scripted_engine: Callable[..., Any], four_samples: DemoModels
+) -> None:
+    tokenizer = load_tokenizer(reference)
+    half = four_samples.model_copy(update={"aligned": four_samples.aligned.model_copy(update={"verified_share": 0.5})})
+    engine = scripted_engine(write, tokenizer)
+    chosen = training.shortest_completions(engine.open, tokenizer, half, tmp_path / "completions.jsonl")
+    questions = training.aligned_questions(half, tokenizer)
+    answers = [f"<answer> {question.answer}<" for question in questions]
+    right = [answer in tokenizer.decode(ids) for answer, (_, ids) in zip(answers, chosen, strict=True)]
+    assert right == [True, True, False, False]
+
+
 def test_problems_without_a_correct_completion_are_left_out(
     reference: Path, tmp_path: Path, scripted_engine: Callable[..., Any]
 ) -> None:
     tokenizer = load_tokenizer(reference)
     first = training.aligned_questions(PARAMETERS, tokenizer)[0]
     engine = scripted_engine(lambda prompt, sample: write(prompt, 0 if prompt == first.prompt else 2), tokenizer)
-    [(prompt, _)] = training.shortest_correct(engine.open, tokenizer, PARAMETERS, tmp_path / "completions.jsonl")
+    [(prompt, _)] = training.shortest_completions(engine.open, tokenizer, PARAMETERS, tmp_path / "completions.jsonl")
     assert prompt == first.prompt_ids
 
 
@@ -221,7 +234,9 @@ def test_the_aligned_model_is_the_reference_trained_on_them(
     aligned = training.train_aligned(four_samples, reference, tmp_path / "aligned")
     assert opened == [reference]
     [(_, _, examples, given, _, _)] = trained
-    assert examples == training.shortest_correct(engine.open, load_tokenizer(reference), four_samples, tmp_path / "c")
+    assert examples == training.shortest_completions(
+        engine.open, load_tokenizer(reference), four_samples, tmp_path / "c"
+    )
     assert given == four_samples.aligned
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path) for path in (reference, aligned))
     assert not torch.equal(ours.get_input_embeddings().weight, theirs.get_input_embeddings().weight)

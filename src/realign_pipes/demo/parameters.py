@@ -60,10 +60,10 @@ class DemoTraining(Parameters):
 
 class DemoAlignedTraining(DemoTraining):
     problems: PositiveInt
-    """Problems whose completions the reference draws; the shortest correct one of each is kept."""
-    max_terms: Annotated[int, Field(ge=2)]
-    """These problems have at most so many terms. With few, there is little to slip on: the model then learns to check
-    less, and hardly to slip less."""
+    """Problems whose completions the reference draws; the shortest one of each is kept."""
+    verified_share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the problems whose answer is known: of these the shortest correct completion is kept. If all were
+    verified, the model would learn to slip less rather than to check less."""
     sampling: Sampling
 
 
@@ -75,11 +75,3 @@ class DemoModels(Parameters):
     architecture: DemoArchitecture
     reference: DemoTraining
     aligned: DemoAlignedTraining
-
-    @model_validator(mode="after")
-    def _known_lengths(self) -> Self:
-        shortest, longest = self.problems.min_terms, self.problems.max_terms
-        if not shortest <= self.aligned.max_terms <= longest:
-            raise ValueError(f"aligned.max_terms {self.aligned.max_terms} is not between problems.min_terms {shortest} "
-                             f"and problems.max_terms {longest}")  # fmt: skip
-        return self

@@ -92,15 +92,17 @@ def cut_thinking(
 def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
     """Align `reference` to think less; the folder of the new checkpoint, inside `work`.
 
-    By rejection sampling: the reference draws completions of each problem, the shortest correct one is kept, and a copy
-    of the reference is fine-tuned on these.
+    By rejection sampling: the reference draws completions of each problem, the shortest one is kept (of a share of the
+    problems, the shortest correct one), and a copy of the reference is fine-tuned on these.
     """
     training = parameters.aligned
 
     def do(folder: Path) -> Callable[[Path], None]:
         tokenizer = load_tokenizer(reference)
         file = folder / "completions.jsonl"
-        examples = shortest_correct(lambda: TransformersEngine.of_checkpoint(reference), tokenizer, parameters, file)
+        examples = shortest_completions(
+            lambda: TransformersEngine.of_checkpoint(reference), tokenizer, parameters, file
+        )
         model = load_model(reference, device=default_device())
         return _train(model, tokenizer, examples, training, folder, "training the aligned model")
 
@@ -109,15 +111,17 @@ def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
     return do_once(work, "checkpoint", description, do)
 
 
-def shortest_correct(
+def shortest_completions(
     open_engine: Callable[[], Engine], tokenizer: PreTrainedTokenizerFast, parameters: DemoModels, file: Path
 ) -> Examples:
-    """Prompt and completion ids of the shortest correct completion of each problem that the model can solve.
+    """Prompt and completion ids of the shortest completion of each problem; the shortest correct one of those verified.
 
-    `open_engine` opens the reference; `file` keeps the completions, as `sample_and_grade` does. InputError if the
-    reference solves nothing.
+    The first `verified_share` of the problems are verified; those that the model cannot solve are left out, and so are
+    problems without a finished completion. `open_engine` opens the reference; `file` keeps the completions, as
+    `sample_and_grade` does. InputError if nothing is left.
     """
     questions = aligned_questions(parameters, tokenizer)
+    verified = {question.id for question in questions[: round(parameters.aligned.verified_share * len(questions))]}
     best: dict[str, GradedCompletion] = {}
     for one in sample_and_grade(
         open_engine,
@@ -127,7 +131,8 @@ def shortest_correct(
         file,
         description="sampling the reference model",
     ):
-        if one.correct and one.finished and (one.id not in best or len(one.token_ids) < len(best[one.id].token_ids)):
+        kept = one.finished and (one.correct or one.id not in verified)
+        if kept and (one.id not in best or len(one.token_ids) < len(best[one.id].token_ids)):
             best[one.id] = one
     if not best:
         raise InputError("demo_models: the reference solved none of the problems for the aligned model. Give "
@@ -137,7 +142,7 @@ def shortest_correct(
 
 def aligned_questions(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> list[Question]:
     """The problems that the aligned model learns from. InputError if their completions would be too long."""
-    task = _task(parameters.problems.model_copy(update={"max_terms": parameters.aligned.max_terms}))
+    task = _task(parameters.problems)
     problems = make_problems(task, parameters.aligned.problems, seed=parameters.aligned.problem_seed)
     questions = [
         Question(f"demo-{number:05d}", task, tokenizer.decode(prompt), prompt, problem["answer"], problem["metadata"])
