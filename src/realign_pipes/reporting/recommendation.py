@@ -1,4 +1,4 @@
-"""Which candidate to take: the largest saving of tokens that costs no more correctness than the user allows.
+"""Which candidate to take: one half of the problems chooses it, the other half confirms it.
 
 Also the few figures by which experiments are compared.
 """
@@ -7,97 +7,95 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from realign_pipes.reporting.tables import overall_rows, percent, tokens_text
-from realign_pipes.sweep.metrics import CONFIDENCE
+from realign_pipes.reporting.tables import NONE, Cells, overall_rows, percent, points, tokens_text
+from realign_pipes.sweep.choosing import Rule, confirmed, halves, order_candidates
+from realign_pipes.sweep.kinds import KINDS
+from realign_pipes.sweep.metrics import CONFIDENCE, Answers, Floats, Generations, Values, compare, read_answers
 
 
-def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
-    """The candidate that saves the most tokens among those not worse than the reference by more than `margin`.
+def recommend(
+    generations: Generations, margin: float, *, bootstrap_samples: int, bootstrap_seed: int
+) -> dict[str, Any]:
+    """The candidate with the largest saving of tokens that is confirmed not to lose more than `margin` of pass@1.
 
-    "Not worse" is a test of non-inferiority: the one-sided 95 % lower bound (paired bootstrap) on the difference in
-    pass@1 from the reference is at least -margin (a share: 0.02 is 2 points). If no candidate that saves tokens passes
-    it, the reference is recommended.
+    `sweep.choosing` says how one half of the problems orders the candidates and the other half confirms them. All
+    figures are of the confirming half, which had no part in the choice. The reference is recommended where nothing
+    saves tokens or nothing is confirmed.
 
-    Returns: plain data for JSON: `candidate`, `kind`, `alpha` (or None), `sentence`, `margin`, `confidence`,
-    `pass_at_1`, `mean_tokens`, `token_reduction`, `difference`, `difference_low`, `reference_pass_at_1`,
-    `reference_mean_tokens`.
+    Args:
+        generations: what `summarise_sweep` takes.
+        margin: a share: 0.02 is 2 points.
+        bootstrap_samples, bootstrap_seed: of the resamples that bound savings.
+
+    Returns: plain data for JSON.
+        `candidate`, `kind`, `alpha` (or None), `sentence`, `margin`, `confidence`.
+        `pass_at_1`, `mean_tokens`, `token_reduction`, `difference`, `difference_low` of the candidate, on the
+        confirming half, and `reference_pass_at_1`, `reference_mean_tokens`.
+        `survived`: whether a candidate was confirmed. `chosen_on`, `confirmed_on`: the number of problems in each half.
+        `steps`: the candidates in the order in which they were tested, each with `candidate`, `confirmed`, and its
+        figures `chosen_on` the one half and `confirmed_on` the other.
+        `tasks`: by name, the same for each task's problems alone, but for what is common to all, with `overall`, the
+        figures there of the candidate recommended for all tasks, and what that one gives away: `tokens_given_away`
+        per completion and `pass_at_1_given_away`. Negative where the task's own candidate is the worse one. Each
+        task's recommendation has its own 95 %.
+
+    Raises:
+        InputError: what `summarise_sweep` refuses.
     """
-    rows = overall_rows(sweep_results)
-    reference = rows[rows["kind"] == "reference"].iloc[0]
-    saving = _saving(rows)
-    qualified = _qualified(rows, margin)
-    if len(qualified):
-        chosen = qualified.sort_values(["token_reduction", "pass_at_1"], ascending=False, kind="stable").iloc[0]
-        sentence = (
-            f"Use {chosen['candidate']}: it saves {percent(chosen['token_reduction'])} % of the reference's tokens "
-            f"({tokens_text(chosen['mean_tokens'])} instead of {tokens_text(reference['mean_tokens'])} per completion) "
-            f"at pass@1 {percent(chosen['pass_at_1'])} % against {percent(reference['pass_at_1'])} %, and with "
-            f"{100 * CONFIDENCE:g} % confidence {_bound_text(chosen['difference_low'])} (allowed: {_points(margin)})."
-        )
-    else:
-        chosen = reference
-        sentence = f"Keep the reference ({reference['candidate']}): " + _why_none(saving, margin)
-    figures = ["pass_at_1", "mean_tokens", "token_reduction", "difference", "difference_low"]
-    return {
-        "candidate": chosen["candidate"],
-        "kind": chosen["kind"],
-        "alpha": None if math.isnan(chosen["alpha"]) else float(chosen["alpha"]),
-        "sentence": sentence,
+    answers = read_answers(generations)
+    rule = Rule(margin, bootstrap_samples, bootstrap_seed)
+    choosing, confirming = halves(answers)
+    overall = _recommend_for(answers, choosing.values, confirming.values, rule)
+    chosen = _row(answers, overall["candidate"])
+    tasks = {}
+    for task in answers.values:
+        one = _recommend_for(answers, {task: choosing.values[task]}, {task: confirming.values[task]}, rule)
+        same = _figures({task: confirming.values[task]}, answers.reference)[chosen]
+        tasks[task] = one | {
+            "overall": same,
+            "tokens_given_away": same["mean_tokens"] - one["mean_tokens"],
+            "pass_at_1_given_away": one["pass_at_1"] - same["pass_at_1"],
+        }
+    return overall | {
+        "sentence": _sentence(overall, margin),
         "margin": margin,
         "confidence": CONFIDENCE,
-        **{figure: float(chosen[figure]) for figure in figures},
-        "reference_pass_at_1": float(reference["pass_at_1"]),
-        "reference_mean_tokens": float(reference["mean_tokens"]),
+        "tasks": tasks,
     }
 
 
-def headline(sweep_results: pd.DataFrame, recommendation: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures by which experiments are compared, for `dvc metrics show`: what it prints fits on a line.
-
-    `candidate`, `pass_at_1` and `mean_tokens` are the recommended candidate's, `reference_pass_at_1` and
-    `reference_mean_tokens` the reference's. `trra_token_reduction` and `inra_token_reduction` are the largest saving of
-    a TrRa student (of a further round too) and of an alpha of InRa within the recommendation's margin, 0 where none
-    saves tokens: an experiment with one of them shows even where the other is recommended.
-    """
-    qualified = _qualified(overall_rows(sweep_results), recommendation["margin"])
-    savings = {
-        f"{method}_token_reduction": float(max(qualified[qualified["kind"].isin(kinds)]["token_reduction"], default=0))
-        for method, kinds in (("trra", ["trra", "trra_iter"]), ("inra", ["inra"]))
+def _recommend_for(
+    answers: Answers, choosing: Mapping[str, Values], confirming: Mapping[str, Values], rule: Rule
+) -> dict[str, Any]:
+    """What the problems of one task or several recommend."""
+    reference, about = answers.reference, answers.about
+    enough = _problems(choosing) > 0 and all(_problems({task: values}) > 0 for task, values in choosing.items())
+    ordered = order_candidates(choosing, reference, about["alpha"].to_numpy(float), rule) if enough else []
+    passed = confirmed(ordered, confirming, reference, rule)
+    chosen = passed[-1] if passed else reference
+    before = _figures(choosing, reference) if ordered else []
+    after = _figures(confirming, reference)
+    kind, alpha = about.loc[chosen, "kind"], float(about.loc[chosen, "alpha"])
+    return {
+        "candidate": about.loc[chosen, "candidate"],
+        "kind": kind,
+        "alpha": None if math.isnan(alpha) else alpha,
+        "survived": bool(passed),
+        **after[chosen],
+        "reference_pass_at_1": after[reference]["pass_at_1"],
+        "reference_mean_tokens": after[reference]["mean_tokens"],
+        "chosen_on": _problems(choosing),
+        "confirmed_on": _problems(confirming),
+        "steps": [
+            {
+                "candidate": about.loc[place, "candidate"],
+                "confirmed": place in passed,
+                "chosen_on": before[place],
+                "confirmed_on": after[place],
+            }
+            for place in ordered[: len(passed) + 1]
+        ],
     }
-    figures = ["candidate", "pass_at_1", "mean_tokens", "reference_pass_at_1", "reference_mean_tokens"]
-    return {figure: recommendation[figure] for figure in figures} | savings
-
-
-def _saving(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[(rows["kind"] != "reference") & (rows["token_reduction"] > 0)]
-
-
-def _qualified(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Candidates that save tokens and are not worse than the reference by more than the margin."""
-    saving = _saving(rows)
-    return saving[saving["difference_low"] >= -margin]
-
-
-def _points(share: float) -> str:
-    """A difference of shares in percentage points."""
-    number = percent(share)
-    return f"{number} point" if number == "1.0" else f"{number} points"
-
-
-def _bound_text(difference_low: float) -> str:
-    if difference_low >= 0:
-        return "its pass@1 is not below the reference's"
-    return f"its pass@1 is at most {_points(-difference_low)} below the reference's"
-
-
-def _why_none(saving: pd.DataFrame, margin: float) -> str:
-    if saving.empty:
-        return "no candidate of this sweep saves tokens."
-    nearest = saving.loc[saving["difference_low"].idxmax()]
-    return (
-        f"no candidate that saves tokens is within {_points(margin)} of the reference's pass@1 with "
-        f"{100 * CONFIDENCE:g} % confidence; the closest, {nearest['candidate']}, saves "
-        f"{percent(nearest['token_reduction'])} % of the tokens and may lose {_points(-nearest['difference_low'])}."
-    )
