@@ -72,7 +72,7 @@ def _recommend_for(
 ) -> dict[str, Any]:
     """What the problems of one task or several recommend."""
     reference, about = answers.reference, answers.about
-    enough = _problems(choosing) > 0 and all(_problems({task: values}) > 0 for task, values in choosing.items())
+    enough = all(values["correct"].shape[1] > 0 for values in choosing.values())  # a task of one problem has no halves
     ordered = order_candidates(choosing, reference, about["alpha"].to_numpy(float), rule) if enough else []
     passed = confirmed(ordered, confirming, reference, rule)
     chosen = passed[-1] if passed else reference
@@ -87,7 +87,7 @@ def _recommend_for(
         **after[chosen],
         "reference_pass_at_1": after[reference]["pass_at_1"],
         "reference_mean_tokens": after[reference]["mean_tokens"],
-        "chosen_on": _problems(choosing),
+        "chosen_on": _problems(choosing) if enough else 0,
         "confirmed_on": _problems(confirming),
         "steps": [
             {
@@ -99,3 +99,126 @@ def _recommend_for(
             for place in ordered[: len(passed) + 1]
         ],
     }
+
+
+def headline(sweep_results: pd.DataFrame, recommendation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures by which experiments are compared, for `dvc metrics show`: what it prints fits on a line.
+
+    `candidate`, `pass_at_1` and `mean_tokens` are the recommended candidate's, `reference_pass_at_1` and
+    `reference_mean_tokens` the reference's, all on the confirming half. `<method>_token_reduction`, for each method
+    that trains (`trra`, with further rounds; `inra`), is the largest saving within the margin on all problems, 0 where
+    none saves tokens: an experiment with one method shows even where another is recommended.
+    """
+    rows = overall_rows(sweep_results)
+    within = rows[rows["difference_low"] >= -recommendation["margin"]]
+    methods: dict[str, list[str]] = {}
+    for kind in KINDS.values():
+        if kind.needs_training and not kind.of_budgets:
+            methods.setdefault(kind.panel or kind.name, []).append(kind.name)
+    savings = {
+        f"{method}_token_reduction": float(max(within[within["kind"].isin(kinds)]["token_reduction"], default=0))
+        for method, kinds in methods.items()
+    }
+    figures = ["candidate", "pass_at_1", "mean_tokens", "reference_pass_at_1", "reference_mean_tokens"]
+    return {figure: recommendation[figure] for figure in figures} | {
+        name: max(saving, 0.0) for name, saving in savings.items()
+    }
+
+
+def step_cells(recommendation: Mapping[str, Any]) -> Cells:
+    """The candidates in the order in which they were tested, with what either half of the problems said."""
+    rows = [
+        [
+            step["candidate"],
+            f"{percent(before['difference'])} points",
+            f"{percent(before['token_reduction'])} %",
+            f"{percent(after['difference'])} points",
+            f"{percent(after['difference_low'])} points",
+            f"{percent(after['token_reduction'])} %",
+            "yes" if step["confirmed"] else "no",
+        ]
+        for step in recommendation["steps"]
+        for before, after in [(step["chosen_on"], step["confirmed_on"])]
+    ]
+    choosing = ["pass@1 when choosing", "reduction"]
+    return Cells(["candidate", *choosing, "pass@1 when confirming", "at least", "reduction", "confirmed"], rows, left=1)
+
+
+def task_recommendation_cells(recommendation: Mapping[str, Any]) -> Cells:
+    """Each task's own recommendation, and what the candidate recommended for all tasks gives away there."""
+    rows = [
+        [
+            task,
+            one["candidate"],
+            f"{percent(one['pass_at_1'])} / {percent(one['reference_pass_at_1'])}",
+            f"{tokens_text(one['mean_tokens'])} / {tokens_text(one['reference_mean_tokens'])}",
+            f"{percent(one['token_reduction'])} %" if one["survived"] else NONE,
+            f"{percent(one['difference_low'])} points" if one["survived"] else NONE,
+            f"{percent(one['overall']['pass_at_1'])} / {tokens_text(one['overall']['mean_tokens'])}",
+            tokens_text(one["tokens_given_away"]).replace("-", "−"),
+            f"{percent(one['pass_at_1_given_away'])} points",
+        ]
+        for task, one in recommendation["tasks"].items()
+    ]
+    own = ["task", "use", "pass@1 % / reference", "tokens / reference", "reduction", "at least"]
+    for_all = [f"{recommendation['candidate']}: pass@1 % / tokens", "gives away: tokens", "pass@1"]
+    return Cells([*own, *for_all], rows, left=2)
+
+
+def _row(answers: Answers, candidate: str) -> int:
+    return answers.about["candidate"].tolist().index(candidate)
+
+
+def _problems(tasks: Mapping[str, Values]) -> int:
+    return sum(values["correct"].shape[1] for values in tasks.values())
+
+
+def _figures(tasks: Mapping[str, Values], reference: int) -> list[dict[str, float]]:
+    """The recommendation's figures of every candidate."""
+    names = ["pass_at_1", "mean_tokens", "token_reduction", "difference", "difference_low"]
+    figures: dict[str, Floats] = compare(list(tasks.values()), reference)
+    return [dict(zip(names, row, strict=True)) for row in np.stack([figures[name] for name in names], axis=1).tolist()]
+
+
+def _sentence(found: Mapping[str, Any], margin: float) -> str:
+    """The recommendation for all tasks in words."""
+    allowed = f"allowed: {points(margin)}"
+    chosen_on, confirmed_on = _problem_count(found["chosen_on"]), _problem_count(found["confirmed_on"])
+    if found["survived"]:
+        kind = KINDS[found["kind"]]
+        use, it = f"Use {found['candidate']}: ", "it"
+        if not kind.needs_training:
+            use, it = f"{kind.label}, which needs no training, does best: use {found['candidate']}. ", "It"
+        return (
+            f"{use}{it} saves {percent(found['token_reduction'])} % of the reference's tokens "
+            f"({tokens_text(found['mean_tokens'])} instead of {tokens_text(found['reference_mean_tokens'])} per "
+            f"completion) at pass@1 {percent(found['pass_at_1'])} % against {percent(found['reference_pass_at_1'])} %, "
+            f"and with {100 * CONFIDENCE:g} % confidence {_bound_text(found['difference_low'])} ({allowed}). It was "
+            f"chosen on {chosen_on}; these figures are from {confirmed_on} that had no part in the choice."
+        )
+    keep = f"Keep the reference ({found['candidate']}): "
+    if found["steps"]:
+        first = found["steps"][0]
+        before, after = first["chosen_on"], first["confirmed_on"]
+        return (
+            f"{keep}no saving was confirmed. {first['candidate']} was chosen on {chosen_on}, where it saves "
+            f"{percent(before['token_reduction'])} % of the tokens at pass@1 {percent(before['pass_at_1'])} %; on "
+            f"{confirmed_on} that had no part in the choice it saves {percent(after['token_reduction'])} %, and with "
+            f"{100 * CONFIDENCE:g} % confidence {_bound_text(after['difference_low'])} ({allowed})."
+        )
+    if found["chosen_on"] == 0:
+        return f"{keep}choosing and confirming need at least two problems of each task."
+    return (
+        f"{keep}on {chosen_on}, no candidate saves tokens and loses at most {points(margin)} of pass@1, so that there "
+        f"was nothing to confirm on the others."
+    )
+
+
+def _problem_count(number: int) -> str:
+    return f"{number:,} problem" if number == 1 else f"{number:,} problems"
+
+
+def _bound_text(difference_low: float) -> str:
+    if difference_low >= 0:
+        return "its pass@1 is not below the reference's"
+    return f"its pass@1 is at most {points(-difference_low)} below the reference's"
