@@ -227,7 +227,8 @@ def test_difference_is_paired():
     correct = {"a": random_correct(5, 30, 2, 0.5)}
     same = row(summarise(frame("reference", correct), frame("aligned", correct)), "aligned")
     assert same["pass_at_1_high"] - same["pass_at_1_low"] > 0.1
-    assert same["difference"] == 0 and same["difference_low"] == -(1 - 0.05 ** (1 / 30))
+    assert same["difference"] == 0
+    assert same["difference_low"] == pytest.approx(-(1 - 0.05 ** (1 / 30)))  # which says nothing of unseen losses
 
 
 def test_result_depends_on_the_seed_and_on_nothing_else():

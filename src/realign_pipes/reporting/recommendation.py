@@ -209,8 +209,8 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
     if found["chosen_on"] == 0:
         return f"{keep}choosing and confirming need at least two problems of each task."
     return (
-        f"{keep}on {chosen_on}, no candidate saves tokens and loses at most {points(margin)} of pass@1, so that there "
-        f"was nothing to confirm on the others."
+        f"{keep}on {chosen_on}, no candidate saves tokens and loses at most {points(margin)} of pass@1, so there was "
+        "nothing to confirm on the others."
     )
 
 
