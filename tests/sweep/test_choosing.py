@@ -196,13 +196,16 @@ def test_what_loses_more_than_the_margin_is_recommended_in_at_most_one_sweep_in_
     it was done before, and with today's bound.
     """
     made = Sweeps(world, MARGIN + 1e-4, sweeps=1000)
-    monte_carlo = 3 * np.sqrt(0.05 * 0.95 / made.sweeps)
-    assert made.recommended() / made.sweeps <= 0.05 + monte_carlo
-    for bound in (percentile_bootstrap, lower_bound):
-        assert made.recommended_on_the_same_problems(bound) / made.sweeps > 0.3
+    confirmed_ones = made.recommended()
+    on_the_same = [made.recommended_on_the_same_problems(bound) for bound in (percentile_bootstrap, lower_bound)]
+    print(f"{world.__name__}: {confirmed_ones} of {made.sweeps} sweeps; on the same problems {on_the_same}")  # for docs
+    assert confirmed_ones / made.sweeps <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / made.sweeps)  # Monte Carlo error
+    assert min(on_the_same) / made.sweeps > 0.3
 
 
 def test_candidates_as_good_as_the_reference_are_confirmed_in_most_sweeps():
     """The promise is not kept by never recommending anything."""
     made = Sweeps(slips, 0.0, sweeps=200)
-    assert made.recommended() / made.sweeps > 0.5
+    found = made.recommended()
+    print(f"{found} of {made.sweeps} sweeps")
+    assert found / made.sweeps > 0.5
