@@ -1,7 +1,7 @@
 """Choosing a candidate on one half of the problems and confirming it on the other.
 
 The best of twenty candidates looks better on the problems that it was chosen on than it is: where each of them loses
-just too much, testing all of them calls one harmless in nearly half of the sweeps. So the first half only says in which
+just too much, testing all of them calls one harmless in 37 to 95 % of the sweeps. So the first half only says in which
 order the second one tests them, from the most correct candidate to bolder ones, and the first failure ends it. As the
 order comes from other problems, the chance that anything is confirmed that loses more than the margin is at most 5 %,
 that of the first such test, however many candidates there are (a fixed sequence of tests: Maurer, Hothorn and Lehmacher
