@@ -141,21 +141,20 @@ def test_the_margin_decides(make_sweep):
     assert recommend_of(frames, margin=-low["difference_low"] - 1e-6)["candidate"] == "aligned"
 
 
-@pytest.mark.parametrize("needs_training", [True, False])
-def test_what_needs_no_training_is_named_first(make_sweep, monkeypatch, needs_training):
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_needs_no_training_is_named_first(make_sweep, monkeypatch, trains):
     from dataclasses import replace
 
-    monkeypatch.setitem(KINDS, "trra", replace(KINDS["trra"], label="A merge", needs_training=needs_training))
+    monkeypatch.setitem(KINDS, "trra", replace(KINDS["trra"], label="A merge", trains=trains))
     sentence = recommend_of(make_sweep({"trra-1.5": TRRA}))["sentence"]
     free = "A merge, which needs no training, does best: use trra-1.5. It saves 28.0 % of"
-    assert sentence.startswith("Use trra-1.5: it saves" if needs_training else free)
+    assert sentence.startswith("Use trra-1.5: it saves" if trains else free)
 
 
-def test_kinds_that_need_no_training():
-    assert {name for name, kind in KINDS.items() if kind.needs_training and not kind.of_budgets} >= {
-        "trra", "trra_iter", "inra",
-    }  # fmt: skip
-    assert not any(KINDS[name].needs_training for name in ("reference", "aligned", "dera", "truncation"))
+def test_kinds_that_need_a_training():
+    trained = {name for name, kind in KINDS.items() if kind.trains}
+    assert trained >= {"trra", "trra_iter", "inra", "token_budget"}
+    assert not trained & {"reference", "aligned", "dera", "truncation"}
 
 
 def test_one_problem_has_no_halves():

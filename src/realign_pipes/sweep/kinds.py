@@ -49,8 +49,6 @@ class Kind:
     has_alpha: bool = True
     takes_alpha: bool = False
     """Alpha is an argument of each completion, so one engine serves every alpha."""
-    needs_training: bool = True
-    """Something is trained to make it, beyond the reference and the aligned model."""
     of_budgets: bool = False
     """In the table of token budgets, and not in the sweep's."""
     panel: str | None = None
@@ -61,6 +59,8 @@ class Kind:
     """Alpha 0 and 1 are the reference and the aligned model themselves, so its line runs through them."""
     alpha_one: str = "aligned"
     """What alpha 1 is: the aligned model, or the kind's own adapter."""
+    trains: bool = False
+    """It takes a training, beyond those of the reference and the aligned model."""
 
 
 def _open_checkpoint(candidate: Candidate, vocab_size: int) -> Engine:
@@ -88,21 +88,21 @@ def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
 
 # fmt: off
 _KINDS = (
-    Kind("reference", "Reference", "#222222", "star", _open_checkpoint, has_alpha=False, needs_training=False,
+    Kind("reference", "Reference", "#222222", "star", _open_checkpoint, has_alpha=False,
          about="The model to start from: alpha 0."),
-    Kind("aligned", "Aligned", "#D55E00", "diamond", _open_checkpoint, has_alpha=False, needs_training=False,
+    Kind("aligned", "Aligned", "#D55E00", "diamond", _open_checkpoint, has_alpha=False,
          about="The model whose behaviour to move towards: alpha 1."),
-    Kind("dera", "DeRa", "#0072B2", "square", _open_dera, needs_training=False, is_models_at_ends=True,
+    Kind("dera", "DeRa", "#0072B2", "square", _open_dera, is_models_at_ends=True,
          about="Decodes with both models at once and mixes their logits."),
-    Kind("trra", "TrRa", "#009E73", "circle", _open_checkpoint,
+    Kind("trra", "TrRa", "#009E73", "circle", _open_checkpoint, trains=True,
          about="One model, distilled from the mixture of both at one alpha."),
-    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_checkpoint, panel="trra", joined=False,
+    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_checkpoint, panel="trra", joined=False, trains=True,
          about="TrRa repeated, with its own result as the aligned model."),
-    Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter",
+    Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter", trains=True,
          about="One model with a trained adapter layer; alpha is set as it generates."),
-    Kind("truncation", "Plain truncation", "#222222", "circle", _open_checkpoint, has_alpha=False, needs_training=False,
-         of_budgets=True, about="The reference, cut off at the budget."),
-    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True,
+    Kind("truncation", "Plain truncation", "#222222", "circle", _open_checkpoint, has_alpha=False, of_budgets=True,
+         about="The reference, cut off at the budget."),
+    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True, trains=True,
          about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "
                "that it still answers."),
 )
