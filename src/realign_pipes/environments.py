@@ -71,6 +71,8 @@ trra:
   alphas: [1.0, 1.5]
   iterations: 0
   iteration_alphas: null
+  ablation_alphas: null
+  scaled_lora: false           # true: a LoRA student at alpha 1 too, for alpha_sweep.lora_scale_alphas
   steps: 200
   batch_size: 16
   micro_batch_size: $micro_batch
@@ -86,6 +88,8 @@ inra:
   save_steps: 50
 alpha_sweep:
   dera_alphas: []              # two models decode at once
+  merge_alphas: $merge_alphas
+  ties: {alphas: null}
   inra_alphas: [0.0, 0.5, 1.0]
   budgets: {tokens: []}        # budgets of thinking, such as [$half_budget, $budget]
   sampling: {max_new_tokens: $max_new_tokens, batch_size: $sampling_batch}

@@ -33,7 +33,8 @@ def frame(name: str, kind: str, alpha: float, halves: dict[str, tuple[Half, Half
                 right = place < RIGHT + more
                 rows.append((task, problem, right, round(tokens) + (10 if place % 2 else -10)))
     made = pd.DataFrame(rows, columns=["task", "problem_id", "correct", "completion_tokens"])
-    return made.assign(candidate=name, kind=kind, alpha=alpha, sample=0, finished=True, seconds=1.0, completion="")
+    return made.assign(candidate=name, kind=kind, alpha=alpha, plausibility=0.0, sample=0, finished=True,
+                       seconds=1.0, train_seconds=0.0, bytes=0, completion="")  # fmt: skip
 
 
 @pytest.fixture
@@ -141,20 +142,22 @@ def test_the_margin_decides(make_sweep):
     assert recommend_of(frames, margin=-low["difference_low"] - 1e-6)["candidate"] == "aligned"
 
 
-@pytest.mark.parametrize("trains", [True, False])
-def test_what_needs_no_training_is_named_first(make_sweep, monkeypatch, trains):
-    from dataclasses import replace
-
-    monkeypatch.setitem(KINDS, "trra", replace(KINDS["trra"], label="A merge", trains=trains))
-    sentence = recommend_of(make_sweep({"trra-1.5": TRRA}))["sentence"]
-    free = "A merge, which needs no training, does best: use trra-1.5. It saves 28.0 % of"
-    assert sentence.startswith("Use trra-1.5: it saves" if trains else free)
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [
+        ("trra", "Use one: it saves 28.0 % of"),
+        ("merge", "Merged weights, which needs no training, does best: use one. It saves 28.0 % of"),
+        ("lora_scale", "Scaled LoRA, an alternative to the paper's methods, does best: use one. It saves 28.0 % of"),
+    ],
+)
+def test_a_free_alternative_is_named_first(make_sweep, kind, first):
+    assert recommend_of(make_sweep({"one": (kind, *TRRA[1:])}))["sentence"].startswith(first)
 
 
 def test_kinds_that_need_a_training():
     trained = {name for name, kind in KINDS.items() if kind.trains}
     assert trained >= {"trra", "trra_iter", "inra", "token_budget"}
-    assert not trained & {"reference", "aligned", "dera", "truncation"}
+    assert not trained & {"reference", "aligned", "dera", "merge", "ties", "truncation"}
 
 
 def test_one_problem_has_no_halves():

@@ -113,7 +113,7 @@ def headline(sweep_results: pd.DataFrame, recommendation: Mapping[str, Any]) -> 
     within = rows[rows["difference_low"] >= -recommendation["margin"]]
     methods: dict[str, list[str]] = {}
     for kind in KINDS.values():
-        if kind.trains and not kind.of_budgets:
+        if kind.trains and not kind.alternative and not kind.of_budgets:
             methods.setdefault(kind.panel or kind.name, []).append(kind.name)
     savings = {
         f"{method}_token_reduction": float(max(within[within["kind"].isin(kinds)]["token_reduction"], default=0))
@@ -187,8 +187,9 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
     if found["survived"]:
         kind = KINDS[found["kind"]]
         use, it = f"Use {found['candidate']}: ", "it"
-        if not kind.trains:
-            use, it = f"{kind.label}, which needs no training, does best: use {found['candidate']}. ", "It"
+        if kind.alternative or not kind.trains:
+            what = "an alternative to the paper's methods" if kind.trains else "which needs no training"
+            use, it = f"{kind.label}, {what}, does best: use {found['candidate']}. ", "It"
         return (
             f"{use}{it} saves {percent(found['token_reduction'])} % of the reference's tokens "
             f"({tokens_text(found['mean_tokens'])} instead of {tokens_text(found['reference_mean_tokens'])} per "

@@ -7,19 +7,24 @@ resamples for all candidates: differences between candidates are paired. Token b
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from realign_pipes.errors import InputError
-from realign_pipes.sweep.kinds import budget_kinds, sweep_kinds, without_alpha
+from realign_pipes.sweep.kinds import KINDS, budget_kinds, sweep_kinds, without_alpha
 from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
+ABOUT = ["candidate", "kind", "alpha", "plausibility", "seconds"]
+COSTS = ["train_seconds", "bytes"]
+RUNNING_COSTS = ["models", "kv_streams", "passes"]
+"""What every candidate of a kind costs."""
 MEASURED = ["completion_tokens", "finished", "correct"]
 RESAMPLES_AT_ONCE = 1000
 TINY = np.finfo(float).tiny
@@ -35,7 +40,7 @@ class Answers:
     """What the candidates of a sweep did on the same problems. Problems are in the order of their ids."""
 
     about: pd.DataFrame
-    """One row per candidate, with `candidate`, `kind`, `alpha`, `seconds` and `samples`, in the order of the table."""
+    """One row per candidate in the order of the table: its columns of SWEEP_RESULTS that are no figures of a task."""
     reference: int
     """The reference's row."""
     problems: dict[str, list[str]]
@@ -47,6 +52,14 @@ class Answers:
 def load_frame(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The frame itself, or the one that a partition of a PartitionedDataset loads."""
     return frame() if callable(frame) else frame
+
+
+def is_reference(rows: Any) -> Any:
+    """Whether a row is the model that all others are compared with, for a frame's rows (a Series) or for one row.
+
+    It is the candidate of kind `reference` that has no mask: with one, it is a candidate like any other.
+    """
+    return (rows.kind == "reference") & (rows.plausibility == 0)
 
 
 def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
@@ -90,7 +103,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
 
 def read_answers(generations: Generations) -> Answers:
     """The sweep's completions as values per candidate and problem. Takes and raises what `summarise_sweep` does."""
-    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], sweep_kinds())
+    frames = _checked_frames(generations, [*ABOUT, *COSTS], sweep_kinds())
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     names, reference = _ordered(about)
     _check_same_problems(frames, names[reference])
@@ -98,8 +111,11 @@ def read_answers(generations: Generations) -> Answers:
         "candidate": names,
         "kind": [about[name]["kind"] for name in names],
         "alpha": [float(about[name]["alpha"]) for name in names],
+        "plausibility": [float(about[name]["plausibility"]) for name in names],
         "seconds": [about[name]["seconds"] for name in names],
         "samples": [frames[name]["sample"].nunique() for name in names],
+        **{cost: [about[name][cost] for name in names] for cost in COSTS},
+        **{cost: [getattr(KINDS[about[name]["kind"]], cost) for name in names] for cost in RUNNING_COSTS},
     }
     ids = frames[names[reference]].groupby(["task", "problem_id"]).size()  # sorted as in _by_problem
     values = _by_problem(frames, names)
@@ -179,9 +195,11 @@ def _ordered(about: Mapping[str, pd.Series]) -> tuple[list[str], int]:
     names = sorted(
         about, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
     )
-    references = [name for name in names if about[name]["kind"] == "reference"]
+    references = [name for name in names if is_reference(about[name])]
     if len(references) != 1:
-        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+        raise InputError(
+            f"A sweep needs one candidate of kind reference; this one has {references or 'none'} with plausibility 0."
+        )
     return names, names.index(references[0])
 
 
