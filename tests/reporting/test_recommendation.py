@@ -147,7 +147,7 @@ def test_what_needs_no_training_is_named_first(make_sweep, monkeypatch, trains):
 
     monkeypatch.setitem(KINDS, "trra", replace(KINDS["trra"], label="A merge", trains=trains))
     sentence = recommend_of(make_sweep({"trra-1.5": TRRA}))["sentence"]
-    free = "A merge, which needs no training, does best: use trra-1.5. It saves 28.0 % of"
+    free = "No training is needed: use trra-1.5 (A merge). It saves 28.0 % of"
     assert sentence.startswith("Use trra-1.5: it saves" if trains else free)
 
 
