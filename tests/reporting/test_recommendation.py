@@ -146,8 +146,8 @@ def test_the_margin_decides(make_sweep):
     ("kind", "first"),
     [
         ("trra", "Use one: it saves 28.0 % of"),
-        ("merge", "Merged weights, which needs no training, does best: use one. It saves 28.0 % of"),
-        ("lora_scale", "Scaled LoRA, an alternative to the paper's methods, does best: use one. It saves 28.0 % of"),
+        ("merge", "No training is needed: use one (Merged weights). It saves 28.0 % of"),
+        ("lora_scale", "An alternative to the paper's methods does best: use one (Scaled LoRA). It saves 28.0 % of"),
     ],
 )
 def test_a_free_alternative_is_named_first(make_sweep, kind, first):

@@ -37,21 +37,8 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
         "trra_checkpoints": {"trra-1.5": tmp_path},
         "params:folders": Folders(work=tmp_path / "work", logs=tmp_path / "logs", validation=validation_results),
         "params:reporting": parameters,
-        "params:alpha_sweep": AlphaSweep(
-            dera_alphas=[],
-            inra_alphas=[],
-            budgets={"tokens": [], "ramp": 0.25},
-            sampling={
-                "samples": 4,
-                "temperature": 0.7,
-                "top_p": 0.95,
-                "max_new_tokens": 160,
-                "batch_size": 4,
-                "seed": 0,
-            },
-            bootstrap_samples=200,
-            bootstrap_seed=0,
-        ),
+        # All that the stage reads of it.
+        "params:alpha_sweep": AlphaSweep.model_construct(bootstrap_samples=200, bootstrap_seed=0),
         "parameters": {"reporting": parameters},
     }
     return {name: MemoryDataset(value) for name, value in data.items()}

@@ -188,8 +188,8 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
         kind = KINDS[found["kind"]]
         use, it = f"Use {found['candidate']}: ", "it"
         if kind.alternative or not kind.trains:
-            what = "an alternative to the paper's methods" if kind.trains else "which needs no training"
-            use, it = f"{kind.label}, {what}, does best: use {found['candidate']}. ", "It"
+            why = "An alternative to the paper's methods does best" if kind.trains else "No training is needed"
+            use, it = f"{why}: use {found['candidate']} ({kind.label}). ", "It"
         return (
             f"{use}{it} saves {percent(found['token_reduction'])} % of the reference's tokens "
             f"({tokens_text(found['mean_tokens'])} instead of {tokens_text(found['reference_mean_tokens'])} per "
