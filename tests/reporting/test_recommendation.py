@@ -151,6 +151,12 @@ def test_what_needs_no_training_is_named_first(make_sweep, monkeypatch, trains):
     assert sentence.startswith("Use trra-1.5: it saves" if trains else free)
 
 
+def test_a_candidate_named_as_its_kind_is_named_once(make_sweep):
+    assert recommend_of(make_sweep({"aligned": ALIGNED}))["sentence"].startswith(
+        "No training is needed: use aligned. It saves 20.0 % of"
+    )
+
+
 def test_kinds_that_need_a_training():
     trained = {name for name, kind in KINDS.items() if kind.trains}
     assert trained >= {"trra", "trra_iter", "inra", "token_budget"}

@@ -188,7 +188,8 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
         kind = KINDS[found["kind"]]
         use, it = f"Use {found['candidate']}: ", "it"
         if not kind.trains:
-            use, it = f"No training is needed: use {found['candidate']} ({kind.label}). ", "It"
+            named = "" if found["candidate"] == kind.name else f" ({kind.label})"
+            use, it = f"No training is needed: use {found['candidate']}{named}. ", "It"
         return (
             f"{use}{it} saves {percent(found['token_reduction'])} % of the reference's tokens "
             f"({tokens_text(found['mean_tokens'])} instead of {tokens_text(found['reference_mean_tokens'])} per "
