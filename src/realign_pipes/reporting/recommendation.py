@@ -189,7 +189,8 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
         use, it = f"Use {found['candidate']}: ", "it"
         if kind.alternative or not kind.trains:
             why = "An alternative to the paper's methods does best" if kind.trains else "No training is needed"
-            use, it = f"{why}: use {found['candidate']} ({kind.label}). ", "It"
+            named = "" if found["candidate"] == kind.name else f" ({kind.label})"
+            use, it = f"{why}: use {found['candidate']}{named}. ", "It"
         return (
             f"{use}{it} saves {percent(found['token_reduction'])} % of the reference's tokens "
             f"({tokens_text(found['mean_tokens'])} instead of {tokens_text(found['reference_mean_tokens'])} per "
