@@ -90,7 +90,7 @@ def main(env: str, limit: int | None) -> str:
         f"{len(problems)} problems of the sweep, {sampling.samples} samples each, on the same random numbers.",
         "",
         "beta = 0 is the paper. With another beta, tokens that both models find less than beta times as likely as the",
-        "likeliest token of either are never taken. The first two rows show what the same mask does to one model alone.",
+        "likeliest token of either are never taken. The first two rows show what that mask does to one model alone.",
         "",
         markdown_table(Cells(["", *(f"beta {beta:g}" for beta in BETAS)], masks, left=1), None),
         "## Weights interpolated",
