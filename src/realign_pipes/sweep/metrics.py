@@ -6,6 +6,7 @@ resamples for all candidates: differences between candidates are paired. Token b
 
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ ALL_TASKS = "all"
 CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
 ABOUT = ["candidate", "kind", "alpha", "plausibility", "seconds"]
+NO_COSTS: Mapping[str, Mapping[str, float | None]] = MappingProxyType({})
 COSTS = ["train_seconds", "bytes"]
 RUNNING_COSTS = ["models", "kv_streams", "passes"]
 """What every candidate of a kind costs."""
@@ -44,7 +46,13 @@ def is_reference(rows: Any) -> Any:
     return (rows.kind == "reference") & (rows.plausibility == 0)
 
 
-def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
+def summarise_sweep(
+    generations: Generations,
+    *,
+    bootstrap_samples: int,
+    bootstrap_seed: int,
+    costs: Mapping[str, Mapping[str, float | None]] = NO_COSTS,
+) -> pd.DataFrame:
     """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
 
     Args:
@@ -52,6 +60,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
             completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
         bootstrap_seed: seed of the resamples, which depend only on it, the task's name and its number of problems.
+        costs: candidate -> its `train_seconds` and `bytes`; where one is missing or None, it is not known (NaN).
 
     Returns:
         A frame with the columns SWEEP_RESULTS, ordered by kind, alpha and name; tasks by name, `all` last. The figures
@@ -60,7 +69,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     Raises:
         InputError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    frames = _checked_frames(generations, [*ABOUT, *COSTS], sweep_kinds())
+    frames = _checked_frames(generations, ABOUT, sweep_kinds())
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     names, reference = _ordered(about)
     _check_same_problems(frames, names[reference])
@@ -96,7 +105,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
                     "token_reduction": measured["token_reduction"],
                     "truncated": measured["truncated"],
                     "seconds": [about[name]["seconds"] if task == ALL_TASKS else np.nan for name in names],
-                    **{cost: [about[name][cost] for name in names] for cost in COSTS},
+                    **{cost: [costs.get(name, {}).get(cost) for name in names] for cost in COSTS},
                     **{cost: [getattr(KINDS[about[name]["kind"]], cost) for name in names] for cost in RUNNING_COSTS},
                 }
             )
