@@ -116,8 +116,6 @@ def generation(name: str, problem: int) -> dict[str, Any]:
         "finished": problem % 2 == 0,  # half of them, which is just allowed
         "correct": problem % 3 == 0,
         "seconds": 0.0,
-        "train_seconds": math.nan,
-        "bytes": 0,
     }
 
 
@@ -293,8 +291,6 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ),
         ({"seconds": -1.0}, f"seconds is not negative: {ONE_ROW}", ["reference, p-3, 0, -1.0"]),
         ({"plausibility": 1.0}, f"plausibility is at least 0 and below 1: {ONE_ROW}", ["reference, p-3, 0, 1.0"]),
-        ({"train_seconds": -1.0}, f"train_seconds is not negative: {ONE_ROW}", ["reference, p-3, 0, -1.0"]),
-        ({"bytes": -1}, f"bytes is not negative: {ONE_ROW}", ["reference, p-3, 0, -1"]),
     ],
     "sweep_results": [  # row 3 is the reference on all tasks
         ({"kind": "refrence", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, all, refrence"]),

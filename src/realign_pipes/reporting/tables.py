@@ -83,12 +83,14 @@ def task_names(sweep_results: pd.DataFrame) -> list[str]:
     return [task for task in sweep_results["task"].unique() if task != ALL_TASKS]
 
 
-def bytes_text(count: int) -> str:
-    """A size on disk: 0, 412 kB, 1.2 MB, 3.1 GB."""
+def bytes_text(count: float) -> str:
+    """A size on disk: 0, 412 kB, 1.2 MB, 3.1 GB; a dash where it is not known."""
+    if math.isnan(count):
+        return NONE
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count} B" if count else "0"
+    return f"{count:g} B" if count else "0"
 
 
 def train_text(seconds: float) -> str:
@@ -125,14 +127,14 @@ def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
                 tokens_text(row.mean_tokens),
                 reduction_text(row),
                 f"{percent(row.truncated)} %",
-                duration(row.seconds),
-                train_text(row.train_seconds),
                 bytes_text(row.bytes),
                 f"{row.models} / {row.kv_streams} / {row.passes}",
+                train_text(row.train_seconds),
+                duration(row.seconds),
             ]
         )
-    costs = ["training", "disk", "models / KV / passes"]
-    return Cells([*header, "tokens", "reduction", "truncated", "time", *costs], rows, left=1)
+    costs = ["disk", "models / KV / passes", "training", "time"]
+    return Cells([*header, "tokens", "reduction", "truncated", *costs], rows, left=1)
 
 
 def task_cells(sweep_results: pd.DataFrame) -> Cells:

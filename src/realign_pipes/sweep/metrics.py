@@ -7,6 +7,7 @@ resamples for all candidates: differences between candidates are paired. Token b
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ ALL_TASKS = "all"
 CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
 ABOUT = ["candidate", "kind", "alpha", "plausibility", "seconds"]
+NO_COSTS: Mapping[str, Mapping[str, float | None]] = MappingProxyType({})
 COSTS = ["train_seconds", "bytes"]
 RUNNING_COSTS = ["models", "kv_streams", "passes"]
 """What every candidate of a kind costs."""
@@ -62,7 +64,13 @@ def is_reference(rows: Any) -> Any:
     return (rows.kind == "reference") & (rows.plausibility == 0)
 
 
-def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
+def summarise_sweep(
+    generations: Generations,
+    *,
+    bootstrap_samples: int,
+    bootstrap_seed: int,
+    costs: Mapping[str, Mapping[str, float | None]] = NO_COSTS,
+) -> pd.DataFrame:
     """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
 
     Args:
@@ -70,6 +78,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
             completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
         bootstrap_seed: seed of the resamples, which depend only on it, the task's name and its number of problems.
+        costs: candidate -> its `train_seconds` and `bytes`; where one is missing or None, it is not known (NaN).
 
     Returns:
         A frame with the columns SWEEP_RESULTS, ordered by kind, alpha and name; tasks by name, `all` last. The figures
@@ -95,6 +104,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
                 pass_at_1_low=low,
                 pass_at_1_high=high,
                 seconds=answers.about["seconds"] if task == ALL_TASKS else np.nan,
+                **{cost: [costs.get(name, {}).get(cost) for name in answers.about["candidate"]] for cost in COSTS},
             )
         )
     results = pd.concat(rows)  # a candidate has the same index in each
@@ -103,7 +113,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
 
 def read_answers(generations: Generations) -> Answers:
     """The sweep's completions as values per candidate and problem. Takes and raises what `summarise_sweep` does."""
-    frames = _checked_frames(generations, [*ABOUT, *COSTS], sweep_kinds())
+    frames = _checked_frames(generations, ABOUT, sweep_kinds())
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     names, reference = _ordered(about)
     _check_same_problems(frames, names[reference])
@@ -114,7 +124,6 @@ def read_answers(generations: Generations) -> Answers:
         "plausibility": [float(about[name]["plausibility"]) for name in names],
         "seconds": [about[name]["seconds"] for name in names],
         "samples": [frames[name]["sample"].nunique() for name in names],
-        **{cost: [about[name][cost] for name in names] for cost in COSTS},
         **{cost: [getattr(KINDS[about[name]["kind"]], cost) for name in names] for cost in RUNNING_COSTS},
     }
     ids = frames[names[reference]].groupby(["task", "problem_id"]).size()  # sorted as in _by_problem
