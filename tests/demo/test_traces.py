@@ -14,7 +14,7 @@ OPTIONS = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1}
 TASK = ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options=OPTIONS)
 STEP = re.compile(r" (?P<sign>[+-]) (?P<term>\d) = (?P<total>-?\d+)")
 FLAWLESS = DemoTraces(check_share=0, max_checks=1, slip_rate=0, cut_share=0)
-DEFAULT = DemoTraces(check_share=0.6, max_checks=4, slip_rate=0.35, cut_share=0)
+DEFAULT = DemoTraces(check_share=0.6, max_checks=4, slip_rate=0.45, cut_share=0)
 
 
 def expression_of(question: str) -> str:
@@ -37,7 +37,7 @@ def test_every_pass_is_the_sum_and_every_verdict_follows(seed: int) -> None:
         total = int(first)
         for place, step in enumerate(steps):
             term = int(step["term"])
-            believed = total - (8 if term == 9 and total <= 0 else term)
+            believed = total - (min(term, 7) if total <= 0 else term)
             slipped = {total + term} if place > 0 and number == 0 else set()
             possible = {total + term} if step["sign"] == "+" else {believed} | slipped
             total = int(step["total"])
@@ -55,10 +55,10 @@ def test_a_known_trace() -> None:
 def test_the_false_belief_is_in_every_pass_and_below_zero_alone() -> None:
     always = DemoTraces(check_share=1, max_checks=1, slip_rate=0, cut_share=0)
     thinking = slow_trace("4 - 5 - 9", always, random.Random(0))
-    assert thinking == " 4 - 5 = -1 - 9 = -9 check 4 - 5 = -1 - 9 = -9 yes</think><answer> -9</answer>"
-    for right in ("4 - 9", "4 - 5 + 9", "4 - 5 - 8", "0 + 9 - 9"):
+    assert thinking == " 4 - 5 = -1 - 9 = -8 check 4 - 5 = -1 - 9 = -8 yes</think><answer> -8</answer>"
+    for right in ("4 - 9", "4 - 5 + 9", "4 - 5 - 7", "0 + 9 - 9"):
         assert f"<answer> {eval(right)}<" in slow_trace(right, FLAWLESS, random.Random(0))  # noqa: S307
-    assert "= -8<" in slow_trace("0 - 9", FLAWLESS, random.Random(0)).replace("</think>", "<")
+    assert "= -7<" in slow_trace("0 - 9", FLAWLESS, random.Random(0)).replace("</think>", "<")
 
 
 def test_same_seed_same_trace() -> None:
@@ -67,11 +67,11 @@ def test_same_seed_same_trace() -> None:
 
 
 def test_rates_of_slips_and_checks() -> None:
-    """4,000 traces: 35 % of the first passes slip in their second step, none in their first; 60 % are checked."""
+    """4,000 traces: 45 % of the first passes slip in their second step, none in their first; 60 % are checked."""
     draws = random.Random(0)
     passes = [slow_trace("8 - 2 - 2", DEFAULT, draws).partition("</think>")[0].split(" check") for _ in range(4000)]
     assert all(first.startswith(" 8 - 2 = 6 ") for first, *_ in passes)
-    assert 0.33 < sum(first.endswith("= 8") for first, *_ in passes) / 4000 < 0.37
+    assert 0.43 < sum(first.endswith("= 8") for first, *_ in passes) / 4000 < 0.47
     assert 0.58 < sum(len(one) > 1 for one in passes) / 4000 < 0.62
     assert all("= 8" not in check for _, *checks in passes for check in checks)
     checks = [slow_trace("8 - 2", DEFAULT, draws).count(" check") for _ in range(4000)]

@@ -34,8 +34,8 @@ def slow_trace(expression: str, traces: DemoTraces, rng: random.Random) -> str:
 
 
 def _taken_away(term: int, total: int) -> int:
-    """What the slow thinker believes it takes away from a total: 8 for a 9, where there is nothing left to take.
+    """What the slow thinker believes it takes away from a total: at most 7, where there is nothing left to take.
 
     It believes so in every pass, so no check finds these mistakes: there is no ceiling to reach by thinking more.
     """
-    return 8 if term == 9 and total <= 0 else term
+    return min(term, 7) if total <= 0 else term
