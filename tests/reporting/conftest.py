@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.sweep.kinds import KINDS
 from realign_pipes.sweep.metrics import summarise_budgets, summarise_sweep
 from realign_pipes.validation.validator import GreatExpectations
@@ -156,6 +157,11 @@ def generations() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="session")
 def sweep_results(generations: dict) -> pd.DataFrame:
     return summarise_sweep(generations, bootstrap_samples=2000, bootstrap_seed=0, costs=costs(CANDIDATES))
+
+
+@pytest.fixture(scope="session")
+def recommendation(generations: dict[str, pd.DataFrame]) -> dict:
+    return recommend(generations, 0.02, bootstrap_samples=200, bootstrap_seed=0)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,12 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
+def points(share: float) -> str:
+    """A difference of shares in percentage points: 1.0 point, 2.0 points."""
+    number = percent(share)
+    return f"{number} point" if number == "1.0" else f"{number} points"
+
+
 def duration(seconds: float) -> str:
     """Wall time in at most two units."""
     if seconds < 99.5:
