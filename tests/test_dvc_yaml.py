@@ -21,7 +21,7 @@ DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 
 UNREAD = {
     ("trra", "trra"): {"alphas", "only_alpha"},
-    ("data_prep", "alpha_sweep"): {"dera_alphas", "inra_alphas", "bootstrap_samples", "bootstrap_seed"},
+    ("data_prep", "alpha_sweep"): {"dera_alphas", "inra_alphas", "close_biases", "bootstrap_samples", "bootstrap_seed"},
 }
 """What a stage does not read of a parameter that its nodes get."""
 

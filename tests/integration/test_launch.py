@@ -81,7 +81,9 @@ SWEEP = AlphaSweep.model_validate(
     {
         "dera_alphas": [0.5],
         "inra_alphas": [0.0, 0.5],
-        "budgets": {"tokens": [6], "ramp": 0.5},
+        "close_biases": [2.0],
+        "prompts": {"brief": "Be brief."},
+        "budgets": {"tokens": [6], "ramp": 0.5, "answer_tokens": 2},
         "sampling": {
             "samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 4, "seed": 1,
         },

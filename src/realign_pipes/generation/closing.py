@@ -38,7 +38,7 @@ class CloseThinking(LogitsProcessor):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch alone."""
-        self.closings, self.open = ([values[row] for row in rows] for values in (self.closings, self.open))
+        self.closings, self.open = [self.closings[row] for row in rows], [self.open[row] for row in rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt_tokens

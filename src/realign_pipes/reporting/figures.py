@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from realign_pipes.reporting.tables import (
     alpha_text,
     difference_text,
+    forced_difference_text,
     interval_text,
     overall_rows,
     percent,
@@ -76,7 +77,8 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
     """The paper's Fig. 4 for each method: pass@1 (left axis) and mean tokens (right axis) against alpha.
 
     One panel per method, all with the same two scales. The reference is at alpha 0, and the aligned model at alpha 1
-    unless that is an adapter. Without any candidate that has an alpha, there is one panel with these two.
+    unless that is an adapter or alpha is a bias. Without any candidate that has an alpha, there is one panel with these
+    two.
     """
     rows = overall_rows(sweep_results)
     panels: dict[str, list[Kind]] = {}
@@ -104,7 +106,7 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
 def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
     """Thinking inside a budget: pass@1 with its 95 % interval (left) and the truncated share (right) at each budget.
 
-    One line for plain truncation and one for the schedule `TokenBudget`. Without budgets the figure says so.
+    A line for each kind: plain truncation, forced closing, `TokenBudget`. Without budgets the figure says so.
     """
     if budget_results.empty:
         note = {"text": "No token budgets were measured.", "showarrow": False, "font": {"size": 16}}
@@ -159,7 +161,7 @@ def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame) -> None:
 
 
 def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], column: int) -> None:
-    """One panel of the alpha figure: its kinds, the reference, and the aligned model unless alpha 1 is an adapter."""
+    """One panel of the alpha figure: its kinds, the reference, and the aligned model where that is alpha 1."""
     one = kinds[0].alpha_one if kinds else "aligned"
     models = {0.0: rows[rows["kind"] == "reference"], 1.0: rows[rows["kind"] == one]}
     models = {alpha: model.assign(alpha=alpha) for alpha, model in models.items() if len(model)}
@@ -172,6 +174,8 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], column
     for model in models.values():
         _add_pair(figure, model, column, KINDS[model["kind"].iloc[0]], joined=False)
     for alpha, name, side in ((0, "reference", "left"), (1, one, "right")):
+        if name is None:
+            continue
         figure.add_vline(
             x=alpha,
             line={"color": GREY, "width": 1, "dash": "dash"},
@@ -180,6 +184,7 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], column
             col=column,
             row=1,
         )
+    figure.update_xaxes(title_text="bias" if kinds and kinds[0].biases_close else "alpha", col=column)
 
 
 def _add_pair(figure: go.Figure, rows: pd.DataFrame, column: int, kind: Kind, *, joined: bool) -> None:
@@ -224,7 +229,6 @@ def _scale_axes(figure: go.Figure, rows: pd.DataFrame, columns: int) -> None:
     """The same two scales in all panels of the alpha figure; only the outer axes have numbers."""
     low, high = 100 * rows["pass_at_1_low"].min(), 100 * rows["pass_at_1_high"].max()
     room = 0.06 * max(high - low, 1)
-    figure.update_xaxes(title_text="alpha")
     for column in range(1, columns + 1):
         first, last = column == 1, column == columns
         figure.update_yaxes(
@@ -281,7 +285,8 @@ def _budget_hover(rows: pd.DataFrame) -> list[str]:
     """The same for completions inside a budget."""
     return [
         f"<b>{KINDS[row.kind].label}</b>, budget {row.budget}<br>pass@1 % {interval_text(row)}<br>"
-        f"difference {difference_text(row)}<br>tokens {tokens_text(row.mean_tokens)}<br>"
+        f"difference {difference_text(row)}, to forced closing {forced_difference_text(row)}<br>"
+        f"tokens {tokens_text(row.mean_tokens)}<br>"
         f"truncated {percent(row.truncated)} %"
         for row in rows.itertuples()
     ]

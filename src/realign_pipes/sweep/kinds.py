@@ -30,6 +30,10 @@ class Candidate:
     """Tokens of a whole completion, for the kinds of budgets."""
     schedule: Schedule | None = None
     """What alpha follows if it changes from token to token; a dataclass, as it is part of the work's description."""
+    close_at: int | None = None
+    """The token from which thinking that is still open is closed by force."""
+    instruction: str | None = None
+    """What is added to each question, for the kind `prompt`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Kind:
     has_alpha: bool = True
     takes_alpha: bool = False
     """Alpha is an argument of each completion, so one engine serves every alpha."""
+    biases_close: bool = False
+    """Alpha is not a mixture's but a bias on the logit of the tag that closes the thinking."""
     of_budgets: bool = False
     """In the table of token budgets, and not in the sweep's."""
     panel: str | None = None
@@ -56,9 +62,9 @@ class Kind:
     joined: bool = True
     """Lines join its candidates in the order of their alphas."""
     is_models_at_ends: bool = False
-    """Alpha 0 and 1 are the reference and the aligned model themselves, so its line runs through them."""
-    alpha_one: str = "aligned"
-    """What alpha 1 is: the aligned model, or the kind's own adapter."""
+    """Alpha 0 is the reference itself, and 1 the aligned model if `alpha_one` says so: its line runs through them."""
+    alpha_one: str | None = "aligned"
+    """What alpha 1 is: the aligned model, or the kind's own adapter; None for nothing that has a name."""
 
 
 def _open_checkpoint(candidate: Candidate, vocab_size: int) -> Engine:
@@ -98,11 +104,19 @@ _KINDS = (
          about="TrRa repeated, with its own result as the aligned model."),
     Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter",
          about="One model with a trained adapter layer; alpha is set as it generates."),
+    Kind("close_bias", "Closing bias", "#999999", "hourglass", _open_checkpoint, biases_close=True,
+         is_models_at_ends=True, alpha_one=None,
+         about="The reference with a bias on the logit of the tag that closes its thinking, given as its alpha."),
+    Kind("prompt", "Prompt", "#56B4E9", "triangle-down", _open_checkpoint, has_alpha=False,
+         about="The reference with an instruction at the end of each question."),
     Kind("truncation", "Plain truncation", "#222222", "circle", _open_checkpoint, has_alpha=False, of_budgets=True,
          about="The reference, cut off at the budget."),
+    Kind("forced_close", "Forced closing", "#0072B2", "square", _open_checkpoint, has_alpha=False, of_budgets=True,
+         about="The reference, whose thinking is closed by force where just enough of the budget is left for the "
+               "answer."),
     Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True,
-         about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "
-               "that it still answers."),
+         about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1; "
+               "thinking that is still open where Forced closing closes it is closed there too."),
 )
 # fmt: on
 
