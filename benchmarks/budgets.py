@@ -43,8 +43,10 @@ def how_they_read(frame: Any, tokenizer: Any, close: str, close_at: int) -> list
 
     parts = [text.partition(close) for text in frame["completion"]]
     read = frame.assign(
-        formed=frame["finished"]
-        & [close not in answer and ANSWER.fullmatch(answer.strip()) is not None for _, _, answer in parts],
+        formed=[
+            finished and close not in answer and ANSWER.fullmatch(answer.strip()) is not None
+            for finished, (_, _, answer) in zip(frame["finished"], parts, strict=True)
+        ],
         forced=[bool(tag) and len(tokenizer(thought)["input_ids"]) >= close_at for thought, tag, _ in parts],
     )
     means = read.groupby("task")[["finished", "formed", "forced", "completion_tokens"]].mean().mean()
