@@ -57,6 +57,8 @@ PARAMETERS = {
     "alpha_sweep": {
         "dera_alphas": [1.5],
         "inra_alphas": [0.0, 0.5],
+        "merge_alphas": [0.5],
+        "ties": {"alphas": []},
         "budgets": {"tokens": [24]},
         "sampling": {"samples": 2, "max_new_tokens": 40},
         "bootstrap_samples": 100,
@@ -235,7 +237,7 @@ def assert_same_results(data: Path, expected: Path) -> None:
         for root in (data, expected)
     )
     assert files == others
-    timed = ("tokens_per_second.tsv", "memory_mib.tsv", "metrics.json", "training_figure.json")
+    timed = ("tokens_per_second.tsv", "memory_mib.tsv", "metrics.json", "training_figure.json", "candidate_costs.json")
     for name in sorted(files):
         file, other = data / name, expected / name
         if file.suffix == ".parquet":
@@ -245,7 +247,8 @@ def assert_same_results(data: Path, expected: Path) -> None:
             )  # fmt: skip
         elif file.suffix == ".csv":
             found, wanted = (
-                pd.read_csv(one, dtype=str).drop(columns="seconds", errors="ignore") for one in (file, other)
+                pd.read_csv(one, dtype=str).drop(columns=["seconds", "train_seconds"], errors="ignore")
+                for one in (file, other)
             )
             pd.testing.assert_frame_equal(found, wanted)
         elif file.name == "sweep_table.md":

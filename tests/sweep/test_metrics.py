@@ -27,7 +27,12 @@ def frame(
     candidate: str, correct: dict[str, list[list[int]]], tokens: dict[str, list[list[int]]] | None = None, **about
 ) -> pd.DataFrame:
     """One candidate's frame from task -> problems -> samples."""
-    about = {"kind": candidate.rpartition("_")[0] or candidate, "alpha": np.nan, "seconds": 5.0} | about
+    about = {
+        "kind": candidate.rpartition("_")[0] or candidate,
+        "alpha": np.nan,
+        "plausibility": 0.0,
+        "seconds": 5.0,
+    } | about
     return pd.DataFrame(
         [
             {
@@ -92,6 +97,27 @@ def test_hand_computed_sweep():
 
     same = row(results, "reference")
     assert same["token_reduction"] == same["difference"] == same["difference_low"] == 0
+
+
+def test_costs_stand_beside_the_figures():
+    """Those of a candidate as they are given, NaN where they are not; those of its kind from the table of kinds."""
+    frames = (
+        frame("reference", {"a": [[1]]}),
+        frame("inra_2", {"a": [[1]]}, alpha=2.0),
+        frame("dera_2", {"a": [[1]]}, alpha=2.0),
+    )
+    results = summarise_sweep(
+        {one["candidate"].iloc[0]: one for one in frames},
+        bootstrap_samples=5,
+        bootstrap_seed=0,
+        costs={"reference": {"train_seconds": 0, "bytes": 0}, "inra_2": {"train_seconds": None, "bytes": 12}},
+    )
+    columns = ["train_seconds", "bytes", "models", "kv_streams", "passes"]
+    found = results[results["task"] == "all"].set_index("candidate")[columns]
+    assert found.loc["reference"].tolist() == [0, 0, 1, 1, 1]
+    assert np.isnan(found.loc["inra_2", "train_seconds"]) and found.loc["inra_2"].tolist()[1:] == [12, 1, 2, 2]
+    assert found.loc["dera_2"].isna().tolist() == [True, True, False, False, False]
+    assert found.loc["dera_2"].tolist()[2:] == [2, 2, 2]
 
 
 def test_paper_reductions():

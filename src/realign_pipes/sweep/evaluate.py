@@ -120,7 +120,7 @@ class Evaluator:
         kind = KINDS[candidate.kind]
         of_the_model = kind.has_alpha and not kind.takes_alpha and not kind.biases_close
         fixed_alpha = candidate.alpha if of_the_model else None
-        serves = (kind.open, candidate.checkpoints, fixed_alpha)
+        serves = (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density)
         if self._opened is None or self._opened[0] != serves:
             self._opened = None  # before the next one needs the memory
             self._opened = serves, kind.open(candidate, len(self.tokenizer))
@@ -145,6 +145,7 @@ class Evaluator:
                 "candidate": candidate.name,
                 "kind": candidate.kind,
                 "alpha": candidate.alpha,
+                "plausibility": candidate.plausibility,
                 "budget": candidate.budget,
                 "task": self.task_names[one.id],
                 "problem_id": one.id,

@@ -6,19 +6,26 @@ resamples for all candidates: differences between candidates are paired. Token b
 
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from realign_pipes.errors import InputError
-from realign_pipes.sweep.kinds import budget_kinds, sweep_kinds, without_alpha
+from realign_pipes.sweep.kinds import KINDS, budget_kinds, sweep_kinds, without_alpha
 from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
+ABOUT = ["candidate", "kind", "alpha", "plausibility", "seconds"]
+NO_COSTS: Mapping[str, Mapping[str, float | None]] = MappingProxyType({})
+COSTS = ["train_seconds", "bytes"]
+RUNNING_COSTS = ["models", "kv_streams", "passes"]
+"""What every candidate of a kind costs."""
 MEASURED = ["completion_tokens", "finished", "correct"]
 RESAMPLES_AT_ONCE = 1000
 
@@ -31,7 +38,21 @@ def load_frame(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> pd.DataFrame
     return frame() if callable(frame) else frame
 
 
-def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
+def is_reference(rows: Any) -> Any:
+    """Whether a row is the model that all others are compared with, for a frame's rows (a Series) or for one row.
+
+    It is the candidate of kind `reference` that has no mask: with one, it is a candidate like any other.
+    """
+    return (rows.kind == "reference") & (rows.plausibility == 0)
+
+
+def summarise_sweep(
+    generations: Generations,
+    *,
+    bootstrap_samples: int,
+    bootstrap_seed: int,
+    costs: Mapping[str, Mapping[str, float | None]] = NO_COSTS,
+) -> pd.DataFrame:
     """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
 
     Args:
@@ -39,6 +60,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
             completions are not needed.
         bootstrap_samples: resamples of the problems of each task.
         bootstrap_seed: seed of the resamples, which depend only on it, the task's name and its number of problems.
+        costs: candidate -> its `train_seconds` and `bytes`; where one is missing or None, it is not known (NaN).
 
     Returns:
         A frame with the columns SWEEP_RESULTS, ordered by kind, alpha and name; tasks by name, `all` last. The figures
@@ -47,7 +69,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     Raises:
         InputError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], sweep_kinds())
+    frames = _checked_frames(generations, ABOUT, sweep_kinds())
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     names, reference = _ordered(about)
     _check_same_problems(frames, names[reference])
@@ -70,6 +92,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
                     "candidate": names,
                     "kind": [about[name]["kind"] for name in names],
                     "alpha": [float(about[name]["alpha"]) for name in names],
+                    "plausibility": [float(about[name]["plausibility"]) for name in names],
                     "task": task,
                     "problems": measured["problems"],
                     "samples": [frames[name]["sample"].nunique() for name in names],
@@ -82,6 +105,8 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
                     "token_reduction": measured["token_reduction"],
                     "truncated": measured["truncated"],
                     "seconds": [about[name]["seconds"] if task == ALL_TASKS else np.nan for name in names],
+                    **{cost: [costs.get(name, {}).get(cost) for name in names] for cost in COSTS},
+                    **{cost: [getattr(KINDS[about[name]["kind"]], cost) for name in names] for cost in RUNNING_COSTS},
                 }
             )
         )
@@ -103,9 +128,11 @@ def _ordered(about: Mapping[str, pd.Series]) -> tuple[list[str], int]:
     names = sorted(
         about, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
     )
-    references = [name for name in names if about[name]["kind"] == "reference"]
+    references = [name for name in names if is_reference(about[name])]
     if len(references) != 1:
-        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+        raise InputError(
+            f"A sweep needs one candidate of kind reference; this one has {references or 'none'} with plausibility 0."
+        )
     return names, names.index(references[0])
 
 

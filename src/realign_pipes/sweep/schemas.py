@@ -13,6 +13,7 @@ GENERATIONS = {
     "candidate": "str",
     "kind": "str",  # a name in `sweep.kinds.KINDS`
     "alpha": "float64",  # NaN for a kind without one; of close_bias its bias
+    "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",
     "problem_id": "str",
     "sample": "int64",
@@ -34,6 +35,7 @@ SWEEP_RESULTS = {
     "candidate": "str",
     "kind": "str",
     "alpha": "float64",  # NaN for a kind without one; of close_bias its bias
+    "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",  # `all` for the mean over tasks
     "problems": "int64",  # for `all` the sum over tasks
     "samples": "int64",  # per problem
@@ -46,8 +48,14 @@ SWEEP_RESULTS = {
     "token_reduction": "float64",  # relative to the reference
     "truncated": "float64",  # share of completions cut off by the token limit
     "seconds": "float64",  # wall time of the candidate; NaN but for `all`
+    "train_seconds": "float64",  # of all trainings that make it from the two given models; NaN where it is not known
+    "bytes": "float64",  # on disk, of the weights that it loads besides the reference's; DeRa and merge: the aligned's
+    "models": "int64",  # in memory
+    "kv_streams": "int64",  # KV caches of a completion
+    "passes": "int64",  # through the layers for each token; InRa's are one at alpha 0 and 1
 }
-"""One row per candidate and task, and one per candidate for all tasks: each figure's plain mean over them."""
+"""One row per candidate (a kind, an alpha and a plausibility) and task, and one per candidate for all tasks: each
+figure's plain mean over them."""
 
 BUDGET_RESULTS = {
     "candidate": "str",

@@ -163,10 +163,10 @@ def sweep_results() -> list[Expectation]:
     from great_expectations.expectations.metadata_types import FailureSeverity
     from great_expectations.expectations.row_conditions import Column
 
-    reference = Column("kind") == "reference"
+    reference = (Column("kind") == "reference") & (Column("plausibility") == 0)
     shares = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "truncated")
     return [
-        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds"]),
+        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds", "train_seconds", "bytes"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task"], notes="no candidate has two rows for a task"
@@ -187,6 +187,12 @@ def sweep_results() -> list[Expectation]:
         _at_least("pass_at_1", "pass_at_1_low", "no interval begins above its pass@1"),
         _at_least("pass_at_1_high", "pass_at_1", "no interval ends below its pass@1"),
         _at_least("difference", "difference_low", "no lower bound is above its difference"),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=cost, min_value=0, max_value=FINITE, notes=f"{cost} is not negative"
+            )
+            for cost in ("train_seconds", "bytes")
+        ),
         gxe.ExpectColumnValuesToBeBetween(
             column="mean_tokens", min_value=1, max_value=FINITE, notes="mean_tokens is 1 or more"
         ),
@@ -270,6 +276,13 @@ def _candidates() -> list[Expectation]:
             column="alpha",
             row_condition=Column("kind").is_not_in(bare),
             notes="candidates of all other kinds have an alpha",
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="plausibility",
+            min_value=0,
+            max_value=1,
+            strict_max=True,
+            notes="plausibility is at least 0 and below 1",
         ),
     ]
 

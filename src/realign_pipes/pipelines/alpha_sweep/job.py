@@ -1,8 +1,10 @@
 """The job of the stage alpha_sweep: measure every candidate, and thinking inside token budgets."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerFast
@@ -12,14 +14,25 @@ from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.graded import check_length
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
+from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, max_positions
+from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
-from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
+from realign_pipes.runtime.training import training_seconds
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.kinds import Candidate
 from realign_pipes.tasks.parameters import Problems
+
+
+class Cost(BaseModel):
+    """What it takes to have a candidate, given the reference and the aligned model."""
+
+    train_seconds: float | None
+    """Of all trainings that it takes, every step once; None if a checkpoint does not say."""
+    bytes: int
+    """On disk: the weights that it loads besides the reference's."""
 
 
 class Generations(BaseModel):
@@ -27,6 +40,8 @@ class Generations(BaseModel):
 
     sweep: dict[str, Path]
     budgets: dict[str, Path]
+    costs: dict[str, Cost]
+    """Of the sweep's candidates."""
 
 
 class MeasureCandidates(Job[Generations]):
@@ -36,6 +51,8 @@ class MeasureCandidates(Job[Generations]):
     tasks: dict[str, Problems]
     trra: TrRa
     """Names the checkpoints that are measured."""
+    inra_plausibility: float
+    """Beta of the mask where InRa mixes."""
     reference: AbsolutePath
     aligned: AbsolutePath
     trra_checkpoints: dict[str, AbsolutePath]
@@ -50,13 +67,15 @@ class MeasureCandidates(Job[Generations]):
         """The completions of all candidates.
 
         Raises MissingFileError or InputError, before anything is decoded, for a checkpoint that is missing or was
-        trained from another reference, and for completions that could be longer than the models' positions.
+        trained from another reference, for completions that could be longer than the models' positions, and for weights
+        that cannot be merged.
         """
         problems = Dataset.load_from_disk(str(self.problems))
         sweep, budgets = self._sweep_candidates(), self._budget_candidates()
         check_pair(self.reference, self.aligned)
         tokenizer = load_chat_tokenizer(self.reference, self.chat_template)
         self._check_lengths(problems, tokenizer)
+        self._check_merging()
         evaluator = Evaluator(
             problems,
             self.tasks,
@@ -65,42 +84,113 @@ class MeasureCandidates(Job[Generations]):
             work=self.work,
         )
         sampling = self.parameters.sampling
-        return Generations(sweep=evaluator.evaluate(sweep, sampling), budgets=evaluator.evaluate(budgets, sampling))
+        return Generations(
+            sweep=evaluator.evaluate(sweep, sampling),
+            budgets=evaluator.evaluate(budgets, sampling),
+            costs=self._costs(sweep),
+        )
 
     def _sweep_candidates(self) -> list[Candidate]:
         """MissingFileError if a checkpoint that the parameters of trra name is missing."""
-        named = {alpha: self.trra.checkpoint_names(alpha) for alpha in self.trra.alphas}
-        wanted = [name for names in named.values() for name in names]
-        if missing := [name for name in wanted if name not in self.trra_checkpoints]:
+        students = self.trra.all_students()
+        if missing := [name for name in students if name not in self.trra_checkpoints]:
             raise MissingFileError(
                 f"the parameters of trra name checkpoints that are missing: {', '.join(missing)}. Train them: "
                 "kedro run --pipeline trra, or dvc repro"
             )
-        both = (self.reference, self.aligned)
         return [
-            Candidate("reference", "reference", math.nan, (self.reference,)),
-            *(
-                Candidate(f"close-bias-{bias:g}", "close_bias", bias, (self.reference,))
-                for bias in self.parameters.close_biases
-            ),
-            *(
-                Candidate(f"prompt-{name}", "prompt", math.nan, (self.reference,), instruction=instruction)
-                for name, instruction in self.parameters.prompts.items()
-            ),
-            Candidate("aligned", "aligned", math.nan, (self.aligned,)),
-            *(Candidate(f"dera-{alpha:g}", "dera", alpha, both) for alpha in self.parameters.dera_alphas),
+            *self._models(),
+            *self._steered(),
+            *self._mixed(),
+            *self._students(students),
             *(
                 Candidate(
-                    Path(name).name, "trra_iter" if iteration else "trra", float(alpha), (self.trra_checkpoints[name],)
+                    f"inra-{alpha:g}",
+                    "inra",
+                    alpha,
+                    (self.inra_checkpoint,),
+                    plausibility=self.inra_plausibility,
                 )
-                for alpha, names in named.items()
-                for iteration, name in enumerate(names)
-            ),
-            *(
-                Candidate(f"inra-{alpha:g}", "inra", alpha, (self.inra_checkpoint,))
                 for alpha in self.parameters.inra_alphas
             ),
         ]
+
+    def _models(self) -> list[Candidate]:
+        """The reference and the aligned model, and both again with DeRa's beta as a min-p of their own."""
+        models = {"reference": self.reference, "aligned": self.aligned}
+        beta = self.parameters.plausibility
+        return [
+            Candidate(f"{name}{suffix}", name, math.nan, (model,), plausibility=min_p)
+            for suffix, min_p in [("", 0.0)] + ([("-min-p", beta)] if beta > 0 else [])
+            for name, model in models.items()
+        ]
+
+    def _steered(self) -> list[Candidate]:
+        """The reference with a bias on its closing tag, or with an instruction."""
+        reference = (self.reference,)
+        return [
+            *(
+                Candidate(f"close-bias-{bias:g}", "close_bias", bias, reference)
+                for bias in self.parameters.close_biases
+            ),
+            *(
+                Candidate(f"prompt-{name}", "prompt", math.nan, reference, instruction=instruction)
+                for name, instruction in self.parameters.prompts.items()
+            ),
+        ]
+
+    def _mixed(self) -> list[Candidate]:
+        """What needs the two models alone: DeRa, which mixes their logits, and their weights merged.
+
+        DeRa has its mask at its own alphas, and is measured without it at those where TrRa is.
+        """
+        both, beta = (self.reference, self.aligned), self.parameters.plausibility
+        ties = self.parameters.ties
+        return [
+            *(
+                Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta)
+                for alpha in self.parameters.dera_alphas
+            ),
+            *(
+                Candidate(f"dera-{alpha:g}-unmasked", "dera", float(alpha), both)
+                for alpha in self.trra.measured_ablation()
+                if beta > 0
+            ),
+            *(Candidate(f"merge-{alpha:g}", "merge", float(alpha), both) for alpha in self.parameters.merge_alphas),
+            *(Candidate(f"ties-{alpha:g}", "ties", float(alpha), both, density=ties.density) for alpha in ties.alphas),
+        ]
+
+    def _students(self, students: Mapping[str, StudentName]) -> list[Candidate]:
+        """TrRa's students; the one whose LoRA matrices are scaled at each of its alphas."""
+        candidates = []
+        for name, student in students.items():
+            alphas = {student.name: student.alpha}
+            if student.kind == "lora_scale":
+                alphas = {f"lora-scale-{alpha:g}": alpha for alpha in self.parameters.lora_scale_alphas}
+            path = (self.trra_checkpoints[name],)
+            candidates += [
+                Candidate(one, student.kind, float(alpha), path, plausibility=student.plausibility)
+                for one, alpha in alphas.items()
+            ]
+        return candidates
+
+    def _costs(self, candidates: list[Candidate]) -> dict[str, Cost]:
+        """What each candidate costs, given the reference and the aligned model."""
+        given = (self.reference, self.aligned)
+        trained: dict[Path, list[Path]] = {}  # a further round of TrRa-iter has cost the rounds before it too
+        rounds: list[Path] = []
+        for name, student in self.trra.all_students().items():
+            rounds = [*(rounds if student.iteration else []), self.trra_checkpoints[name]]
+            trained[self.trra_checkpoints[name]] = rounds
+        costs = {}
+        for candidate in candidates:
+            own = [path for path in candidate.checkpoints if path not in given]
+            seconds = [training_seconds(path) for last in own for path in trained.get(last, [last])]
+            costs[candidate.name] = Cost(
+                train_seconds=None if None in seconds else sum(seconds),  # type: ignore[arg-type]
+                bytes=sum(_weights_size(path) for path in candidate.checkpoints if path != self.reference),
+            )
+        return costs
 
     def _budget_candidates(self) -> list[Candidate]:
         """At each token budget: InRa whose alpha follows TokenBudget, and the reference, each with its thinking closed
@@ -116,6 +206,7 @@ class MeasureCandidates(Job[Generations]):
                     inra,
                     budget,
                     TokenBudget(budget, budgets.ramp),
+                    self.inra_plausibility,
                     close_at=close_at,
                 )
                 for budget, close_at in closed
@@ -129,6 +220,16 @@ class MeasureCandidates(Job[Generations]):
                 for budget in budgets.tokens
             ),
         ]
+
+    def _check_merging(self) -> None:
+        """Raise InputError if the two models' weights are to be merged and do not fit together."""
+        if not self.parameters.merge_alphas and not self.parameters.ties.alphas:
+            return
+        models = (load_model(path, device=torch.device("cpu")) for path in (self.reference, self.aligned))
+        try:
+            check_mergeable(*models)
+        except InputError as error:
+            raise InputError(f"{error} Set alpha_sweep.merge_alphas and alpha_sweep.ties.alphas to [].") from None
 
     def _check_lengths(self, problems: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
         """Raise InputError if a completion could be longer than the positions of the reference or the aligned model.
@@ -161,6 +262,11 @@ class MeasureCandidates(Job[Generations]):
                     f"kedro run --pipeline {stage}"
                 )
         return fingerprints
+
+
+def _weights_size(checkpoint: Path) -> int:
+    """Bytes of the weights in a checkpoint directory; of an adapter, those of its matrices alone."""
+    return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
 
@@ -17,6 +18,7 @@ def sweep(
     parameters: AlphaSweep,
     data_prep: DataPrep,
     trra: TrRa,
+    inra: InRa,
     models: Models,
     launcher: Launcher,
     folders: Folders,
@@ -25,16 +27,16 @@ def sweep(
     trra_checkpoints: dict[str, Path],
     inra_checkpoint: Path,
     evaluation_set: Any,
-) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Graded completions by candidate, those inside token budgets, and the budgets' figures (DataFrames)."""
+) -> tuple[dict[str, Any], dict[str, Any], Any, dict[str, Any]]:
+    """Graded completions by candidate, those inside token budgets, the budgets' figures (DataFrames), and the costs of
+    the candidates."""
     import pandas as pd
 
     from realign_pipes.datasets.arrow import folder_of
     from realign_pipes.pipelines.alpha_sweep.job import Generations, MeasureCandidates
     from realign_pipes.sweep.metrics import summarise_budgets
 
-    named = {name for alpha in trra.alphas for name in trra.checkpoint_names(alpha)}
-    if left := sorted(trra_checkpoints.keys() - named):
+    if left := sorted(trra_checkpoints.keys() - trra.all_students().keys()):
         logger.warning(
             "not measured, as the parameters of trra do not name them: %s. Remove their folders from trra_checkpoints: "
             "DVC counts them among what alpha_sweep reads.",
@@ -44,6 +46,7 @@ def sweep(
         parameters=parameters,
         tasks=data_prep.tasks,
         trra=trra,
+        inra_plausibility=inra.plausibility,
         reference=reference_model,
         aligned=aligned_model,
         trra_checkpoints=trra_checkpoints,
@@ -60,13 +63,16 @@ def sweep(
     results = summarise_budgets(
         budgets, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
     )
-    return generations, budgets, results
+    return generations, budgets, results, {name: cost.model_dump() for name, cost in made.costs.items()}
 
 
-def summarise(parameters: AlphaSweep, generations: dict[str, Any]) -> Any:
+def summarise(parameters: AlphaSweep, generations: dict[str, Any], candidate_costs: dict[str, Any]) -> Any:
     """Each candidate's figures for each task and over all tasks, with bootstrap intervals (a DataFrame)."""
     from realign_pipes.sweep.metrics import summarise_sweep
 
     return summarise_sweep(
-        generations, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
+        generations,
+        bootstrap_samples=parameters.bootstrap_samples,
+        bootstrap_seed=parameters.bootstrap_seed,
+        costs=candidate_costs,
     )

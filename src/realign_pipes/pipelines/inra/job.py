@@ -70,7 +70,7 @@ class TrainAdapter(Job[Adapter]):
             settings["lora"] = parameters.lora.model_dump()
         metadata = {
             "method": f"InRa ({parameters.method})",
-            "parameters": {**parameters.model_dump(exclude={"lora", "dpo", "trra"}), **settings},
+            "parameters": {**parameters.model_dump(exclude={"lora", "dpo", "trra", "plausibility"}), **settings},
             "reference": {"name": checkpoint_name(self.reference), "fingerprint": fingerprint_model(self.reference)},
             **facts,
         }
@@ -119,6 +119,7 @@ class TrainAdapter(Job[Adapter]):
                 teachers.examples,
                 training=parameters,
                 distillation=parameters.trra,
+                plausibility=parameters.plausibility,
                 vocab_size=len(teachers.tokenizer),
                 folder=folder,
                 description="training the adapter (TrRa)",
@@ -130,6 +131,7 @@ class TrainAdapter(Job[Adapter]):
         }
         settings = {
             "trra": parameters.trra.model_dump(),
+            "plausibility": parameters.plausibility,
             "teachers": self.teachers.model_dump(include={"mode", "dtype"}),
         }
         return train_it, facts, settings
