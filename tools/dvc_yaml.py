@@ -115,9 +115,10 @@ def params(stage: str, pipeline: Pipeline, files: dict[str, str]) -> list[dict[s
     everything = "parameters" in pipeline.inputs()
     read = {files[name] for name in files if everything or f"params:{name}" in pipeline.inputs()}
     shared = [f"trra.{name}" for name in TrRa.model_fields if name not in ("alphas", "only_alpha")]
+    lengths = [f"alpha_sweep.{name}" for name in ("sampling", "budgets", "prompts")]
     keys = {
         ("trra", ALPHAS): shared,
-        ("data_prep", SWEEP): ["alpha_sweep.sampling", "alpha_sweep.budgets"],
+        ("data_prep", SWEEP): lengths,
         ("alpha_sweep", INRA): ["inra.plausibility"],
     }
     return [{file: keys.get((stage, file))} for file in sorted(read)]

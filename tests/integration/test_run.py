@@ -102,7 +102,7 @@ def test_inra_at_alpha_0_writes_what_the_reference_writes(finished):
 
 def test_no_completion_is_longer_than_its_budget(finished):
     for budget in (24, 48):
-        for method in ("truncation", "token-budget"):
+        for method in ("truncation", "forced-close", "token-budget"):
             file = finished / "07_model_output" / "budget_generations" / f"{method}-{budget}.parquet"
             frame = pd.read_parquet(file)
             assert len(frame) == 30 * 2

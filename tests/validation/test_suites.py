@@ -265,7 +265,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"kind": "trar", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, p-3, 0, trar"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference and aligned have no alpha: does not hold in 1 of 10 rows (10 %)",
+            "candidates of kind reference, aligned, prompt have no alpha: does not hold in 1 of 10 rows (10 %)",
             ["reference, p-3, 0, 0.5"],
         ),
         (
@@ -297,7 +297,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"pass_at_1": math.nan}, f"pass_at_1 is never missing: {ONE_ROW}", ["reference, all, None"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference and aligned have no alpha: does not hold in 1 of 8 rows (12.5 %)",
+            "candidates of kind reference, aligned, prompt have no alpha: does not hold in 1 of 8 rows (12.5 %)",
             ["reference, all, 0.5"],
         ),
         (
