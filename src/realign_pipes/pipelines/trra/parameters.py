@@ -4,8 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from realign_pipes.errors import InputError
 from realign_pipes.paper import Divergence
-from realign_pipes.runtime.parameters import Parameters, Training, check_distinct
+from realign_pipes.runtime.parameters import Parameters, Probability, Training, check_distinct
 
 
 class Distillation(Parameters):
@@ -33,6 +34,17 @@ class StudentLora(Lora):
     """Save a plain checkpoint, the matrices added to the weights; else PEFT's adapter, which needs the reference."""
 
 
+class OnPolicySampling(Parameters):
+    """How the student draws completions during its training. The random numbers come from the training's seed."""
+
+    temperature: PositiveFloat
+    top_p: Probability
+    max_new_tokens: PositiveInt
+    """What is cut off here is learned from as well: every token has its own divergence."""
+    batch_size: PositiveInt
+    """Completions decoded together, of one optimizer step at most."""
+
+
 class TrRa(Training, Distillation):
     """parameters_trra.yml: training-time realignment."""
 
@@ -47,6 +59,10 @@ class TrRa(Training, Distillation):
     adapter: Literal["full", "lora"]
     """What is trained in the student: all its weights, or LoRA matrices on them."""
     lora: StudentLora
+    on_policy: Annotated[float, Field(ge=0, le=1)]
+    """Share of the examples whose completion the student draws itself, before each step; 0 is the paper. Above 0 it
+    needs teachers.mode online, and one process."""
+    on_policy_sampling: OnPolicySampling
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -56,6 +72,19 @@ class TrRa(Training, Distillation):
         if self.only_alpha is not None and self.only_alpha not in self.alphas:
             raise ValueError(f"only_alpha {self.only_alpha} is not among alphas {self.alphas}")
         return self
+
+    def check_on_policy(self, teachers_mode: str, num_processes: int) -> None:
+        """InputError for an on-policy training whose teacher is cached or that would run in several processes."""
+        if self.on_policy and teachers_mode == "cached":
+            raise InputError(
+                f"trra.on_policy {self.on_policy:g} needs the teachers at completions that no cache can have yet. Set "
+                "teachers.mode=online, or trra.on_policy=0."
+            )
+        if self.on_policy and num_processes > 1:
+            raise InputError(
+                f"trra.on_policy {self.on_policy:g} works in one process, but launcher.num_processes is "
+                f"{num_processes}. Set it to 1, or trra.on_policy=0."
+            )
 
     def checkpoint_names(self, alpha: float) -> list[str]:
         """One of `alphas` -> `trra-1.5` and, for each further round, `trra-iter1-1.5`, all in the alpha's folder."""
