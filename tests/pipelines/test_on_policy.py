@@ -245,9 +245,10 @@ def test_a_draw_that_fails_leaves_the_students_own_forward(tmp_path, pair, examp
     def fail(prompts):
         raise KeyboardInterrupt
 
-    student = load_model(pair[0], device=CPU)
+    student = load_model(pair[0], device=CPU).train()
     with pytest.raises(KeyboardInterrupt):
         train(pair, examples, tmp_path / "work", student=student, own=lambda *_: OnPolicy(1.0, fail))
+    assert student.training
     assert student(torch.tensor([[5, 9]])).logits.shape == (1, 2, 264)
 
 
