@@ -7,7 +7,7 @@ Needs the data of a finished run in that environment. For each alpha and teacher
 on implausible tokens, and reverse KL, which allows none) it trains a student off-policy, one on-policy for as many
 steps, and one on-policy for as many steps as take the time of the first; then it decodes the evaluation set with each.
 The default run's tables go to docs/on_policy.md. Finished students are kept in the folder `on_policy` of the run's work
-folder, with the seconds that they took.
+folder, with the CPU seconds that they took.
 """
 
 import argparse
@@ -30,7 +30,8 @@ Made by `python benchmarks/on_policy.py` after `make run`: pass@1 in percent and
 {samples} samples each, with the same random numbers for all. A difference is on-policy less off-policy, with its paired
 95 % interval from {resamples:,} resamples of the problems. beta is the plausibility of the teacher's mask (0: none). An
 on-policy student draws all of its completions (`trra.on_policy: 1`), at temperature {temperature:g}; everything else is
-as in `conf/base/parameters_trra.yml`, with online teachers for both. A step takes {ratio:.1f} times as long on-policy.
+as in `conf/base/parameters_trra.yml`, with online teachers for both. A step takes {ratio:.1f} times the CPU
+seconds on-policy.
 
 Of the {pairs} pairs, pass@1 is higher on-policy in {better} and lower in {worse}, with the interval on one side of 0.
 [What on-policy training is](explanation/method.md#on-policy-students)
@@ -77,9 +78,9 @@ class Students:
             teacher_cache=self.work,
             work=self.work / name,
         )
-        seconds, start = self.seconds(), time.perf_counter()
+        seconds, start = self.seconds(), time.process_time()
         (checkpoint,) = job.run().checkpoints.values()
-        seconds.setdefault(name, time.perf_counter() - start)
+        seconds.setdefault(name, time.process_time() - start)
         (self.work / "seconds.json").write_text(json.dumps(seconds))
         print(f"{name}: {seconds[name]:.1f} s", flush=True)
         return checkpoint
@@ -90,7 +91,7 @@ class Students:
         return f"{'on' if on_policy else 'off'}-{divergence}-{plausibility:g}-alpha-{alpha:g}-steps-{steps}"
 
     def seconds(self) -> dict[str, float]:
-        """What each student took, by name."""
+        """CPU seconds of each student's training, by name: other work on the machine would count as wall time."""
         file = self.work / "seconds.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
