@@ -235,8 +235,8 @@ class TrRaTrainer(Trainer):
         }
         with self._own_forward():
             drawn = on_policy.draw(prompts)
-        for number, completion_ids in drawn.items():
-            examples[number - first]["completion_ids"] = completion_ids
+        for number in prompts:
+            examples[number - first]["completion_ids"] = drawn[number]
         left = iter(examples)
         return [self.data_collator(list(islice(left, len(batch["row"])))) for batch in batches]
 
