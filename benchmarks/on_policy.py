@@ -5,16 +5,19 @@
 
 Needs the data of a finished run in that environment. For each alpha and teacher (forward KL with and without the mask
 on implausible tokens, and reverse KL, which allows none) it trains a student off-policy, one on-policy for as many
-steps, and one on-policy for as many steps as take the time of the first; then it decodes the evaluation set with each.
+steps, and one on-policy for as many steps as take the time of the first; then it decodes the evaluation set with each,
+with the reference, and with the teachers themselves (DeRa).
 The default run's tables go to docs/on_policy.md. Finished students are kept in the folder `on_policy` of the run's work
 folder, with the CPU seconds that they took.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,8 @@ Made by `python benchmarks/on_policy.py` after `make run`: pass@1 in percent and
 {samples} samples each, with the same random numbers for all. A difference is on-policy less off-policy, with its paired
 95 % interval from {resamples:,} resamples of the problems. beta is the plausibility of the teacher's mask (0: none). An
 on-policy student draws all of its completions (`trra.on_policy: 1`), at temperature {temperature:g}; everything else is
-as in `conf/base/parameters_trra.yml`, with online teachers for both. On-policy, training took
-{ratio:.1f} times the CPU seconds.
+as in `conf/base/parameters_trra.yml`, with online teachers for both. On-policy, training took {ratio:.1f} times the CPU
+seconds. The reference has {reference}; `teacher` is the mixture itself, decoded with both models (DeRa).
 
 Of the {pairs} pairs, pass@1 is higher on-policy in {better} and lower in {worse}, with the interval on one side of 0.
 [What on-policy training is](explanation/method.md#on-policy-students)
@@ -68,7 +71,13 @@ class Students:
         alpha, divergence, plausibility = case
         name = self.name(case, steps, on_policy)
         changes = {"divergence": divergence, "plausibility": plausibility, "steps": steps, "on_policy": on_policy}
-        alone = {"alphas": [alpha], "iterations": 0, "iteration_alphas": [], "ablation_alphas": []}
+        alone = {
+            "alphas": [alpha],
+            "iterations": 0,
+            "iteration_alphas": [],
+            "ablation_alphas": [],
+            "scaled_lora": False,
+        }
         job = TrainStudents(
             parameters=TrRa.model_validate({**self.base, **alone, **changes}),
             teachers=self.teachers,
@@ -96,8 +105,12 @@ class Students:
         return json.loads(file.read_text()) if file.exists() else {}
 
 
-def measure(checkpoints: list[Path], students: Students, catalog: Any) -> dict[Path, dict[str, Any]]:
-    """Checkpoint -> task -> [2, problems]: the share of a problem's samples that are right, and their mean tokens."""
+Measured = dict[str, Any]
+"""Task -> [2, problems]: the share of a problem's samples that are right, and their mean tokens."""
+
+
+def open_measure(students: Students, catalog: Any, checkpoints: list[Path]) -> Callable[..., Measured]:
+    """What measures a candidate: `measure(name, kind, alpha, checkpoints, plausibility)`."""
     import pandas as pd
 
     from realign_pipes.models.fingerprint import fingerprint_model
@@ -105,39 +118,50 @@ def measure(checkpoints: list[Path], students: Students, catalog: Any) -> dict[P
     from realign_pipes.sweep.evaluate import Evaluator
     from realign_pipes.sweep.kinds import Candidate
 
-    checkpoints = list(dict.fromkeys(checkpoints))
     evaluator = Evaluator(
         catalog.load("evaluation_set"),
         catalog.load("params:data_prep").tasks,
-        fingerprints={checkpoint: fingerprint_model(checkpoint) for checkpoint in checkpoints},
+        fingerprints={path: fingerprint_model(path) for path in [*students.models, *checkpoints]},
         tokenizer=check_pair(*students.models),
         work=students.work / "sweep",
     )
-    measured = {}
-    for checkpoint in checkpoints:
-        name = checkpoint.relative_to(students.work).parts[0]
-        candidate = Candidate(name, "trra", float(name.split("-alpha-")[1].split("-steps-")[0]), (checkpoint,))
-        (file,) = evaluator.evaluate([candidate], catalog.load("params:alpha_sweep").sampling).values()
+    sampling = catalog.load("params:alpha_sweep").sampling
+
+    def measure(name: str, kind: str, alpha: float, checkpoints: list[Path], plausibility: float = 0.0) -> Measured:
+        candidate = Candidate(name, kind, alpha, tuple(checkpoints), plausibility=plausibility)
+        (file,) = evaluator.evaluate([candidate], sampling).values()
         by_problem = pd.read_parquet(file).groupby(["task", "problem_id"])[["correct", "completion_tokens"]].mean()
-        measured[checkpoint] = {task: frame.to_numpy(float).T for task, frame in by_problem.groupby(level="task")}
-    return measured
+        return {task: frame.to_numpy(float).T for task, frame in by_problem.groupby(level="task")}
+
+    return measure
 
 
-def compare(off: dict[str, Any], on: dict[str, Any], resamples: int, seed: int) -> tuple[list[str], int]:
+def means_of(measured: Measured) -> Any:
+    """pass@1 and tokens, means over the tasks: [2]."""
+    return sum(values.mean(axis=1) for values in measured.values()) / len(measured)
+
+
+def text_of(measured: Measured) -> str:
+    """pass@1 in percent / mean tokens."""
+    right, tokens = means_of(measured)
+    return f"{100 * right:.1f} / {tokens:.1f}"
+
+
+def compare(off: Measured, on: Measured, resamples: int, seed: int) -> tuple[list[str], int]:
     """Cells of a table for two students, and 1 (-1) if the one on-policy is surely right more (less) often, else 0."""
     import numpy as np
 
     from realign_pipes.reporting.tables import percent
     from realign_pipes.sweep.metrics import bootstrap_means
 
-    means = [np.mean([values.mean(axis=1) for values in one.values()], axis=0) for one in (off, on)]
     differences = [
         bootstrap_means(on[task] - off[task], resamples, [seed, zlib.crc32(task.encode())]) for task in sorted(off)
     ]
     (low, low_tokens), (high, high_tokens) = np.quantile(np.mean(differences, axis=0), [0.025, 0.975], axis=1)
-    right, tokens = means[1] - means[0]
+    right, tokens = means_of(on) - means_of(off)
     cells = [
-        *(f"{percent(one[0])} / {one[1]:.1f}" for one in means),
+        text_of(off),
+        text_of(on),
         f"{percent(right)} [{percent(low)}, {percent(high)}]",
         f"{tokens:.1f} [{low_tokens:.1f}, {high_tokens:.1f}]".replace("-", "−"),
     ]
@@ -162,21 +186,32 @@ def main(env: str, alphas: list[float], steps: int | None) -> None:
     )
     fewer = max(1, round(steps / ratio))
     briefly = [students.train(case, fewer, 1.0) for case in cases]
-    measured = measure([*off, *on, *briefly], students, catalog)
+    measure = open_measure(students, catalog, [*off, *on, *briefly])
+    reference = measure("reference", "reference", math.nan, students.models[:1])
+    teachers = {
+        (alpha, beta): measure(f"dera-{alpha:g}-{beta:g}", "dera", alpha, students.models, beta)
+        for alpha, _, beta in cases
+    }
     tables, signs = [], []
-    for ours in (on, briefly):
+    for its_steps, ours in ((steps, on), (fewer, briefly)):
         rows = []
         for case, without, with_own in zip(cases, off, ours, strict=True):
-            cells, sign = compare(measured[without], measured[with_own], sweep.bootstrap_samples, sweep.bootstrap_seed)
             alpha, divergence, beta = case
-            rows.append([f"{alpha:g}", divergence.replace("_kl", " KL"), f"{beta:g}", *cells])
+            pair = [
+                measure(students.name(case, count, share), "trra", alpha, [path], beta)
+                for path, count, share in ((without, steps, 0.0), (with_own, its_steps, 1.0))
+            ]
+            cells, sign = compare(*pair, sweep.bootstrap_samples, sweep.bootstrap_seed)
+            teacher = text_of(teachers[alpha, beta])
+            rows.append([f"{alpha:g}", divergence.replace("_kl", " KL"), f"{beta:g}", teacher, *cells])
             signs.append(sign)
-        header = ["alpha", "loss", "beta", "off-policy", "on-policy", "difference", "difference in tokens"]
+        header = ["alpha", "loss", "beta", "teacher", "off-policy", "on-policy", "difference", "difference in tokens"]
         tables.append(markdown_table(Cells(header, rows, left=2), None))
     page = PAGE.format(
         problems=len(catalog.load("evaluation_set")), samples=sweep.sampling.samples, resamples=sweep.bootstrap_samples,
         temperature=students.base["on_policy_sampling"]["temperature"], ratio=ratio, steps=steps, fewer=fewer,
-        pairs=len(signs), better=signs.count(1), worse=signs.count(-1), same_steps=tables[0], same_time=tables[1],
+        reference=text_of(reference), pairs=len(signs),
+        better=signs.count(1), worse=signs.count(-1), same_steps=tables[0], same_time=tables[1],
     )  # fmt: skip
     if to_docs:
         (PROJECT / "docs" / "on_policy.md").write_text(page, encoding="utf-8")
