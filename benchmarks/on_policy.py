@@ -30,12 +30,12 @@ TEACHERS = [("forward_kl", 0.1), ("forward_kl", 0.0), ("reverse_kl", 0.0)]
 PAGE = """# On-policy TrRa on the demo
 
 Made by `{command}` after `make run`: pass@1 in percent and mean tokens over
-{problems} problems, {samples} samples each, with the same random numbers for all. A difference is on-policy less off-policy, with its paired
-95 % interval from {resamples:,} resamples of the problems. beta is the plausibility of the teacher's mask (0: none). An
-on-policy student draws all of its completions (`trra.on_policy: 1`), at temperature {temperature:g}; everything else is
-as in `conf/base/parameters_trra.yml`, with online teachers for both. On-policy, training took {ratio:.1f} times the CPU
-seconds. The reference has {reference}; `teacher` is the mixture itself, decoded with both models (DeRa). To come
-closer to its teacher makes a student right more often only where the teacher is.
+{problems} problems, {samples} samples each, with the same random numbers for all. A difference is on-policy less
+off-policy, with its paired 95 % interval from {resamples:,} resamples of the problems. beta is the plausibility of the
+teacher's mask (0: none). An on-policy student draws all of its completions (`trra.on_policy: 1`), at temperature
+{temperature:g}; everything else is as in `conf/base/parameters_trra.yml`, with online teachers for both. On-policy,
+training took {ratio:.1f} times the CPU seconds. The reference has {reference}; `teacher` is the mixture itself, decoded
+with both models (DeRa). To come closer to its teacher makes a student right more often only where the teacher is.
 
 Of the {pairs} pairs, pass@1 is higher on-policy in {better} and lower in {worse}, with the interval on one side of 0.
 [What on-policy training is](explanation/method.md#on-policy-students)
