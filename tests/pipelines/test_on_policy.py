@@ -15,8 +15,8 @@ from realign_pipes.models.load import load_model
 from realign_pipes.paper.objective import divergence_between, fuse_logits
 from realign_pipes.paper.trra import OnPolicy, TrRaTrainer, collate, examples_of
 from realign_pipes.pipelines.trra import job as trra
-from realign_pipes.pipelines.trra.job import Student, train_student, train_trra
-from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.pipelines.trra.job import train_student, train_trra
+from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime import training as trainings
 from realign_pipes.runtime.training import in_training_order
 from realign_pipes.teachers import fused
@@ -31,6 +31,9 @@ PARAMETERS = {
     "only_alpha": None,
     "iterations": 0,
     "iteration_alphas": [],
+    "plausibility": 0.0,
+    "ablation_alphas": [],
+    "scaled_lora": False,
     "divergence": "forward_kl",
     "temperature": 1.0,
     "steps": 1,
@@ -103,6 +106,7 @@ def train(pair, examples, work, callback=None, student=None, own=trra.on_policy,
             examples,
             training=parameters,
             distillation=parameters,
+            plausibility=parameters.plausibility,
             vocab_size=264,
             folder=work,
             description="test",
@@ -135,10 +139,12 @@ def naive_completions(model, rows, first=0):
     ]
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize(
+    ("divergence", "beta"), [("forward_kl", 0), ("forward_kl", 0.3), ("reverse_kl", 0), ("jsd", 0)]
+)
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_step_has_the_loss_and_gradient_of_the_completions_that_the_student_draws(
-    tmp_path, make_pair, examples, share, divergence
+    tmp_path, make_pair, examples, share, divergence, beta
 ):
     """The mean over the tokens of the whole step, in micro-batches of 4, 8 and 1: plain autograd over full logits."""
     pair = make_pair()
@@ -154,14 +160,14 @@ def test_a_step_has_the_loss_and_gradient_of_the_completions_that_the_student_dr
         own = slice(len(row["prompt_ids"]) - 1, -1)
         with torch.no_grad():
             z = [model(ids).logits[0, own] for model in (reference, aligned)]
-        losses.append(divergence_between(student(ids).logits[0, own], fuse_logits(*z, 1.5), divergence))
+        losses.append(divergence_between(student(ids).logits[0, own], fuse_logits(*z, 1.5, beta), divergence))
     assert len({len(loss) for loss in losses}) > 2
     loss = torch.cat(losses).mean()
     loss.backward()
     for micro_batch_size in (4, 8, 1):
         noted, work = Noted(), tmp_path / f"by-{micro_batch_size}"
         train(pair, examples, work, noted, on_policy=share, micro_batch_size=micro_batch_size, save_steps=1,
-              divergence=divergence)  # fmt: skip
+              divergence=divergence, plausibility=beta)  # fmt: skip
         logged = json.loads((work / "trainer" / "checkpoint-1" / "trainer_state.json").read_text())["log_history"][0]
         assert logged["loss"] == pytest.approx(loss.item(), rel=1e-4)
         for name, gradient in student.named_parameters():
@@ -269,7 +275,8 @@ def test_a_batch_is_taken_apart_into_its_examples():
 def realign(pair, examples, folder, teachers=TEACHERS, chat_template=None, **changes):
     both = FusedTeachers(*pair, examples, teachers=teachers, teacher_cache=folder / "cache")
     parameters = TrRa(**{**PARAMETERS, **changes})
-    return train_student(Student("trra-1.5", 1.5, 0, pair[1]), both, parameters, folder / "work", chat_template)
+    student = StudentName("trra-1.5", "trra", 1.5, 0.0)
+    return train_student(student, pair[1], both, parameters, folder / "work", chat_template)
 
 
 def test_a_student_knows_what_it_drew_and_another_share_or_sampling_makes_another(tmp_path, pair, examples):

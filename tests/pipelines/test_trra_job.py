@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.datasets.folders import CheckpointsDataset
@@ -17,8 +18,8 @@ from realign_pipes.models.load import load_model
 from realign_pipes.paper.objective import divergence_between, fuse_logits
 from realign_pipes.paper.trra import TrainingDivergedError
 from realign_pipes.pipelines.trra import job as trra
-from realign_pipes.pipelines.trra.job import Student, TrainStudents, train_student, train_trra
-from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.pipelines.trra.job import TrainStudents, train_student, train_trra
+from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime import training as trainings
 from realign_pipes.runtime.training import in_training_order
 from realign_pipes.teachers.fused import FusedTeachers
@@ -36,6 +37,9 @@ def make_parameters(**changes):
         "only_alpha": None,
         "iterations": 1,
         "iteration_alphas": [1.5],
+        "plausibility": 0.2,
+        "ablation_alphas": [],
+        "scaled_lora": False,
         "divergence": "forward_kl",
         "temperature": 1.0,
         "steps": 4,
@@ -74,6 +78,7 @@ def train(pair, examples, vocab_size, work, teacher=None, **changes):
         examples,
         training=parameters,
         distillation=parameters,
+        plausibility=parameters.plausibility,
         vocab_size=vocab_size,
         folder=work,
         description="test",
@@ -222,10 +227,10 @@ def make_teachers(pair, examples, folder, teachers=TEACHERS):
 def realign(pair, examples, folder, name="trra-1.5", *, teachers=TEACHERS, aligned=None, iteration=0, alpha=1.5,
             **changes):  # fmt: skip
     """The checkpoint of a student; `aligned` is the last round's in a later `iteration`."""
-    student = Student(name, alpha, iteration, aligned or pair[1])
-    return train_student(
-        student, make_teachers(pair, examples, folder, teachers), make_parameters(**changes), folder / "work"
-    )
+    parameters = make_parameters(**changes)
+    student = StudentName(name, "trra", alpha, parameters.plausibility, iteration)
+    teachers = make_teachers(pair, examples, folder, teachers)
+    return train_student(student, aligned or pair[1], teachers, parameters, folder / "work")
 
 
 def cache_for(pair, examples, folder):
@@ -415,7 +420,7 @@ def test_a_job_means_the_same_to_the_processes_that_read_it(tmp_path, pair):
     )  # fmt: skip
     read = TrainStudents.model_validate_json(job.model_dump_json())
     assert read == job
-    names = [[one.parameters.checkpoint_names(alpha) for alpha in one.parameters.alphas] for one in (job, read)]
+    names = [[list(one.parameters.students(alpha)) for alpha in one.parameters.alphas] for one in (job, read)]
     assert names[0] == names[1] == [["1/trra-1"], ["2.0/trra-2", "2.0/trra-iter1-2"], ["1e-07/trra-1e-07"],
                                     ["-0.5/trra--0.5"]]  # fmt: skip
 
@@ -425,8 +430,8 @@ def test_only_one_alpha_is_trained_where_it_is_asked_for(tmp_path, pair, example
     examples.save_to_disk(tmp_path / "examples")
     trained = []
 
-    def train(student, *others):
-        trained.append(student)
+    def train(student, aligned, *others):
+        trained.append((student, aligned))
         return tmp_path / student.name
 
     monkeypatch.setattr(trra, "train_student", train)
@@ -438,7 +443,7 @@ def test_only_one_alpha_is_trained_where_it_is_asked_for(tmp_path, pair, example
     names = ["trra-1.5", "trra-iter1-1.5", "trra-iter2-1.5"]
     assert job.run().checkpoints == {f"1.5/{name}": tmp_path / name for name in names}
     assert trained == [
-        Student(name, 1.5, iteration, aligned)
+        (StudentName(name, "trra_iter" if iteration else "trra", 1.5, 0.2, iteration), aligned)
         for iteration, (name, aligned) in enumerate(zip(names, [pair[1], *(tmp_path / n for n in names)], strict=False))
     ]
 
@@ -460,7 +465,8 @@ def test_a_student_has_the_chat_template_that_the_models_were_given(tmp_path, pa
     for text in ("given: {{ messages[0].content }}", "other: {{ messages[0].content }}"):
         (tmp_path / "given.jinja").write_text(text)
         path = train_student(
-            Student("trra-1.5", 1.5, 0, pair[1]),
+            StudentName("trra-1.5", "trra", 1.5, 0.2),
+            pair[1],
             make_teachers(pair, examples, tmp_path, TEACHERS),
             make_parameters(steps=1, adapter=adapter),
             tmp_path / "work",
@@ -472,3 +478,70 @@ def test_a_student_has_the_chat_template_that_the_models_were_given(tmp_path, pa
     own = realign(pair, examples, tmp_path, steps=1, adapter=adapter)
     assert AutoTokenizer.from_pretrained(own).chat_template.startswith("{% for")
     assert "chat_template" not in json.loads((own / "realignment.json").read_text())
+
+
+def test_the_mask_is_left_out_and_lora_trained_beside_the_students_of_each_alpha():
+    parameters = make_parameters(
+        alphas=[1, 1.5, 2.0], iteration_alphas=[1.5], ablation_alphas=[7.0, 2.0, 1.5], scaled_lora=True
+    )
+    assert {name: (one.kind, one.plausibility, one.lora) for name, one in parameters.all_students().items()} == {
+        "1/trra-1": ("trra", 0.2, False),
+        "1/trra-lora-1": ("lora_scale", 0.2, True),
+        "1.5/trra-1.5": ("trra", 0.2, False),
+        "1.5/trra-iter1-1.5": ("trra_iter", 0.2, False),
+        "1.5/trra-1.5-unmasked": ("trra", 0.0, False),
+        "2.0/trra-2": ("trra", 0.2, False),
+        "2.0/trra-2-unmasked": ("trra", 0.0, False),
+    }
+    assert list(make_parameters(plausibility=0.0, ablation_alphas=[1.5]).all_students()) == [
+        "1.5/trra-1.5", "1.5/trra-iter1-1.5",
+    ]  # fmt: skip
+
+
+def test_each_student_is_trained_as_it_is_named(tmp_path, pair, examples):
+    """Masked, unmasked and LoRA students differ, and say what they are; a mask of 0 is the training without one."""
+    examples.save_to_disk(tmp_path / "examples")
+
+    def run(work, **changes):
+        job = TrainStudents(
+            parameters=make_parameters(alphas=[1], iterations=0, iteration_alphas=[], **changes), teachers=TEACHERS,
+            reference=pair[0], aligned=pair[1], examples=tmp_path / "examples", teacher_cache=tmp_path / "cache",
+            work=tmp_path / work,
+        )  # fmt: skip
+        return {path.parent.name: path for path in job.run().checkpoints.values()}
+
+    made = run(
+        "all", plausibility=0.9, ablation_alphas=[1], scaled_lora=True, lora={"rank": 4, "alpha": 8, "merge": True}
+    )
+    assert list(made) == ["trra-1", "trra-1-unmasked", "trra-lora-1"]
+    assert (made["trra-lora-1"] / "adapter_model.safetensors").exists(), "its matrices are kept, to be scaled"
+    described = {name: json.loads((path / "realignment.json").read_text()) for name, path in made.items()}
+    assert {name: facts["parameters"]["plausibility"] for name, facts in described.items()} == {
+        "trra-1": 0.9, "trra-1-unmasked": 0.0, "trra-lora-1": 0.9,
+    }  # fmt: skip
+    assert all(facts["train_seconds"] > 0 for facts in described.values())
+    assert "plausibility was 0.9" in (made["trra-1"] / "README.md").read_text()
+    assert "plausibility was" not in (made["trra-1-unmasked"] / "README.md").read_text()
+    plain = run("plain", plausibility=0.0)["trra-1"]
+    assert fingerprint_model(plain) == fingerprint_model(made["trra-1-unmasked"]) != fingerprint_model(made["trra-1"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"divergence": "reverse_kl"},
+            "trra.divergence is reverse_kl and trra.plausibility is 0.2.*Set trra.plausibility to 0, or trra.div",
+        ),
+        ({"plausibility": 1.0}, "plausibility"),
+        ({"plausibility": -0.1}, "plausibility"),
+        ({"plausibility": float("nan")}, "plausibility"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        make_parameters(**changes)
+
+
+def test_reverse_kl_without_mask_is_the_papers():
+    assert make_parameters(divergence="reverse_kl", plausibility=0.0).plausibility == 0

@@ -13,6 +13,7 @@ GENERATIONS = {
     "candidate": "str",
     "kind": "str",  # a name in `sweep.kinds.KINDS`
     "alpha": "float64",  # NaN for a kind without one
+    "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",
     "problem_id": "str",
     "sample": "int64",
@@ -21,6 +22,8 @@ GENERATIONS = {
     "finished": "bool",  # False where the token limit cut it off
     "correct": "bool",
     "seconds": "float64",  # of all of the candidate's completions, without loading; in the slowest process
+    "train_seconds": "float64",  # of all trainings beyond the two models that it takes; NaN where a checkpoint has none
+    "bytes": "int64",  # of the weights on disk that it loads besides the reference's
 }
 """One row per completion."""
 
@@ -34,6 +37,7 @@ SWEEP_RESULTS = {
     "candidate": "str",
     "kind": "str",
     "alpha": "float64",  # NaN for a kind without one
+    "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",  # `all` for the mean over tasks
     "problems": "int64",  # for `all` the sum over tasks
     "samples": "int64",  # per problem
@@ -41,13 +45,19 @@ SWEEP_RESULTS = {
     "pass_at_1_low": "float64",  # 95 % percentile bootstrap over problems
     "pass_at_1_high": "float64",
     "difference": "float64",  # pass@1 less the reference's
-    "difference_low": "float64",  # its one-sided lower bound at 95 % confidence, paired bootstrap
+    "difference_low": "float64",  # its one-sided lower bound at 95 % confidence: `metrics.lower_bound`
     "mean_tokens": "float64",
     "token_reduction": "float64",  # relative to the reference
     "truncated": "float64",  # share of completions cut off by the token limit
     "seconds": "float64",  # wall time of the candidate; NaN but for `all`
+    "train_seconds": "float64",  # to make it from the reference and the aligned model; as in GENERATIONS
+    "bytes": "int64",  # as in GENERATIONS: 0 for the reference, the aligned checkpoint's for DeRa and merged weights
+    "models": "int64",  # in memory
+    "kv_streams": "int64",  # KV caches of a completion
+    "passes": "int64",  # through the layers for each token; InRa's are one at alpha 0 and 1
 }
-"""One row per candidate and task, and one per candidate for all tasks: each figure's plain mean over them."""
+"""One row per candidate (a kind, an alpha and a plausibility) and task, and one per candidate for all tasks: each
+figure's plain mean over them."""
 
 BUDGET_RESULTS = {
     "candidate": "str",

@@ -27,6 +27,7 @@ from realign_pipes.runtime.training import (
     student_device,
     train,
     trainer_arguments,
+    training_seconds,
     training_state,
 )
 from realign_pipes.runtime.work import do_once
@@ -70,7 +71,7 @@ class TrainAdapter(Job[Adapter]):
             settings["lora"] = parameters.lora.model_dump()
         metadata = {
             "method": f"InRa ({parameters.method})",
-            "parameters": {**parameters.model_dump(exclude={"lora", "dpo", "trra"}), **settings},
+            "parameters": {**parameters.model_dump(exclude={"lora", "dpo", "trra", "plausibility"}), **settings},
             "reference": {"name": checkpoint_name(self.reference), "fingerprint": fingerprint_model(self.reference)},
             **facts,
         }
@@ -92,7 +93,7 @@ class TrainAdapter(Job[Adapter]):
                     title="inra",
                     introduction=_introduction(metadata),
                     tags=["inra"],
-                    metadata=metadata,
+                    metadata={**metadata, "train_seconds": training_seconds(folder / CURVES)},
                     chat_template=self.chat_template,
                 )
 
@@ -119,6 +120,7 @@ class TrainAdapter(Job[Adapter]):
                 teachers.examples,
                 training=parameters,
                 distillation=parameters.trra,
+                plausibility=parameters.plausibility,
                 vocab_size=len(teachers.tokenizer),
                 folder=folder,
                 description="training the adapter (TrRa)",
@@ -130,6 +132,7 @@ class TrainAdapter(Job[Adapter]):
         }
         settings = {
             "trra": parameters.trra.model_dump(),
+            "plausibility": parameters.plausibility,
             "teachers": self.teachers.model_dump(include={"mode", "dtype"}),
         }
         return train_it, facts, settings

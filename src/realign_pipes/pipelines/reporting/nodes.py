@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.pipelines.reporting.parameters import Reporting
+from realign_pipes.pipelines.trra.parameters import SCALED_LORA
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.sweep.parameters import AlphaSweep
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -17,11 +19,18 @@ else:  # Kedro resolves every node's hints when a run starts, and the real impor
 logger = logging.getLogger(__name__)
 
 
-def recommend_candidate(sweep_results: DataFrame, parameters: Reporting) -> dict[str, Any]:
-    """The candidate to take, why in one sentence, and the numbers behind it."""
+def recommend_candidate(
+    generations: dict[str, DataFrame | Callable[[], DataFrame]], parameters: Reporting, alpha_sweep: AlphaSweep
+) -> dict[str, Any]:
+    """The candidate to take, overall and for each task, why in one sentence, and the numbers behind it."""
     from realign_pipes.reporting.recommendation import recommend
 
-    return recommend(sweep_results, parameters.margin)
+    return recommend(
+        generations,
+        parameters.margin,
+        bootstrap_samples=alpha_sweep.bootstrap_samples,
+        bootstrap_seed=alpha_sweep.bootstrap_seed,
+    )
 
 
 def summarise_headline(sweep_results: DataFrame, recommendation: dict[str, Any]) -> dict[str, Any]:
@@ -74,10 +83,13 @@ def draw_training(
     """Loss, gradient norm, learning rate, speed and memory of every model that was trained here and measured."""
     from realign_pipes.reporting.training_curves import read_curves, training_figure
 
+    measured = set(sweep_results["candidate"])
+    if "lora_scale" in set(sweep_results["kind"]):  # whose candidates have the names of their alphas
+        measured.add(SCALED_LORA)
     checkpoints = {
         "reference": reference_model,
         "aligned": aligned_model,
-        **{path.name: path for path in trra_checkpoints.values() if path.name in set(sweep_results["candidate"])},
+        **{path.name: path for path in trra_checkpoints.values() if path.name in measured},
         "inra": inra_checkpoint,
     }
     curves = {name: read_curves(path) for name, path in checkpoints.items()}

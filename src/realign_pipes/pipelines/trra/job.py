@@ -1,7 +1,6 @@
 """The job of the stage trra: distil softmax(z(alpha)) into copies of the reference, one for each alpha and round."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
 from realign_pipes.models.load import load_chat_tokenizer, load_model, max_positions
 from realign_pipes.models.trust import read_config
 from realign_pipes.paper.trra import OnPolicy, Teacher, TrRaTrainer
-from realign_pipes.pipelines.trra.parameters import Distillation, TrRa
+from realign_pipes.pipelines.trra.parameters import Distillation, StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.parameters import Training
 from realign_pipes.runtime.training import (
@@ -31,6 +30,7 @@ from realign_pipes.runtime.training import (
     student_device,
     train,
     trainer_arguments,
+    training_seconds,
     training_state,
 )
 from realign_pipes.runtime.work import do_once
@@ -73,40 +73,38 @@ class TrainStudents(Job[Students]):
             if self.parameters.only_alpha not in (None, alpha):
                 continue
             last = self.aligned
-            for iteration, name in enumerate(self.parameters.checkpoint_names(alpha)):
-                student = Student(Path(name).name, float(alpha), iteration, last)
-                last = checkpoints[name] = train_student(
-                    student, teachers, self.parameters, self.work, self.chat_template
+            for checkpoint, student in self.parameters.students(alpha).items():
+                aligned = last if student.iteration else self.aligned
+                last = checkpoints[checkpoint] = train_student(
+                    student, aligned, teachers, self.parameters, self.work, self.chat_template
                 )
         return Students(checkpoints=checkpoints)
 
 
-@dataclass(frozen=True)
-class Student:
-    """One round of TrRa."""
-
-    name: str
-    alpha: float
-    iteration: int
-    aligned: Path
-    """The aligned model in round 0, and the last round's result after it."""
-
-
 def train_student(
-    student: Student, teachers: FusedTeachers, parameters: TrRa, work: Path, chat_template: Path | None = None
+    student: StudentName,
+    aligned: Path,
+    teachers: FusedTeachers,
+    parameters: TrRa,
+    work: Path,
+    chat_template: Path | None = None,
 ) -> Path:
-    """The student's finished checkpoint folder, trained now or found finished in `work`."""
-    reference, aligned = teachers.reference, student.aligned
+    """The student's finished checkpoint folder, trained now or found finished in `work`.
+
+    `aligned` is the aligned model, or the last round's result in a further round of TrRa-iter.
+    """
+    reference, alpha = teachers.reference, float(student.alpha)
+    parameters = parameters.of_student(student)
     if parameters.on_policy:
         check_on_policy(parameters, teachers, chat_template)
-    unread = {"alphas", "only_alpha", "iterations", "iteration_alphas"}
+    unread = {"alphas", "only_alpha", "iterations", "iteration_alphas", "ablation_alphas", "scaled_lora"}
     if parameters.adapter == "full":
         unread.add("lora")
     if not parameters.on_policy:
         unread.add("on_policy_sampling")
     metadata = {
         "method": "TrRa",
-        "alpha": student.alpha,
+        "alpha": alpha,
         "iteration": student.iteration,
         "reference": {"name": checkpoint_name(reference), "fingerprint": fingerprint_model(reference)},
         "aligned": {
@@ -127,10 +125,11 @@ def train_student(
         state = train_trra(
             model,
             teachers.teacher(aligned, folder / "aligned_cache"),
-            student.alpha,
+            alpha,
             teachers.examples,
             training=parameters,
             distillation=parameters,
+            plausibility=parameters.plausibility,
             vocab_size=len(teachers.tokenizer),
             folder=folder,
             description=f"training {student.name}",
@@ -148,7 +147,7 @@ def train_student(
                 title=student.name,
                 introduction=_introduction(metadata),
                 tags=["trra"],
-                metadata=metadata,
+                metadata={**metadata, "train_seconds": training_seconds(folder / CURVES)},
                 chat_template=chat_template,
             )
 
@@ -192,6 +191,7 @@ def train_trra(
     *,
     training: Training,
     distillation: Distillation,
+    plausibility: float,
     vocab_size: int,
     folder: Path,
     description: str,
@@ -199,6 +199,7 @@ def train_trra(
 ) -> dict[str, torch.Tensor]:
     """Train `student` to follow the teacher's softmax(z(alpha)); its state dict after that, whole on the main process.
 
+    `plausibility` is the beta of the teacher's mask, 0 for none.
     The student itself has these weights too, unless FSDP left each process a shard. Frozen parameters do not change.
     `examples` has the columns `id`, `prompt_ids` and `completion_ids`. `folder` is where the training keeps its state
     and curves: an interrupted training resumes from its last checkpoint there. `vocab_size` is the tokenizer's.
@@ -210,6 +211,7 @@ def train_trra(
         train_dataset=in_training_order(examples.add_column("row", np.arange(len(examples))), training),
         divergence=distillation.divergence,
         temperature=distillation.temperature,
+        plausibility=plausibility,
         vocab_size=vocab_size,
         chunk_tokens=distillation.chunk_tokens,
         on_policy=on_policy,
@@ -265,6 +267,11 @@ def _introduction(metadata: dict[str, Any]) -> str:
         f'{metadata["aligned"]["name"]} (training-time realignment, "Flexible Realignment of Language Models", arXiv '
         "2506.12704): a copy of the reference was trained to follow softmax((1 - alpha) z_reference + alpha z_aligned)."
     )
+    if beta := metadata["parameters"]["plausibility"]:
+        text += (
+            f" The teacher's plausibility was {beta:g}: it gave no probability to tokens that both models find less "
+            f"than {beta:g} times as likely as the likeliest token of either."
+        )
     if metadata["iteration"]:
         text += f" This is round {metadata['iteration']} of TrRa-iter: the aligned model was the round before it."
     return text

@@ -1,12 +1,13 @@
 """parameters_trra.yml: training-time realignment."""
 
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from realign_pipes.errors import InputError
 from realign_pipes.paper import Divergence
-from realign_pipes.runtime.parameters import Parameters, Probability, Training, check_distinct
+from realign_pipes.runtime.parameters import Parameters, Plausibility, Probability, SomeAlphas, Training, check_distinct
 
 
 class Distillation(Parameters):
@@ -45,6 +46,35 @@ class OnPolicySampling(Parameters):
     """Completions decoded together, of one optimizer step at most."""
 
 
+SCALED_LORA = "trra-lora-1"
+"""The student whose matrices the kind lora_scale scales."""
+
+
+def check_divergence(divergence: Divergence, plausibility: float, *, names: tuple[str, str]) -> None:
+    """ValueError for reverse KL from a teacher with a mask, which would be infinite. `names` are the parameters'."""
+    if divergence == "reverse_kl" and plausibility > 0:
+        raise ValueError(
+            f"{names[0]} is reverse_kl and {names[1]} is {plausibility:g}: reverse KL from a teacher that gives some "
+            f"tokens no probability is infinite. Set {names[1]} to 0, or {names[0]} to forward_kl or jsd"
+        )
+
+
+@dataclass(frozen=True)
+class StudentName:
+    """One student of the stage: what it is called, and how it differs from the others."""
+
+    name: str
+    """`trra-1.5`; the candidate's name in the sweep too."""
+    kind: str
+    """The kind that it is measured as, a name in `sweep.kinds.KINDS`."""
+    alpha: float
+    plausibility: float
+    iteration: int = 0
+    """The round of TrRa-iter, 0 for plain TrRa."""
+    lora: bool = False
+    """Whether LoRA matrices are trained and kept beside the weights, whatever `adapter` is for the others."""
+
+
 class TrRa(Training, Distillation):
     """parameters_trra.yml: training-time realignment."""
 
@@ -54,8 +84,15 @@ class TrRa(Training, Distillation):
     """Train this one of `alphas` alone: DVC runs one stage for each."""
     iterations: NonNegativeInt
     """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
-    iteration_alphas: Annotated[list[int | float], BeforeValidator(lambda alphas: [] if alphas is None else alphas)]
-    """Which of `alphas` TrRa-iter continues with; null for none, whatever base names."""
+    iteration_alphas: SomeAlphas
+    """Which of `alphas` TrRa-iter continues with."""
+    plausibility: Plausibility
+    """Beta of the teacher's mask."""
+    ablation_alphas: SomeAlphas
+    """At which of `alphas` a student learns from the teacher without its mask too. Those that are not among `alphas`
+    mean nothing, so that an environment may change `alphas` alone."""
+    scaled_lora: bool
+    """Train a LoRA student at alpha 1 too, if 1 is among `alphas`: the kind lora_scale, whose matrices are scaled."""
     adapter: Literal["full", "lora"]
     """What is trained in the student: all its weights, or LoRA matrices on them."""
     lora: StudentLora
@@ -71,6 +108,7 @@ class TrRa(Training, Distillation):
             raise ValueError(f"iteration_alphas {missing} are not among alphas {self.alphas}")
         if self.only_alpha is not None and self.only_alpha not in self.alphas:
             raise ValueError(f"only_alpha {self.only_alpha} is not among alphas {self.alphas}")
+        check_divergence(self.divergence, self.plausibility, names=("trra.divergence", "trra.plausibility"))
         return self
 
     def check_on_policy(self, teachers_mode: str, num_processes: int) -> None:
@@ -86,9 +124,34 @@ class TrRa(Training, Distillation):
                 f"{num_processes}. Set it to 1, or trra.on_policy=0."
             )
 
-    def checkpoint_names(self, alpha: float) -> list[str]:
-        """One of `alphas` -> `trra-1.5` and, for each further round, `trra-iter1-1.5`, all in the alpha's folder."""
-        names = [f"trra-{alpha:g}"]
+    def measured_ablation(self) -> list[int | float]:
+        """Those of `ablation_alphas` that are among `alphas`."""
+        return [alpha for alpha in self.alphas if alpha in self.ablation_alphas]
+
+    def students(self, alpha: int | float) -> dict[str, StudentName]:
+        """One of `alphas` -> its students, by checkpoint: `1.5/trra-1.5`, in the folder of that alpha.
+
+        Each round of TrRa-iter follows the round that it continues.
+        """
+        students = [StudentName(f"trra-{alpha:g}", "trra", alpha, self.plausibility)]
         if alpha in self.iteration_alphas:
-            names += [f"trra-iter{iteration}-{alpha:g}" for iteration in range(1, 1 + self.iterations)]
-        return [f"{alpha}/{name}" for name in names]
+            students += [
+                StudentName(f"trra-iter{iteration}-{alpha:g}", "trra_iter", alpha, self.plausibility, iteration)
+                for iteration in range(1, 1 + self.iterations)
+            ]
+        if alpha in self.ablation_alphas and self.plausibility > 0:
+            students.append(StudentName(f"trra-{alpha:g}-unmasked", "trra", alpha, 0.0))
+        if alpha == 1 and self.scaled_lora:
+            students.append(StudentName(SCALED_LORA, "lora_scale", alpha, self.plausibility, lora=True))
+        return {f"{alpha}/{student.name}": student for student in students}
+
+    def of_student(self, student: StudentName) -> Self:
+        """The parameters with which one student is trained."""
+        own: dict[str, Any] = {"plausibility": student.plausibility}
+        if student.lora:
+            own |= {"adapter": "lora", "lora": self.lora.model_copy(update={"merge": False})}
+        return self.model_copy(update=own)
+
+    def all_students(self) -> dict[str, StudentName]:
+        """Those of all `alphas`, by checkpoint."""
+        return {name: student for alpha in self.alphas for name, student in self.students(alpha).items()}
