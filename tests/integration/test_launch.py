@@ -67,6 +67,8 @@ STUDENT = {
     "scaled_lora": False,
     "adapter": "full",
     "lora": {"rank": 4, "alpha": 8, "merge": False},
+    "on_policy": 0,
+    "on_policy_sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8},
 }
 ADAPTER = {
     **TRAINING,

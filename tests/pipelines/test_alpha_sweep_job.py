@@ -61,6 +61,8 @@ def make_trra(**changes):
         "chunk_tokens": 7,
         "adapter": "full",
         "lora": {"rank": 4, "alpha": 8, "merge": False},
+        "on_policy": 0,
+        "on_policy_sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8},
         "steps": 4,
         "batch_size": 8,
         "micro_batch_size": 4,
