@@ -53,6 +53,25 @@ def test_next_token_distribution_is_the_formula(models, batch, alpha, tiny_token
     torch.testing.assert_close(got.double(), weights / weights.sum(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [-0.5, 0.0, 1.7, 5.0])
+@torch.no_grad()
+def test_implausible_tokens_have_no_probability(models, batch, alpha, tiny_tokenizer):
+    vocab = len(tiny_tokenizer)
+    pair = DeRaForCausalLM(*models, alpha, vocab_size=vocab, plausibility=0.3)
+    got = torch.softmax(pair(**batch).logits[1], -1)
+    p_ref, p_aligned = (torch.softmax(model(**batch).logits[1, :, :vocab].double(), -1) for model in models)
+    best = torch.maximum(p_ref, p_aligned)
+    plausible = best >= 0.3 * best.max(-1, keepdim=True).values
+    assert 1 < plausible.sum() < plausible.numel()
+    weights = torch.where(plausible, p_ref ** (1 - alpha) * p_aligned**alpha, 0)
+    torch.testing.assert_close(got.double(), weights / weights.sum(-1, keepdim=True), rtol=1e-4, atol=1e-6)
+
+
+def test_a_plausibility_outside_its_range_is_refused(models):
+    with pytest.raises(ValueError, match="plausibility must be at least 0 and below 1, not 1"):
+        DeRaForCausalLM(*models, 0.5, plausibility=1.0)
+
+
 @pytest.mark.parametrize("alpha", [-0.5, 0.3, 1.7])
 def test_greedy_text_equals_decoding_without_a_cache(models, batch, alpha, tiny_tokenizer):
     vocab = len(tiny_tokenizer)

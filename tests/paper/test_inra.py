@@ -135,6 +135,66 @@ def test_a_different_alpha_in_each_row(models, batch):
         torch.testing.assert_close(logits[row, mask], expected, rtol=1e-5, atol=2e-5)
 
 
+def plausible(base, expanded, tokens, beta):
+    """Ids that at least one of both stock models gives beta times the best one's probability: bool [T, V]."""
+    ids = torch.tensor([tokens])
+    best = torch.maximum(*(torch.softmax(model(ids).logits[0].double(), -1) for model in (base, expanded)))
+    return best >= beta * best.max(-1, keepdim=True).values
+
+
+@torch.no_grad()
+def test_implausible_tokens_have_no_probability_but_at_the_ends(models, batch):
+    inra, base, expanded = models
+    logits = inra(**batch, position_ids=positions(batch["attention_mask"]), alpha=ALPHAS, plausibility=0.2).logits
+    for row, mask in enumerate(batch["attention_mask"].bool()):
+        tokens = batch["input_ids"][row, mask].tolist()
+        expected = plain_logits(base, expanded, tokens, ALPHAS[row])
+        if ALPHAS[row] not in (0, 1):
+            keep = plausible(base, expanded, tokens, 0.2)
+            assert 0 < keep.float().mean() < 1
+            expected = expected.masked_fill(~keep, -torch.inf)
+        torch.testing.assert_close(logits[row, mask], expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@torch.no_grad()
+def test_an_end_keeps_its_bits_beside_masked_rows(batch, alpha):
+    inra = train_a_little(InRaForCausalLM.from_base(make_base("qwen2")))
+    beside = torch.tensor([alpha, 2.0, 2.0, 2.0, 2.0])
+    kept, all_at_it, ruled = (
+        inra(**batch, alpha=beside, plausibility=0.2),
+        inra(**batch, alpha=alpha, plausibility=0.2),
+        inra(**batch, alpha=torch.full((5,), alpha), plausibility=0.2, both_streams=True),
+    )
+    stock = inra(**batch, alpha=alpha).logits
+    torch.testing.assert_close(
+        kept.logits[0], stock[0], rtol=1e-5, atol=1e-5
+    )  # other rows change a product's last bits
+    assert torch.equal(all_at_it.logits, stock)
+    assert torch.isfinite(ruled.logits).all()
+
+
+@torch.no_grad()
+def test_greedy_text_with_a_mask_equals_plain_decoding_and_may_keep_a_schedule(batch):
+    inra = train_a_little(InRaForCausalLM.from_base(make_base("qwen2")))
+    by_step = [1.7, 0.3, -0.5, 5.0]
+
+    def schedule(step, row):
+        return by_step[step % 4]
+
+    texts = greedy(inra, batch, alpha=schedule, plausibility=0.3)
+    for text, ids, mask in zip(texts, batch["input_ids"], batch["attention_mask"], strict=True):
+        prompt = ids[mask.bool()].tolist()
+        own = slice(len(prompt) - 1, len(prompt) + len(text) - 1)
+        tokens = prompt + text.tolist()
+        alphas = torch.tensor([by_step[step % 4] for step in range(len(text))])[:, None]
+        z_ref, z_aligned = inra(torch.tensor([tokens]), alpha=0.0), inra(torch.tensor([tokens]), alpha=1.0)
+        z = (1 - alphas) * z_ref.logits[0, own] + alphas * z_aligned.logits[0, own]
+        best = torch.maximum(*(torch.softmax(one.logits[0, own].double(), -1) for one in (z_ref, z_aligned)))
+        z = z.masked_fill(best < 0.3 * best.max(-1, keepdim=True).values, -torch.inf)
+        assert (z.max(-1).values - z[torch.arange(len(text)), text]).max() < 1e-3
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_text_equals_plain_decoding(models, batch, use_cache):
     inra, base, expanded = models

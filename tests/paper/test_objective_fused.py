@@ -21,10 +21,13 @@ def make_inputs(seed=0, tokens=37):
     return [*student, randn(tokens, 12), randn(50, 12), randn(tokens, 24), randn(60, 24)]
 
 
-def plain_loss(inputs, alpha, divergence, temperature, mask=None):
+def plain_loss(inputs, alpha, divergence, temperature, mask=None, beta=0.0):
     """Mean over the tokens in `mask`: full logits, probabilities, logarithms; no code shared with the package."""
     hs, ws, hr, wr, ha, wa = (x.double() for x in inputs)
-    z = (1 - alpha) * (hr @ wr[:VOCAB].T) + alpha * (ha @ wa[:VOCAB].T)
+    z_ref, z_aligned = hr @ wr[:VOCAB].T, ha @ wa[:VOCAB].T
+    z = (1 - alpha) * z_ref + alpha * z_aligned
+    if beta:
+        return masked_loss(z_ref, z_aligned, z, hs @ ws[:VOCAB].T, divergence, temperature, beta)
     log_p = (z / temperature).log_softmax(-1)
     log_q = ((hs @ ws[:VOCAB].T) / temperature).log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
@@ -35,6 +38,21 @@ def plain_loss(inputs, alpha, divergence, temperature, mask=None):
         "jsd": (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2,
     }[divergence]
     return per_token.mean() if mask is None else per_token[mask].mean()
+
+
+def masked_loss(z_ref, z_aligned, z, z_student, divergence, temperature, beta):
+    """The same from probabilities, with the tokens that neither model gives beta times the best token's probability
+    removed from the teacher: `xlogy` makes 0 log 0 zero."""
+    best = torch.maximum(torch.softmax(z_ref, -1), torch.softmax(z_aligned, -1))
+    keep = best >= beta * best.max(-1, keepdim=True).values
+    largest = z.masked_fill(~keep, -1e9).max(-1, keepdim=True).values  # of all, a masked one may be the largest
+    weights = torch.where(keep, torch.exp((z - largest).clamp(max=0) / temperature), 0.0)
+    p = weights / weights.sum(-1, keepdim=True)
+    q = torch.softmax(z_student / temperature, -1)
+    m = (p + q) / 2
+    if divergence == "forward_kl":
+        return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1).mean()
+    return (torch.xlogy(p, p) - torch.xlogy(p, m) + torch.xlogy(q, q) - torch.xlogy(q, m)).sum(-1).mean() / 2
 
 
 def gradients(loss, inputs):
@@ -53,6 +71,57 @@ def test_value_and_gradients_equal_plain_autograd(divergence, alpha, temperature
     torch.testing.assert_close(fused.double(), plain, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients(fused, inputs), gradients(plain, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("alpha", [-1, 0, 0.5, 1, 3, 10])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd"])
+def test_with_a_mask_value_and_gradients_equal_plain_autograd(divergence, alpha, beta):
+    inputs = make_inputs()
+    for temperature in (1.0, 2.0):
+        fused = fused_linear_divergence(
+            *inputs,
+            alpha,
+            divergence=divergence,
+            temperature=temperature,
+            plausibility=beta,
+            vocab_size=VOCAB,
+            chunk_tokens=10,
+        )
+        plain = plain_loss(inputs, alpha, divergence, temperature, beta=beta)
+        assert torch.isfinite(fused)
+        torch.testing.assert_close(fused.double(), plain, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(gradients(fused, inputs), gradients(plain, inputs), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_mask_is_taken_from_both_models_own_probabilities():
+    """Ids 0 and 1 tie for the best; the aligned model alone finds 2 plausible; neither finds 3 or 4."""
+    reference = torch.tensor([[0.40, 0.40, 0.10, 0.0001, 0.0999]]).log()
+    aligned = torch.tensor([[0.40, 0.40, 0.18, 0.0100, 0.0100]]).log()
+    eye = torch.eye(5)
+    student = torch.zeros(1, 5, requires_grad=True)
+    loss = fused_linear_divergence(student, eye, reference, eye, aligned, eye, 3.0, plausibility=0.3)
+    kept = [0, 1, 2]  # 0.3 of 0.4 is 0.12, and the best probabilities are 0.4, 0.4, 0.18, 0.01 and 0.0999
+    p = torch.softmax((3.0 * aligned - 2.0 * reference)[0, kept].double(), -1)
+    torch.testing.assert_close(loss.double(), (p * (p * 5).log()).sum(), rtol=1e-6, atol=1e-7)
+    loss.backward()
+    expected = torch.full((5,), 0.2, dtype=torch.double)
+    expected[kept] -= p
+    torch.testing.assert_close(student.grad[0].double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_plausibility_0_is_the_code_without_a_mask_to_the_bit(divergence, monkeypatch):
+    inputs = make_inputs()
+    monkeypatch.setattr("realign_pipes.paper.objective._fuse_masked", None)  # must not be called
+    losses = [
+        fused_linear_divergence(*inputs, 2.5, divergence=divergence, temperature=2.0, vocab_size=VOCAB, **more)
+        for more in ({}, {"plausibility": 0.0})
+    ]
+    assert torch.equal(*losses)
+    for one, other in zip(*(gradients(loss, inputs) for loss in losses), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from realign_pipes.paper.dera import DeRaForCausalLM
     from realign_pipes.paper.expansion import InRaConfig
     from realign_pipes.paper.inra import InRaForCausalLM
+    from realign_pipes.paper.merging import merge
     from realign_pipes.paper.objective import divergence_between, fuse_logits, fused_linear_divergence
     from realign_pipes.paper.schedules import TokenBudget
     from realign_pipes.paper.trra import TrRaTrainer
@@ -29,6 +30,7 @@ _MODULES = {
     "divergence_between": "objective",
     "fuse_logits": "objective",
     "fused_linear_divergence": "objective",
+    "merge": "merging",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "divergence_between",
     "fuse_logits",
     "fused_linear_divergence",
+    "merge",
 ]
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from realign_pipes.paper.objective import fuse_logits
+from realign_pipes.paper.objective import check_plausibility, fuse_logits
 
 
 class PairCache(DynamicCache):
@@ -31,7 +31,9 @@ class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
 
     `alpha` is a number, or a float tensor [B] with one number for each row of the batch; `forward` raises ValueError if
     the batch has a different number of rows. `vocab_size` cuts off padded ids of the heads (None: the smaller head's
-    size). The second cache travels as an attribute of the first.
+    size). `plausibility` is beta in [0, 1), beyond either paper: tokens that neither model finds plausible get the
+    logit -inf (`objective.implausible`), at every alpha; 0 is Eq. 5. The second cache travels as an attribute of the
+    first.
     """
 
     _supports_sdpa = True
@@ -43,12 +45,15 @@ class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
         aligned: PreTrainedModel,
         alpha: float | torch.Tensor,
         vocab_size: int | None = None,
+        plausibility: float = 0.0,
     ) -> None:
+        check_plausibility(plausibility)
         super().__init__(reference.config)
         self.reference = reference
         self.aligned = aligned
         self.alpha = alpha
         self.vocab_size = vocab_size
+        self.plausibility = plausibility
         self.generation_config = reference.generation_config
 
     def forward(
@@ -82,7 +87,8 @@ class DeRaForCausalLM(PreTrainedModel, GenerationMixin):
             for model, cache in zip((self.reference, self.aligned), caches, strict=True)
         )
         alpha = self.alpha[:, None, None] if isinstance(self.alpha, torch.Tensor) else self.alpha
-        return CausalLMOutputWithPast(logits=fuse_logits(z_reference, z_aligned, alpha), past_key_values=caches[0])
+        logits = fuse_logits(z_reference, z_aligned, alpha, self.plausibility)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=caches[0])
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Transformers' `generate`."""

@@ -10,6 +10,7 @@ the adapter. So any Hugging Face decoder works, without rewriting a layer.
 
 A linear head W gives z(alpha) = W ((1 - alpha) h_R + alpha h_A): the final hidden states are mixed, and projected once.
 With any other head (soft-capping, a scale) the logits of both streams are computed and mixed. `linear_head` says which.
+So they are with a `plausibility` above 0, which masks tokens that neither stream finds plausible: it needs both.
 """
 
 import copy
@@ -37,6 +38,7 @@ from realign_pipes.paper.expansion import (
     set_config,
     zero_output_projections,
 )
+from realign_pipes.paper.objective import check_plausibility
 from realign_pipes.paper.schedules import Schedule
 from realign_pipes.paper.streams import Streams, StreamsCache
 
@@ -195,17 +197,22 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         alpha: Alpha | _ScheduledAlpha = 1.0,
+        plausibility: float = 0.0,
         both_streams: bool = False,
         return_dict: bool = True,
     ) -> CausalLMOutputWithPast:
         """Logits z(alpha) [B, T, V] and the cache of all streams.
 
-        The mixture is formed in float32. Where the head is linear, it is rounded to the model's dtype before it is
-        projected, and the logits have that dtype; mixed logits stay in float32.
+        The mixture is formed in float32. Where the head is linear and `plausibility` 0 (the paper), it is rounded to
+        the model's dtype before it is projected, and the logits have that dtype; mixed logits stay in float32.
+
+        `plausibility` is beta in [0, 1), ValueError outside: tokens that neither stream finds plausible get the logit
+        -inf (`objective.implausible`), but in rows whose alpha is exactly 0 or 1.
 
         A cache remembers which streams it holds. Continuing from it at an `alpha` that needs another stream raises
         ValueError.
         """
+        check_plausibility(plausibility)
         if use_cache is False:
             past_key_values = None
         elif use_cache and past_key_values is None:
@@ -222,18 +229,22 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         try:
             if streams.single:
                 return self.expanded(**inputs, logits_to_keep=logits_to_keep)
-            if self.linear_head:
+            if self.linear_head and plausibility == 0:
                 hidden = self.expanded.get_decoder()(**inputs).last_hidden_state
                 mixed = slice_logits_to_keep(streams.mix(hidden).to(hidden.dtype), logits_to_keep)
                 logits = self.expanded.get_output_embeddings()(mixed)
             else:
-                logits = streams.mix(self.expanded(**inputs, logits_to_keep=logits_to_keep).logits)
+                logits = streams.mix(self.expanded(**inputs, logits_to_keep=logits_to_keep).logits, plausibility)
         finally:
             self._adapter.rows = None
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
-    def generate(self, *args: Any, alpha: Alpha = 1.0, both_streams: bool = False, **kwargs: Any) -> Any:
+    def generate(
+        self, *args: Any, alpha: Alpha = 1.0, plausibility: float = 0.0, both_streams: bool = False, **kwargs: Any
+    ) -> Any:
         """Transformers' `generate` at `alpha`: sampling or greedy, optionally with `num_return_sequences`.
+
+        `plausibility` is that of `forward`.
 
         With one alpha for each prompt, all sequences of a prompt share it. The row that a schedule sees counts the
         returned sequences.
@@ -247,7 +258,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             passed = passed if passed.ndim else float(passed)
         if kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = self._new_cache()
-        return super().generate(*args, alpha=passed, both_streams=both_streams, **kwargs)
+        return super().generate(*args, alpha=passed, plausibility=plausibility, both_streams=both_streams, **kwargs)
 
     def _alphas(self, alpha: Alpha | _ScheduledAlpha, batch: int) -> torch.Tensor:
         """One float32 alpha for each row [B], on the CPU. Raises ValueError if there are more or fewer than that."""

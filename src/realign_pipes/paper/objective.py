@@ -1,7 +1,8 @@
 """Equations 5 and 6 of "Flexible Realignment of Language Models" (https://arxiv.org/abs/2506.12704): the fused teacher
 z(alpha), and the divergence that TrRa minimises.
 
-`fuse_logits` is Eq. 5 and `divergence_between` Eq. 6, both over full logits: these are the definitions.
+`fuse_logits` is Eq. 5 and `divergence_between` Eq. 6, both over full logits: these are the definitions. `implausible`
+is beyond the paper: which tokens neither model finds plausible, so that extrapolation does not reach for them.
 `fused_linear_divergence` computes the mean of the same divergence without ever holding [tokens, vocabulary]: it forms
 the logits of a chunk of tokens, takes the loss and its gradient, and discards the logits, so memory grows with
 chunk_tokens * V. Tests compare the two. This module needs only torch.
@@ -13,6 +14,7 @@ Names used throughout (the paper's lambda is `alpha`):
     p = softmax(z / T)             the teacher, at temperature T
     q = softmax(z_student / T)     the student
     m = (p + q) / 2                what the Jensen-Shannon divergence compares both with
+    beta                           the argument `plausibility`: 0 is the paper
 """
 
 import math
@@ -23,8 +25,39 @@ import torch
 from realign_pipes.paper import Divergence
 
 
+def check_plausibility(plausibility: float, divergence: Divergence | None = None) -> None:
+    """ValueError unless beta is in [0, 1), and 0 for a divergence (if one is given) that a mask would make infinite.
+
+    KL(q || p) is infinite: the student q, a softmax, gives every token some probability, and the masked teacher p does
+    not. To leave the masked tokens out of the sum would reward the student for moving its probability to them.
+    """
+    if not 0 <= plausibility < 1:
+        raise ValueError(f"plausibility must be at least 0 and below 1, not {plausibility}.")
+    if plausibility > 0 and divergence == "reverse_kl":
+        raise ValueError(
+            f"reverse_kl from a masked teacher is infinite: with plausibility {plausibility}, choose forward_kl or "
+            "jsd; with reverse_kl, set plausibility to 0."
+        )
+
+
+def implausible(reference_logits: torch.Tensor, aligned_logits: torch.Tensor, plausibility: float) -> torch.Tensor:
+    """True [..., V] for tokens that neither model finds plausible, from both models' logits [..., V] over the same ids.
+
+    Those for which max(log p_ref, log p_aligned) < its maximum over the ids + log(beta): beta is `plausibility` in
+    (0, 1). p_ref and p_aligned are the models' distributions at temperature 1. Extrapolation multiplies the difference
+    of two log-probabilities, which for a token that both find next to impossible is noise. This is the constraint of
+    contrastive decoding (https://arxiv.org/abs/2210.15097), here with both models as experts. A token whose best
+    log-probability is the maximum is never masked, so at least one is left.
+    """
+    best = torch.maximum(torch.log_softmax(reference_logits, dim=-1), torch.log_softmax(aligned_logits, dim=-1))
+    return best < best.amax(dim=-1, keepdim=True) + math.log(plausibility)
+
+
 def fuse_logits(
-    reference_logits: torch.Tensor, aligned_logits: torch.Tensor, alpha: float | torch.Tensor
+    reference_logits: torch.Tensor,
+    aligned_logits: torch.Tensor,
+    alpha: float | torch.Tensor,
+    plausibility: float = 0.0,
 ) -> torch.Tensor:
     """Eq. 5: z(alpha) = (1 - alpha) z_ref + alpha z_aligned, in float32 (float64 stays).
 
@@ -32,13 +65,20 @@ def fuse_logits(
     head is linear, final hidden states [..., d] can be mixed in place of logits. `alpha` is a number, or a tensor that
     broadcasts against [..., 1]: one number per row, for instance. At 0 and 1 the result equals the one model's logits
     bit for bit, as long as the other's are finite.
+
+    With a `plausibility` beta above 0, the logits of `implausible` tokens are -inf, at every alpha; both arguments must
+    be logits then. ValueError for a beta outside [0, 1).
     """
+    check_plausibility(plausibility)
     vocab = min(reference_logits.shape[-1], aligned_logits.shape[-1])
     z_ref, z_aligned = (
         logits[..., :vocab].to(torch.promote_types(logits.dtype, torch.float32))
         for logits in (reference_logits, aligned_logits)
     )
-    return (1 - alpha) * z_ref + alpha * z_aligned
+    mixed = (1 - alpha) * z_ref + alpha * z_aligned
+    if plausibility == 0:
+        return mixed
+    return mixed.masked_fill(implausible(z_ref, z_aligned, plausibility), -torch.inf)
 
 
 def divergence_between(
@@ -47,17 +87,20 @@ def divergence_between(
     """Divergence of student and teacher at each position, [..., V] -> [...], in nats, float32.
 
     `forward_kl` is KL(p || q), `reverse_kl` is KL(q || p) (the paper's Eq. 6), `jsd` is (KL(p || m) + KL(q || m)) / 2.
-    There is no factor temperature**2: the number is the divergence itself. ValueError for any other name.
+    There is no factor temperature**2: the number is the divergence itself. Teacher logits may be -inf (a masked token):
+    what such a token adds to KL(p || .) is 0, and `reverse_kl` is inf. ValueError for any other name.
     """
     log_p = torch.log_softmax(teacher_logits.float() / temperature, dim=-1)
     log_q = torch.log_softmax(student_logits.float() / temperature, dim=-1)
+    impossible = log_p == -torch.inf  # p log(p / .) tends to 0 there, and would be 0 * inf
     if divergence == "forward_kl":
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
+        return (log_p.exp() * (log_p - log_q).masked_fill(impossible, 0)).sum(-1)
     if divergence == "reverse_kl":
         return (log_q.exp() * (log_q - log_p)).sum(-1)
     if divergence == "jsd":
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-        return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1)
+        p_part = log_p.exp() * (log_p - log_m).masked_fill(impossible, 0)
+        return 0.5 * (p_part + log_q.exp() * (log_q - log_m)).sum(-1)
     raise _unknown(divergence)
 
 
@@ -77,21 +120,23 @@ def fused_linear_divergence(
     divergence: Divergence = "forward_kl",
     temperature: float = 1.0,
     vocab_size: int | None = None,
+    plausibility: float = 0.0,
     chunk_tokens: int = 256,
     num_tokens: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The mean over N tokens of `divergence_between(z_student, fuse_logits(z_ref, z_aligned, alpha))`: Eqs. 5 and 6.
+    """The mean over N tokens of `divergence_between(z_student, fuse_logits(z_ref, z_aligned, alpha, beta))`: Eqs. 5, 6.
 
     Each hidden is [N, d] and each head [V, d], with each model's own d and V; row i of the three hiddens belongs to
     the same token. Ids >= `vocab_size` (None: the smallest V) are cut off before mixing, since extrapolation
-    would amplify padded rows that were never trained. `num_tokens` (None: N) divides the sum over the N tokens: when
-    gradients are accumulated, give the number of completion tokens of the whole optimizer step.
+    would amplify padded rows that were never trained. `plausibility` is beta; 0 is the paper. `num_tokens` (None: N)
+    divides the sum over the N tokens: when gradients are accumulated, give the number of completion tokens of the whole
+    optimizer step.
 
     Gradients flow into `student_hidden` and `student_head` only. Everything inside a chunk of `chunk_tokens` tokens is
     float32, whatever the inputs' dtype; the result is a float32 scalar in nats.
 
     Raises ValueError for shapes that do not fit together, an alpha that is not finite, a temperature that is not
-    positive, or an unknown divergence.
+    positive, an unknown divergence, or a plausibility that `check_plausibility` refuses.
     """
     pairs = {
         "student": (student_hidden, student_head),
@@ -113,6 +158,7 @@ def fused_linear_divergence(
         raise ValueError(f"temperature must be positive, not {temperature}.")
     if divergence not in get_args(Divergence):
         raise _unknown(divergence)
+    check_plausibility(plausibility, divergence)
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}.")
     if num_tokens is None:
@@ -122,7 +168,7 @@ def fused_linear_divergence(
     mean: torch.Tensor = _FusedLinearDivergence.apply(  # type: ignore[no-untyped-call]  # torch has no types for it
         student_hidden, student_head,
         reference_hidden.detach(), reference_head.detach(), aligned_hidden.detach(), aligned_head.detach(),
-        alpha, divergence, temperature, vocab, chunk_tokens, num_tokens,
+        alpha, divergence, temperature, plausibility, vocab, chunk_tokens, num_tokens,
     )  # fmt: skip
     return mean
 
@@ -142,6 +188,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
         alpha: float,
         divergence: Divergence,
         temperature: float,
+        plausibility: float,
         vocab: int,
         chunk_tokens: int,
         num_tokens: int | torch.Tensor,
@@ -161,17 +208,21 @@ class _FusedLinearDivergence(torch.autograd.Function):
                 chunk = slice(start, start + chunk_tokens)
                 hidden = student_hidden[chunk].float()
                 z, z_student, spare = buffers[:, : len(hidden)]
-                # Eq. 5 over T: z_aligned is formed in the memory of z, and z_ref added to it. Beware: the keywords
-                # `beta` and `alpha` are torch's and not the paper's. addmm_ scales what is there already by `beta`, and
-                # the product that it adds by `alpha`. T goes into these factors, which costs no pass over [c, V].
-                # They apply after the products, so that states in half precision enter those unrounded.
                 torch.mm(aligned_hidden[chunk].float(), aligned_weight.T, out=z)
-                z.addmm_(
-                    reference_hidden[chunk].float(),
-                    reference_weight.T,
-                    beta=alpha / temperature,
-                    alpha=(1 - alpha) / temperature,
-                )
+                if plausibility == 0:
+                    # Eq. 5 over T: z_ref is added to z_aligned, which is in z. Beware: the keywords `beta` and `alpha`
+                    # are torch's and not the paper's. addmm_ scales what is there already by `beta`, and the product
+                    # that it adds by `alpha`. T goes into these factors, which costs no pass over [c, V]. They apply
+                    # after the products, so that states in half precision enter those unrounded.
+                    z.addmm_(
+                        reference_hidden[chunk].float(),
+                        reference_weight.T,
+                        beta=alpha / temperature,
+                        alpha=(1 - alpha) / temperature,
+                    )
+                else:
+                    torch.mm(reference_hidden[chunk].float(), reference_weight.T, out=spare)
+                    _fuse_masked(z, spare, z_student, alpha, temperature, plausibility)
                 z_student.addmm_(hidden, student_weight.T, beta=0, alpha=1 / temperature)
                 loss, gradient = _divergence_and_gradient(z_student, z, spare, divergence)
                 total += loss
@@ -194,7 +245,27 @@ class _FusedLinearDivergence(torch.autograd.Function):
             None if gradient is None else gradient.mul_(scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*gradients, *[None] * 10)
+        return (*gradients, *[None] * 11)
+
+
+MASKED = -1e30
+"""The logit of a masked token inside the fused loss. Its probability is exactly 0 in float32, as that of -inf is; but
+p * log(p / q) is then 0 * -1e30 = 0, where 0 * -inf would be NaN."""
+
+
+def _fuse_masked(
+    z: torch.Tensor, z_ref: torch.Tensor, spare: torch.Tensor, alpha: float, temperature: float, plausibility: float
+) -> None:
+    """`fuse_logits` with a mask, over T and up to a number per token, in the memory of z [c, V], which has z_aligned.
+
+    `z_ref` and `spare`, also [c, V], are overwritten. Logits become log-probabilities first, which the mask compares;
+    the softmax over the mixture is the same.
+    """
+    for logits in (z, z_ref):
+        logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
+    best = torch.maximum(z, z_ref, out=spare)
+    mask = best < best.amax(dim=-1, keepdim=True) + math.log(plausibility)
+    z.mul_(alpha / temperature).add_(z_ref, alpha=(1 - alpha) / temperature).masked_fill_(mask, MASKED)
 
 
 def _divergence_and_gradient(

@@ -52,12 +52,20 @@ class Streams:
             return tensor
         return tensor[self.rows]
 
-    def mix(self, states: torch.Tensor) -> torch.Tensor:
-        """Eq. 5: (1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, as `fuse_logits` mixes."""
+    def mix(self, states: torch.Tensor, plausibility: float = 0.0) -> torch.Tensor:
+        """Eq. 5: (1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, as `fuse_logits` mixes.
+
+        With a `plausibility` above 0 the states must be logits. Rows whose alpha is exactly 0 or 1 are never masked:
+        they stay the base and the expanded model.
+        """
         if self.single:
             return states
-        reference, aligned = self.places
-        return fuse_logits(states[reference], states[aligned], self.weights)
+        reference, aligned = (states[place] for place in self.places)
+        mixed = fuse_logits(reference, aligned, self.weights, plausibility)
+        if plausibility == 0:
+            return mixed
+        at_an_end = (self.weights == 0) | (self.weights == 1)
+        return torch.where(at_an_end, torch.where(self.weights == 0, reference, aligned).to(mixed.dtype), mixed)
 
 
 class StreamsCache(DynamicCache):

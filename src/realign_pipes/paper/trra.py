@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, Trainer
 
 from realign_pipes.errors import UserError
 from realign_pipes.paper import Divergence
-from realign_pipes.paper.objective import fused_linear_divergence
+from realign_pipes.paper.objective import check_plausibility, fused_linear_divergence
 
 
 class TrainingDivergedError(UserError, ArithmeticError):
@@ -112,10 +112,12 @@ class TrRaTrainer(Trainer):
         train_dataset: Dataset,
         divergence: Divergence = "forward_kl",
         temperature: float = 1.0,
+        plausibility: float = 0.0,
         vocab_size: int | None = None,
         chunk_tokens: int = 256,
         **kwargs: Any,
     ) -> None:
+        check_plausibility(plausibility, divergence)
         if "row" not in train_dataset.column_names:
             train_dataset = train_dataset.add_column("row", range(len(train_dataset)))
         pad_token_id = model.config.pad_token_id or 0
@@ -140,6 +142,7 @@ class TrRaTrainer(Trainer):
                 alpha,
                 divergence=divergence,
                 temperature=temperature,
+                plausibility=plausibility,
                 vocab_size=vocab_size,
                 chunk_tokens=chunk_tokens,
                 num_tokens=num_tokens,
