@@ -42,13 +42,20 @@ class Save:
         """How much further than wished the alpha goes: negative if a larger alpha is needed."""
         return measured.saved - self.share
 
+    def missed_by(self, measured: Measured) -> float:
+        """How far it is from the wish, on either side."""
+        return abs(self.excess(measured))
+
     def best(self, measured: Sequence[Measured]) -> Measured:
         """The one that is nearest to the wish."""
-        return min(measured, key=lambda one: abs(self.excess(one)))
+        return min(measured, key=self.missed_by)
 
     def is_settled(self, low: Measured, high: Measured, tolerance: float) -> bool:
         """Whether one of the two is near enough."""
-        return abs(self.excess(self.best([low, high]))) <= tolerance
+        return self.missed_by(self.best([low, high])) <= tolerance
+
+    def text(self) -> str:
+        return f"the wish to save {100 * self.share:g} % of the tokens"
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,10 @@ class LoseAtMost:
         """How much more than allowed the alpha loses; a larger alpha is tried as long as this is not positive."""
         return -measured.difference - self.loss
 
+    def missed_by(self, measured: Measured) -> float:
+        """How much more than allowed it loses; 0 if it does not."""
+        return max(self.excess(measured), 0.0)
+
     def best(self, measured: Sequence[Measured]) -> Measured:
         """Of those that lose no more than allowed, the one that saves the most; else the one that loses least."""
         allowed = [one for one in measured if self.excess(one) <= 0]
@@ -74,6 +85,9 @@ class LoseAtMost:
     def is_settled(self, low: Measured, high: Measured, tolerance: float) -> bool:
         """Whether no more than the tolerance can still be saved between the two."""
         return high.saved - low.saved <= tolerance
+
+    def text(self) -> str:
+        return f"the wish to lose at most {100 * self.loss:g} points of pass@1"
 
 
 Wish = Save | LoseAtMost
@@ -114,9 +128,17 @@ def corrected(knob: Sequence[Measured], at: Measured, student: Measured, wish: W
         if before <= target < after:
             return short(left.alpha + (target - before) / (after - before) * (right.alpha - left.alpha))
     inner = [one.alpha for one in points if one.alpha != 0]  # alpha 0 is the reference itself
-    return max(inner, key=abs) if abs(target) > 0 and (target > 0) == (at.alpha > 0) else min(inner, key=abs)
+    return inner[-1] if target >= wish.excess(points[-1]) else inner[0]
 
 
 def short(alpha: float) -> float:
     """The alpha to four decimals: it names a checkpoint."""
     return round(alpha, 4)
+
+
+def describe(measured: Measured) -> str:
+    """A line on a measurement, for the log and for messages."""
+    return (
+        f"{measured.kind} at alpha {measured.alpha:g} saves {100 * measured.saved:.1f} % of the tokens at a pass@1 of "
+        f"{100 * measured.pass_at_1:.1f} % ({100 * measured.difference:+.1f} points)"
+    )

@@ -62,6 +62,11 @@ class MeasureCandidates(Job[Generations]):
         sampling = self.parameters.sampling
         return Generations(sweep=evaluator.evaluate(sweep, sampling), budgets=evaluator.evaluate(budgets, sampling))
 
+    def completions(self) -> int:
+        """How many completions the sweep draws, those inside token budgets not counted."""
+        problems = len(Dataset.load_from_disk(str(self.problems)))
+        return len(self._sweep_candidates()) * problems * self.parameters.sampling.samples
+
     def _sweep_candidates(self) -> list[Candidate]:
         """MissingFileError if a checkpoint that the parameters of trra name is missing."""
         named = {alpha: self.trra.checkpoint_names(alpha) for alpha in self.trra.alphas}
