@@ -76,6 +76,15 @@ def _open_dera(candidate: Candidate, vocab_size: int) -> Engine:
     return TransformersEngine(DeRaForCausalLM(reference, aligned, candidate.alpha, vocab_size))
 
 
+def _open_merge(candidate: Candidate, vocab_size: int) -> Engine:
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.models.load import default_device, load_model
+    from realign_pipes.paper.merging import merge
+
+    reference, aligned = (load_model(path, device=default_device()) for path in candidate.checkpoints)
+    return TransformersEngine(merge(reference, aligned, candidate.alpha))
+
+
 def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device
@@ -92,6 +101,7 @@ _KINDS = (
          about="The model whose behaviour to move towards: alpha 1."),
     Kind("dera", "DeRa", "#0072B2", "square", _open_dera, is_models_at_ends=True,
          about="Decodes with both models at once and mixes their logits."),
+    Kind("merge", "Merge", "#56B4E9", "pentagon", _open_merge, about="Weights in between."),
     Kind("trra", "TrRa", "#009E73", "circle", _open_checkpoint,
          about="One model, distilled from the mixture of both at one alpha."),
     Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_checkpoint, panel="trra", joined=False,
