@@ -87,7 +87,10 @@ def main(env: str) -> None:
             tokenizer=check_pair(reference, aligned),
             work=work / f"{number}" / "sweep",
         )
-        candidates = [Candidate(f"inra-{alpha:g}", "inra", alpha, (checkpoint,)) for alpha in ALPHAS]
+        candidates = [
+            Candidate(f"inra-{alpha:g}", "inra", alpha, (checkpoint,), plausibility=parameters.plausibility)
+            for alpha in ALPHAS
+        ]
         frames = [pd.read_parquet(file) for file in evaluator.evaluate(candidates, sampling).values()]
         row = {"adapter": name, "trained": f"{trained_parameters(checkpoint, parameters):,}"}
         for alpha, frame in zip(ALPHAS, frames, strict=True):

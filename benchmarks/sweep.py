@@ -15,7 +15,7 @@ from trra_step import Steps, cached_teacher
 
 # isort: split
 
-ALPHAS = (0.5, 1.0, 1.5, 1.75, 2.0, 3.0)
+ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
 def six_alphas(results: Results, size: str, steps: int, batch_size: int, tokens: int, repetitions: int) -> None:

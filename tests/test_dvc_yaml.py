@@ -15,13 +15,16 @@ from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog
 
 from realign_pipes.pipeline_registry import STAGES, register_pipelines
+from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
+from realign_pipes.pipelines.inra.parameters import InRa
 
 PROJECT = Path(__file__).parents[1]
 DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 
 UNREAD = {
     ("trra", "trra"): {"alphas", "only_alpha"},
-    ("data_prep", "alpha_sweep"): {"dera_alphas", "inra_alphas", "bootstrap_samples", "bootstrap_seed"},
+    ("data_prep", "alpha_sweep"): set(AlphaSweep.model_fields) - {"sampling", "budgets"},
+    ("alpha_sweep", "inra"): set(InRa.model_fields) - {"plausibility"},
 }
 """What a stage does not read of a parameter that its nodes get."""
 

@@ -68,7 +68,7 @@ def test_nothing_of_the_demo_is_left_in_it(project):
     sweep = AlphaSweep.model_validate(parameters["alpha_sweep"])
     assert (sweep.dera_alphas, sweep.budgets.tokens) == ([], [])
     trra = TrRa.model_validate(parameters["trra"])
-    assert trra.iteration_alphas == []
+    assert trra.iteration_alphas == trra.ablation_alphas == []
     assert trra.learning_rate == InRa.model_validate(parameters["inra"]).learning_rate == 2e-5  # the paper's
 
 

@@ -53,7 +53,7 @@ def test_the_short_table_has_five_rows(reporting):
         ("inra-1", "inra", 1.0, 0.985, 12, 0.8, -0.021),
     ]
     columns = ["candidate", "kind", "alpha", "pass_at_1", "mean_tokens", "token_reduction", "difference_low"]
-    frame = pd.DataFrame(rows, columns=columns).assign(pass_at_1_low=0.9, pass_at_1_high=1.0)
+    frame = pd.DataFrame(rows, columns=columns).assign(pass_at_1_low=0.9, pass_at_1_high=1.0, plausibility=0.0)
     frame.to_csv(reporting / "sweep_table.csv", index=False)
     assert publish.short_table() == (
         "| candidate | alpha | pass@1 % [95 %] | tokens | reduction |\n"

@@ -23,7 +23,7 @@ HEAD = """\
 # A stage's code is the packages of src that it imports, directly or not. It does not include the modules directly below
 # src/realign_pipes (command line, hooks, settings, registry) and those that .dvcignore names: they hold types, whose
 # values are tracked as params, or affect how fast a result comes, but not the result. The parameters `launcher` and
-# `folders` are not tracked for the same reason.
+# `folders` are not tracked for the same reason. `find_alpha` is not tracked, as its pipeline is not a stage here.
 #
 # trra has a stage for each alpha, which does not depend on trra.alphas: a new alpha adds a stage and leaves the others.
 #
@@ -32,9 +32,10 @@ HEAD = """\
 
 """
 PACKAGE = "realign_pipes"
-UNTRACKED_PARAMETERS = {"folders", "launcher"}
+UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha"}
 ALPHAS = "conf/base/parameters_trra.yml"
 SWEEP = "conf/base/parameters_alpha_sweep.yml"
+INRA = "conf/base/parameters_inra.yml"
 PLOTTED = ("reference_model", "aligned_model", "inra_checkpoint")
 """Their losses are drawn by `dvc plots show`. TrRa's students have folders that only the matrix knows."""
 
@@ -108,12 +109,17 @@ def parameter_files(conf: Path) -> dict[str, str]:
 def params(stage: str, pipeline: Pipeline, files: dict[str, str]) -> list[dict[str, Any]]:
     """The parameter files that a pipeline's nodes get, each as a whole (None) or the keys that they read.
 
-    Of TrRa these are what all alphas share; data_prep checks the lengths of the sweep's completions.
+    Of TrRa these are what all alphas share; data_prep checks the lengths of the sweep's completions; alpha_sweep mixes
+    InRa's streams with its plausibility.
     """
     everything = "parameters" in pipeline.inputs()
     read = {files[name] for name in files if everything or f"params:{name}" in pipeline.inputs()}
     shared = [f"trra.{name}" for name in TrRa.model_fields if name not in ("alphas", "only_alpha")]
-    keys = {("trra", ALPHAS): shared, ("data_prep", SWEEP): ["alpha_sweep.sampling", "alpha_sweep.budgets"]}
+    keys = {
+        ("trra", ALPHAS): shared,
+        ("data_prep", SWEEP): ["alpha_sweep.sampling", "alpha_sweep.budgets"],
+        ("alpha_sweep", INRA): ["inra.plausibility"],
+    }
     return [{file: keys.get((stage, file))} for file in sorted(read)]
 
 

@@ -71,6 +71,7 @@ trra:
   alphas: [1.0, 1.5]
   iterations: 0
   iteration_alphas: null
+  ablation_alphas: null
   steps: 200
   batch_size: 16
   micro_batch_size: $micro_batch

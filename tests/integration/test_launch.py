@@ -62,6 +62,8 @@ STUDENT = {
     "only_alpha": None,
     "iterations": 0,
     "iteration_alphas": [1.5],
+    "plausibility": 0.1,
+    "ablation_alphas": [],
     "adapter": "full",
     "lora": {"rank": 4, "alpha": 8, "merge": False},
 }
@@ -74,6 +76,7 @@ ADAPTER = {
     "lora": {"rank": 2, "alpha": 4},
     "dpo": {"beta": 0.3},
     "trra": {**DIVERGENCE, "alpha": 1.5},
+    "plausibility": 0.1,
 }
 ONLINE = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12)
 CACHED = ONLINE.model_copy(update={"mode": "cached"})
@@ -81,6 +84,7 @@ SWEEP = AlphaSweep.model_validate(
     {
         "dera_alphas": [0.5],
         "inra_alphas": [0.0, 0.5],
+        "plausibility": 0.1,
         "budgets": {"tokens": [6], "ramp": 0.5},
         "sampling": {
             "samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 4, "seed": 1,
@@ -268,6 +272,7 @@ def test_data_parallel_makes_what_one_process_makes(models, examples, students, 
         parameters=SWEEP,
         tasks={"sums": ReasoningGymProblems(kind="reasoning_gym", dataset="chain_sum", problems=9)},
         trra=TrRa.model_validate(STUDENT),
+        inra_plausibility=0.1,
         trra_checkpoints=made["lora"].checkpoints,
         inra_checkpoint=made["sft"].checkpoint,
         problems=saved(problems, tmp_path / "problems"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -19,6 +20,7 @@ from realign_pipes.runtime.launch import Folders, Launcher
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.parameters import AlphaSweep
 
+STUDENTS = ("1/trra-1", "1.5/trra-1.5", "1.5/trra-iter1-1.5", "1.5/trra-1.5-unmasked")
 TASK = {"kind": "dataset", "path": "unused", "verifier": "exact"}
 
 
@@ -28,6 +30,7 @@ def make_parameters(**changes):
         {
             "dera_alphas": [0.5],
             "inra_alphas": [0.0, -0.25],
+            "plausibility": 0.1,
             "budgets": {"tokens": [6, 3], "ramp": 0.25},
             "bootstrap_samples": 10,
             "bootstrap_seed": 1,
@@ -43,6 +46,8 @@ def make_trra(**changes):
         "only_alpha": None,
         "iterations": 1,
         "iteration_alphas": [1.5],
+        "plausibility": 0.2,
+        "ablation_alphas": [1.5],
         "divergence": "forward_kl",
         "temperature": 1.0,
         "chunk_tokens": 7,
@@ -93,13 +98,14 @@ def make_job(tmp_path, make_checkpoint, problems):
         )
         students = {
             name: trained_from(reference, make_checkpoint(tmp_path / name.replace("/", "-"), seed=2 + seed))
-            for seed, name in enumerate(("1/trra-1", "1.5/trra-1.5", "1.5/trra-iter1-1.5"))
+            for seed, name in enumerate(STUDENTS)
         }
         InRaForCausalLM.from_base(reference).save_pretrained(tmp_path / "inra")
         values = {
             "parameters": make_parameters(),
             "tasks": {"sums": TASK},
             "trra": make_trra(),
+            "inra_plausibility": 0.3,
             "reference": reference,
             "aligned": aligned,
             "trra_checkpoints": students,
@@ -128,33 +134,52 @@ def evaluated(monkeypatch):
 def test_candidates_are_those_of_the_parameters(make_job, evaluated, tmp_path):
     job = make_job()
     made = job.run()
-    described = [(c.name, c.kind, c.alpha, [p.name for p in c.checkpoints], c.budget, c.schedule) for c, _ in evaluated]
+    described = [(c.name, c.kind, c.alpha, [p.name for p in c.checkpoints], c.budget, c.schedule, c.plausibility)
+                 for c, _ in evaluated]  # fmt: skip
     nan = math.nan
     assert str(described) == str(
         [
-            ("reference", "reference", nan, ["reference"], None, None),
-            ("aligned", "aligned", nan, ["aligned"], None, None),
-            ("dera-0.5", "dera", 0.5, ["reference", "aligned"], None, None),
-            ("trra-1", "trra", 1.0, ["1-trra-1"], None, None),
-            ("trra-1.5", "trra", 1.5, ["1.5-trra-1.5"], None, None),
-            ("trra-iter1-1.5", "trra_iter", 1.5, ["1.5-trra-iter1-1.5"], None, None),
-            ("inra-0", "inra", 0.0, ["inra"], None, None),
-            ("inra--0.25", "inra", -0.25, ["inra"], None, None),
-            ("token-budget-6", "token_budget", nan, ["inra"], 6, TokenBudget(6, 0.25)),
-            ("token-budget-3", "token_budget", nan, ["inra"], 3, TokenBudget(3, 0.25)),
-            ("truncation-6", "truncation", nan, ["reference"], 6, None),
-            ("truncation-3", "truncation", nan, ["reference"], 3, None),
+            ("reference", "reference", nan, ["reference"], None, None, 0.0),
+            ("aligned", "aligned", nan, ["aligned"], None, None, 0.0),
+            ("reference-min-p", "reference", nan, ["reference"], None, None, 0.1),
+            ("aligned-min-p", "aligned", nan, ["aligned"], None, None, 0.1),
+            ("dera-0.5", "dera", 0.5, ["reference", "aligned"], None, None, 0.1),
+            ("dera-1.5-unmasked", "dera", 1.5, ["reference", "aligned"], None, None, 0.0),
+            ("trra-1", "trra", 1.0, ["1-trra-1"], None, None, 0.2),
+            ("trra-1.5", "trra", 1.5, ["1.5-trra-1.5"], None, None, 0.2),
+            ("trra-iter1-1.5", "trra_iter", 1.5, ["1.5-trra-iter1-1.5"], None, None, 0.2),
+            ("trra-1.5-unmasked", "trra", 1.5, ["1.5-trra-1.5-unmasked"], None, None, 0.0),
+            ("inra-0", "inra", 0.0, ["inra"], None, None, 0.3),
+            ("inra--0.25", "inra", -0.25, ["inra"], None, None, 0.3),
+            ("token-budget-6", "token_budget", nan, ["inra"], 6, TokenBudget(6, 0.25), 0.3),
+            ("token-budget-3", "token_budget", nan, ["inra"], 3, TokenBudget(3, 0.25), 0.3),
+            ("truncation-6", "truncation", nan, ["reference"], 6, None, 0.0),
+            ("truncation-3", "truncation", nan, ["reference"], 3, None, 0.0),
         ]
     )
     assert {sampling for _, sampling in evaluated} == {job.parameters.sampling}
-    assert list(made.sweep) == [name for name, *_ in described[:8]]
-    assert list(made.budgets) == [name for name, *_ in described[8:]]
+    assert list(made.sweep) == [name for name, *_ in described[:12]]
+    assert list(made.budgets) == [name for name, *_ in described[12:]]
     assert made.sweep["trra-1"] == tmp_path / "work" / "trra-1"
 
 
 def test_only_the_checkpoints_that_trra_names_are_measured(make_job, evaluated):
     make_job(trra=make_trra(alphas=[1.5], iterations=0)).run()
-    assert [c.name for c, _ in evaluated if c.kind.startswith("trra")] == ["trra-1.5"]
+    assert [c.name for c, _ in evaluated if c.kind.startswith("trra")] == ["trra-1.5", "trra-1.5-unmasked"]
+
+
+def test_where_there_is_no_mask_nothing_is_measured_without_one(make_job, evaluated):
+    make_job(
+        parameters=make_parameters(plausibility=0.0), trra=make_trra(plausibility=0.0), inra_plausibility=0.0
+    ).run()
+    assert [c.name for c, _ in evaluated if c.plausibility or "unmasked" in c.name or "min-p" in c.name] == []
+    assert len(evaluated) == 12
+
+
+def test_dera_without_mask_has_the_alphas_of_trra_s_ablation(make_job, evaluated):
+    """Those that are among TrRa's alphas: an environment may change these alone."""
+    make_job(trra=make_trra(ablation_alphas=[7.0, 1.5])).run()
+    assert [c.name for c, _ in evaluated if "unmasked" in c.name] == ["dera-1.5-unmasked", "trra-1.5-unmasked"]
 
 
 @pytest.fixture
@@ -199,7 +224,7 @@ def test_completions_that_just_fit_are_drawn(make_job, tmp_path):
 
     made = make_job((16, 16)).run()
     frames = {name: pd.read_parquet(file) for name, file in {**made.sweep, **made.budgets}.items()}
-    assert len(frames) == 12 and all(len(frame) == 3 for frame in frames.values())
+    assert len(frames) == 16 and all(len(frame) == 3 for frame in frames.values())
     assert frames["truncation-3"]["completion_tokens"].max() <= 3
     pd.testing.assert_series_equal(frames["inra-0"]["completion"], frames["reference"]["completion"])
 
@@ -210,6 +235,7 @@ def test_the_node_names_checkpoints_that_it_leaves_out(make_job, tmp_path, sampl
     arguments = {
         "data_prep": sampled_data_prep,
         "trra": job.trra,
+        "inra": SimpleNamespace(plausibility=0.3),
         "launcher": Launcher(num_processes=1, config_file=None),
         "folders": Folders(work=tmp_path / "node", logs=tmp_path, validation=tmp_path),
         "reference_model": job.reference,

@@ -31,6 +31,7 @@ def make_parameters(**changes) -> InRa:
         "lora": {"rank": 2, "alpha": 4},
         "dpo": {"beta": 0.3},
         "trra": {"alpha": 1.5, "divergence": "forward_kl", "temperature": 1.0, "chunk_tokens": 5},
+        "plausibility": 0.2,
         "steps": 4,
         "batch_size": 4,
         "micro_batch_size": 2,

@@ -17,8 +17,8 @@ from realign_pipes.models.load import load_model
 from realign_pipes.paper.objective import divergence_between, fuse_logits
 from realign_pipes.paper.trra import TrainingDivergedError
 from realign_pipes.pipelines.trra import job as trra
-from realign_pipes.pipelines.trra.job import Student, TrainStudents, train_student, train_trra
-from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.pipelines.trra.job import TrainStudents, train_student, train_trra
+from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime import training as trainings
 from realign_pipes.runtime.training import in_training_order
 from realign_pipes.teachers.fused import FusedTeachers
@@ -36,6 +36,8 @@ def make_parameters(**changes):
         "only_alpha": None,
         "iterations": 1,
         "iteration_alphas": [1.5],
+        "plausibility": 0.2,
+        "ablation_alphas": [],
         "divergence": "forward_kl",
         "temperature": 1.0,
         "steps": 4,
@@ -220,10 +222,10 @@ def make_teachers(pair, examples, folder, teachers=TEACHERS):
 def realign(pair, examples, folder, name="trra-1.5", *, teachers=TEACHERS, aligned=None, iteration=0, alpha=1.5,
             **changes):  # fmt: skip
     """The checkpoint of a student; `aligned` is the last round's in a later `iteration`."""
-    student = Student(name, alpha, iteration, aligned or pair[1])
-    return train_student(
-        student, make_teachers(pair, examples, folder, teachers), make_parameters(**changes), folder / "work"
-    )
+    parameters = make_parameters(**changes)
+    student = StudentName(name, "trra", alpha, parameters.plausibility, iteration)
+    teachers = make_teachers(pair, examples, folder, teachers)
+    return train_student(student, aligned or pair[1], teachers, parameters, folder / "work")
 
 
 def cache_for(pair, examples, folder):
@@ -413,7 +415,7 @@ def test_a_job_means_the_same_to_the_processes_that_read_it(tmp_path, pair):
     )  # fmt: skip
     read = TrainStudents.model_validate_json(job.model_dump_json())
     assert read == job
-    names = [[one.parameters.checkpoint_names(alpha) for alpha in one.parameters.alphas] for one in (job, read)]
+    names = [[list(one.parameters.students(alpha)) for alpha in one.parameters.alphas] for one in (job, read)]
     assert names[0] == names[1] == [["1/trra-1"], ["2.0/trra-2", "2.0/trra-iter1-2"], ["1e-07/trra-1e-07"],
                                     ["-0.5/trra--0.5"]]  # fmt: skip
 
@@ -423,8 +425,8 @@ def test_only_one_alpha_is_trained_where_it_is_asked_for(tmp_path, pair, example
     examples.save_to_disk(tmp_path / "examples")
     trained = []
 
-    def train(student, *others):
-        trained.append(student)
+    def train(student, aligned, *others):
+        trained.append((student, aligned))
         return tmp_path / student.name
 
     monkeypatch.setattr(trra, "train_student", train)
@@ -436,7 +438,7 @@ def test_only_one_alpha_is_trained_where_it_is_asked_for(tmp_path, pair, example
     names = ["trra-1.5", "trra-iter1-1.5", "trra-iter2-1.5"]
     assert job.run().checkpoints == {f"1.5/{name}": tmp_path / name for name in names}
     assert trained == [
-        Student(name, 1.5, iteration, aligned)
+        (StudentName(name, "trra_iter" if iteration else "trra", 1.5, 0.2, iteration), aligned)
         for iteration, (name, aligned) in enumerate(zip(names, [pair[1], *(tmp_path / n for n in names)], strict=False))
     ]
 
@@ -458,7 +460,8 @@ def test_a_student_has_the_chat_template_that_the_models_were_given(tmp_path, pa
     for text in ("given: {{ messages[0].content }}", "other: {{ messages[0].content }}"):
         (tmp_path / "given.jinja").write_text(text)
         path = train_student(
-            Student("trra-1.5", 1.5, 0, pair[1]),
+            StudentName("trra-1.5", "trra", 1.5, 0.2),
+            pair[1],
             make_teachers(pair, examples, tmp_path, TEACHERS),
             make_parameters(steps=1, adapter=adapter),
             tmp_path / "work",

@@ -70,6 +70,7 @@ def make_generations(
                             "candidate": name,
                             "kind": kind,
                             "alpha": alpha,
+                            "plausibility": 0.0 if kind in ("reference", "aligned") else 0.1,
                             "task": task,
                             "problem_id": f"{task}-{problem:04d}",
                             "sample": sample,

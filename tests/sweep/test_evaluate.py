@@ -183,6 +183,7 @@ def test_an_engine_serves_as_many_candidates_as_it_can(make_evaluator, checkpoin
     candidates = [
         Candidate("reference", "reference", math.nan, reference),
         Candidate("truncation-3", "truncation", math.nan, reference, 3),  # the reference's engine
+        Candidate("reference-min-p", "reference", math.nan, reference, plausibility=0.1),
         Candidate("aligned", "aligned", math.nan, checkpoints[1:]),
         Candidate("dera-0.5", "dera", 0.5, checkpoints),
         Candidate("dera-1.5", "dera", 1.5, checkpoints),  # alpha is the model's
@@ -193,8 +194,9 @@ def test_an_engine_serves_as_many_candidates_as_it_can(make_evaluator, checkpoin
     ]
     make_evaluator().evaluate(candidates, SAMPLING)
     assert opened == [
-        ("_open_checkpoint", "reference"),
-        ("_open_checkpoint", "aligned"),
+        ("_open_model", "reference"),
+        ("_open_model", "reference-min-p"),
+        ("_open_model", "aligned"),
         ("_open_dera", "dera-0.5"),
         ("_open_dera", "dera-1.5"),
         ("_open_inra", "inra-0.5"),

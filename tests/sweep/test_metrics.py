@@ -33,7 +33,12 @@ def frame(
     candidate: str, correct: dict[str, list[list[int]]], tokens: dict[str, list[list[int]]] | None = None, **about
 ) -> pd.DataFrame:
     """One candidate's frame from task -> problems -> samples."""
-    about = {"kind": candidate.rpartition("_")[0] or candidate, "alpha": np.nan, "seconds": 5.0} | about
+    about = {
+        "kind": candidate.rpartition("_")[0] or candidate,
+        "alpha": np.nan,
+        "plausibility": 0.0,
+        "seconds": 5.0,
+    } | about
     return pd.DataFrame(
         [
             {

@@ -84,23 +84,24 @@ def test_of_several_the_wish_takes_the_nearest_or_the_largest_saving_that_is_all
     some = [measured(1, 0.2, 0.0), measured(2, 0.35, 0.01), measured(3, 0.5, 0.03)]
     assert Save(0.4).best(some) is some[1]
     assert LoseAtMost(0.01).best(some) is some[1]
-    assert LoseAtMost(0.02).best(some[2:] + [measured(4, 0.6, 0.05)]) is some[2]  # none is allowed: the least loss
+    assert LoseAtMost(0.02).best([*some[2:], measured(4, 0.6, 0.05)]) is some[2]  # none is allowed: the least loss
     assert (Save(0.4).missed_by(some[2]), Save(0.4).missed_by(some[0])) == pytest.approx((0.1, 0.2))
     assert (LoseAtMost(0.01).missed_by(some[0]), LoseAtMost(0.01).missed_by(some[2])) == pytest.approx((0.0, 0.02))
 
 
-class TestCorrection:
-    KNOB = [measured(0, 0.0, 0.0), measured(4, 0.6, 0.06), measured(2, 0.4, 0.02)]
+KNOB = [measured(0, 0.0, 0.0), measured(4, 0.6, 0.06), measured(2, 0.4, 0.02)]
 
+
+class TestCorrection:
     @pytest.mark.parametrize(("student", "alpha"), [(0.45, 1.75), (0.35, 2.5), (0.7, 0.5), (0.21, 3.9)])
     def test_the_student_is_as_far_from_the_knob_there_as_here(self, student, alpha):
         """A student that saves 5 points more than the knob's 40 needs the alpha where the knob saves 35, and so on."""
-        found = corrected(self.KNOB, self.KNOB[2], measured(2, student, kind="trra"), Save(0.4))
+        found = corrected(KNOB, KNOB[2], measured(2, student, kind="trra"), Save(0.4))
         assert found == pytest.approx(alpha)
 
     @pytest.mark.parametrize(("student", "alpha"), [(0.1, 4), (0.9, 2)])
     def test_it_stays_within_what_was_measured_and_is_never_the_reference(self, student, alpha):
-        assert corrected(self.KNOB, self.KNOB[2], measured(2, student, kind="trra"), Save(0.4)) == alpha
+        assert corrected(KNOB, KNOB[2], measured(2, student, kind="trra"), Save(0.4)) == alpha
 
     def test_below_zero(self):
         knob = [measured(-1, -0.3), measured(0, 0.0), measured(-0.5, -0.1)]
@@ -110,4 +111,4 @@ class TestCorrection:
 
     def test_a_student_that_loses_too_much_goes_back(self):
         student = measured(2, 0.4, 0.03, kind="trra")  # a point more than the knob
-        assert corrected(self.KNOB, self.KNOB[2], student, LoseAtMost(0.02)) == pytest.approx(1.0)
+        assert corrected(KNOB, KNOB[2], student, LoseAtMost(0.02)) == pytest.approx(1.0)

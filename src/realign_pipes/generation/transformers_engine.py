@@ -12,6 +12,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -80,16 +81,18 @@ class ShareFinished(StoppingCriteria):
 class TransformersEngine:
     """Draws with the `generate` of a model in memory, in batches of `sampling.batch_size`.
 
-    The alphas of the prompts become the argument `alpha` of the model's `generate`.
+    The alphas of the prompts become the argument `alpha` of the model's `generate`. With `min_p`, tokens whose
+    probability at temperature 1 is below min_p times the likeliest token's are never drawn.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, min_p: float = 0.0) -> None:
         self.model = model
+        self.min_p = min_p
 
     @classmethod
-    def of_checkpoint(cls, path: Path) -> Self:
+    def of_checkpoint(cls, path: Path, *, min_p: float = 0.0) -> Self:
         """With the model of a checkpoint directory, on the accelerator if there is one."""
-        return cls(load_model(path, device=default_device()))
+        return cls(load_model(path, device=default_device()), min_p=min_p)
 
     @torch.inference_mode()
     def draw(
@@ -116,7 +119,7 @@ class TransformersEngine:
             )
             try:
                 generated = _decode(
-                    model, [prompt for prompt, _ in batch], torch.from_numpy(np.stack(uniforms)), sampling
+                    model, [prompt for prompt, _ in batch], torch.from_numpy(np.stack(uniforms)), sampling, self.min_p
                 )
             finally:
                 model.generation_config = own_config
@@ -128,7 +131,7 @@ class TransformersEngine:
 
 
 def _decode(
-    model: PreTrainedModel, prompts: Sequence[Prompt], uniforms: torch.Tensor, sampling: Sampling
+    model: PreTrainedModel, prompts: Sequence[Prompt], uniforms: torch.Tensor, sampling: Sampling, min_p: float
 ) -> list[list[int]]:
     """The tokens of a batch whose row r has `prompts[r]` and the random numbers `uniforms[r]`.
 
@@ -143,6 +146,8 @@ def _decode(
         attention_mask[row, width - len(prompt.token_ids) :] = 1
     input_ids, attention_mask, uniforms = (x.to(model.device) for x in (input_ids, attention_mask, uniforms))
     warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    if min_p > 0:  # before the temperature: of the model's own probabilities, as the mask where logits are mixed
+        warpers.insert(0, MinPLogitsWarper(min_p))
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     tokens: list[list[int]] = [[] for _ in prompts]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from realign_pipes.reporting.tables import overall_rows, percent, tokens_text
-from realign_pipes.sweep.metrics import CONFIDENCE
+from realign_pipes.sweep.metrics import CONFIDENCE, is_reference
 
 
 def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
     `reference_mean_tokens`.
     """
     rows = overall_rows(sweep_results)
-    reference = rows[rows["kind"] == "reference"].iloc[0]
+    reference = rows[is_reference(rows)].iloc[0]
     saving = _saving(rows)
     qualified = _qualified(rows, margin)
     if len(qualified):
@@ -71,7 +71,7 @@ def headline(sweep_results: pd.DataFrame, recommendation: Mapping[str, Any]) -> 
 
 
 def _saving(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[(rows["kind"] != "reference") & (rows["token_reduction"] > 0)]
+    return rows[~is_reference(rows) & (rows["token_reduction"] > 0)]
 
 
 def _qualified(rows: pd.DataFrame, margin: float) -> pd.DataFrame:

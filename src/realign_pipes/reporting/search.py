@@ -29,12 +29,12 @@ def summarise_search(
     `completions_drawn` in all, and `sweep_completions`, those of the stage alpha_sweep with the same parameters;
     `sentence`; and `steps`, everything that was measured on the problems of the search, in order.
     """
-    lower_bound = percent(max(-confirmed.difference_low, 0))
-    wished = (
-        f"wished: a loss of at most {percent(wish.loss)} points of pass@1"
-        if isinstance(wish, LoseAtMost)
-        else f"wished: {percent(wish.share)} %"
-    )
+    missed = wish.missed_by(confirmed)
+    if isinstance(wish, LoseAtMost):
+        wished = f"To lose at most {percent(wish.loss)} points was the wish: "
+        wished += "kept" if missed == 0 else f"missed by {percent(missed)} points"
+    else:
+        wished = f"The wish was {percent(wish.share)} %: missed by {percent(missed)} points"
     return {
         "alpha": confirmed.alpha,
         "wish": {"lose_at_most": wish.loss} if isinstance(wish, LoseAtMost) else {"save": wish.share},
@@ -46,11 +46,12 @@ def summarise_search(
         "sweep_completions": sweep_completions,
         "sentence": (
             f"TrRa at alpha {confirmed.alpha:g} saves {percent(confirmed.saved)} % of the reference's tokens "
-            f"[{percent(confirmed.saved_low)}, {percent(confirmed.saved_high)}] ({wished}) at pass@1 "
-            f"{percent(confirmed.pass_at_1)} % against {percent(confirmed.pass_at_1 - confirmed.difference)} %, with "
-            f"95 % confidence at most {lower_bound} points below, on {problems} problems that had no part in the "
-            f"search. Found on {KINDS[knob].label} with {completions_drawn:,} completions, "
-            f"{percent(completions_drawn / sweep_completions)} % of the sweep's {sweep_completions:,}."
+            f"[{percent(confirmed.saved_low)}, {percent(confirmed.saved_high)}] at pass@1 "
+            f"{percent(confirmed.pass_at_1)} % against {percent(confirmed.pass_at_1 - confirmed.difference)} % "
+            f"({percent(confirmed.difference)} points, with 95 % confidence above "
+            f"{percent(confirmed.difference_low)}), on {problems} problems that had no part in the search. {wished}. "
+            f"It took {completions_drawn:,} completions, searching on {KINDS[knob].label}; the sweep draws "
+            f"{sweep_completions:,}."
         ),
         "steps": [step.model_dump() for step in steps],
     }

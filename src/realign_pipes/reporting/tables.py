@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from realign_pipes.sweep.kinds import KINDS
-from realign_pipes.sweep.metrics import ALL_TASKS
+from realign_pipes.sweep.metrics import ALL_TASKS, is_reference
 
 METRICS = ["pass_at_1", "pass_at_1_low", "pass_at_1_high", "mean_tokens", "token_reduction", "truncated"]
 NONE = "–"
@@ -52,7 +52,7 @@ def tokens_text(tokens: float) -> str:
 
 def reduction_text(row: Any) -> str:
     """The token reduction for display; a dash for the reference."""
-    return NONE if row.kind == "reference" else f"{percent(row.token_reduction)} %"
+    return NONE if is_reference(row) else f"{percent(row.token_reduction)} %"
 
 
 def interval_text(row: Any) -> str:

@@ -36,6 +36,8 @@ class Parameters(BaseModel):
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Plausibility = Annotated[float, Field(ge=0, lt=1)]
+"""Beta of the mask on implausible tokens: 0 is the paper, which masks none."""
 
 
 def check_distinct(alphas: Sequence[float]) -> None:

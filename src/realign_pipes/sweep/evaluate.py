@@ -101,7 +101,7 @@ class Evaluator:
         """The engine of the last candidate if it also serves this one, else a new one in its place."""
         kind = KINDS[candidate.kind]
         fixed_alpha = candidate.alpha if kind.has_alpha and not kind.takes_alpha else None
-        serves = (kind.open, candidate.checkpoints, fixed_alpha)
+        serves = (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility)
         if self._opened is None or self._opened[0] != serves:
             self._opened = None  # before the next one needs the memory
             self._opened = serves, kind.open(candidate, len(self.tokenizer))
@@ -125,6 +125,7 @@ class Evaluator:
                 "candidate": candidate.name,
                 "kind": candidate.kind,
                 "alpha": candidate.alpha,
+                "plausibility": candidate.plausibility,
                 "budget": candidate.budget,
                 "task": self.task_names[one.id],
                 "problem_id": one.id,

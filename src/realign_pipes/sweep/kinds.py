@@ -30,6 +30,8 @@ class Candidate:
     """Tokens of a whole completion, for the kinds of budgets."""
     schedule: Schedule | None = None
     """What alpha follows if it changes from token to token; a dataclass, as it is part of the work's description."""
+    plausibility: float = 0.0
+    """Beta of the mask: where logits are mixed, in the teacher of TrRa, or as a min-p of the one model. 0: no mask."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,16 @@ class Kind:
     """What alpha 1 is: the aligned model, or the kind's own adapter."""
 
 
-def _open_checkpoint(candidate: Candidate, vocab_size: int) -> Engine:
+def _open_student(candidate: Candidate, vocab_size: int) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
 
     return TransformersEngine.of_checkpoint(candidate.checkpoints[0])
+
+
+def _open_model(candidate: Candidate, vocab_size: int) -> Engine:
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+
+    return TransformersEngine.of_checkpoint(candidate.checkpoints[0], min_p=candidate.plausibility)
 
 
 def _open_dera(candidate: Candidate, vocab_size: int) -> Engine:
@@ -95,20 +103,20 @@ def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
 
 # fmt: off
 _KINDS = (
-    Kind("reference", "Reference", "#222222", "star", _open_checkpoint, has_alpha=False,
+    Kind("reference", "Reference", "#222222", "star", _open_model, has_alpha=False,
          about="The model to start from: alpha 0."),
-    Kind("aligned", "Aligned", "#D55E00", "diamond", _open_checkpoint, has_alpha=False,
+    Kind("aligned", "Aligned", "#D55E00", "diamond", _open_model, has_alpha=False,
          about="The model whose behaviour to move towards: alpha 1."),
     Kind("dera", "DeRa", "#0072B2", "square", _open_dera, is_models_at_ends=True,
          about="Decodes with both models at once and mixes their logits."),
     Kind("merge", "Merge", "#56B4E9", "pentagon", _open_merge, about="Weights in between."),
-    Kind("trra", "TrRa", "#009E73", "circle", _open_checkpoint,
+    Kind("trra", "TrRa", "#009E73", "circle", _open_student,
          about="One model, distilled from the mixture of both at one alpha."),
-    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_checkpoint, panel="trra", joined=False,
+    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_student, panel="trra", joined=False,
          about="TrRa repeated, with its own result as the aligned model."),
     Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter",
          about="One model with a trained adapter layer; alpha is set as it generates."),
-    Kind("truncation", "Plain truncation", "#222222", "circle", _open_checkpoint, has_alpha=False, of_budgets=True,
+    Kind("truncation", "Plain truncation", "#222222", "circle", _open_model, has_alpha=False, of_budgets=True,
          about="The reference, cut off at the budget."),
     Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True,
          about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "

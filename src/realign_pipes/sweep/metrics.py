@@ -6,6 +6,7 @@ resamples for all candidates: differences between candidates are paired. Token b
 
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,14 @@ def load_frame(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> pd.DataFrame
     return frame() if callable(frame) else frame
 
 
+def is_reference(rows: Any) -> Any:
+    """Whether a row is the model that all others are compared with, for a frame's rows (a Series) or for one row.
+
+    It is the candidate of kind `reference` that has no mask: with one, it is a candidate like any other.
+    """
+    return (rows.kind == "reference") & (rows.plausibility == 0)
+
+
 def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
     """Measure every candidate of a sweep; rates and reductions are shares in [0, 1], not percent.
 
@@ -47,7 +56,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     Raises:
         InputError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "seconds"], sweep_kinds())
+    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "plausibility", "seconds"], sweep_kinds())
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     names, reference = _ordered(about)
     _check_same_problems(frames, names[reference])
@@ -70,6 +79,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
                     "candidate": names,
                     "kind": [about[name]["kind"] for name in names],
                     "alpha": [float(about[name]["alpha"]) for name in names],
+                    "plausibility": [float(about[name]["plausibility"]) for name in names],
                     "task": task,
                     "problems": measured["problems"],
                     "samples": [frames[name]["sample"].nunique() for name in names],
@@ -103,9 +113,11 @@ def _ordered(about: Mapping[str, pd.Series]) -> tuple[list[str], int]:
     names = sorted(
         about, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
     )
-    references = [name for name in names if about[name]["kind"] == "reference"]
+    references = [name for name in names if is_reference(about[name])]
     if len(references) != 1:
-        raise InputError(f"A sweep needs one candidate of kind reference; this one has {references or 'none'}.")
+        raise InputError(
+            f"A sweep needs one candidate of kind reference; this one has {references or 'none'} with plausibility 0."
+        )
     return names, names.index(references[0])
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.runtime.parameters import Parameters, Seed, check_distinct
+from realign_pipes.runtime.parameters import Parameters, Plausibility, Seed, check_distinct
 
 
 class Budgets(Parameters):
@@ -30,6 +30,8 @@ class AlphaSweep(Parameters):
     """Alphas at which the two models decode together (DeRa)."""
     inra_alphas: list[float]
     """Alphas of the InRa model, which is loaded once."""
+    plausibility: Plausibility
+    """Beta of the mask where DeRa mixes, and of the min-p with which both models are measured once more."""
     budgets: Budgets
     sampling: Sampling
     bootstrap_samples: PositiveInt

@@ -13,6 +13,7 @@ GENERATIONS = {
     "candidate": "str",
     "kind": "str",  # a name in `sweep.kinds.KINDS`
     "alpha": "float64",  # NaN for a kind without one
+    "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",
     "problem_id": "str",
     "sample": "int64",
@@ -34,6 +35,7 @@ SWEEP_RESULTS = {
     "candidate": "str",
     "kind": "str",
     "alpha": "float64",  # NaN for a kind without one
+    "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",  # `all` for the mean over tasks
     "problems": "int64",  # for `all` the sum over tasks
     "samples": "int64",  # per problem
@@ -47,7 +49,8 @@ SWEEP_RESULTS = {
     "truncated": "float64",  # share of completions cut off by the token limit
     "seconds": "float64",  # wall time of the candidate; NaN but for `all`
 }
-"""One row per candidate and task, and one per candidate for all tasks: each figure's plain mean over them."""
+"""One row per candidate (a kind, an alpha and a plausibility) and task, and one per candidate for all tasks: each
+figure's plain mean over them."""
 
 BUDGET_RESULTS = {
     "candidate": "str",

@@ -163,7 +163,7 @@ def sweep_results() -> list[Expectation]:
     from great_expectations.expectations.metadata_types import FailureSeverity
     from great_expectations.expectations.row_conditions import Column
 
-    reference = Column("kind") == "reference"
+    reference = (Column("kind") == "reference") & (Column("plausibility") == 0)
     shares = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "truncated")
     return [
         *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds"]),
@@ -270,6 +270,13 @@ def _candidates() -> list[Expectation]:
             column="alpha",
             row_condition=Column("kind").is_not_in(bare),
             notes="candidates of all other kinds have an alpha",
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="plausibility",
+            min_value=0,
+            max_value=1,
+            strict_max=True,
+            notes="plausibility is at least 0 and below 1",
         ),
     ]
 

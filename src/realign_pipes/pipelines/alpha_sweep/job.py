@@ -34,6 +34,8 @@ class MeasureCandidates(Job[Generations]):
     tasks: dict[str, Problems]
     trra: TrRa
     """Names the checkpoints that are measured."""
+    inra_plausibility: float
+    """Beta of the mask where InRa mixes."""
     reference: AbsolutePath
     aligned: AbsolutePath
     trra_checkpoints: dict[str, AbsolutePath]
@@ -69,29 +71,47 @@ class MeasureCandidates(Job[Generations]):
 
     def _sweep_candidates(self) -> list[Candidate]:
         """MissingFileError if a checkpoint that the parameters of trra name is missing."""
-        named = {alpha: self.trra.checkpoint_names(alpha) for alpha in self.trra.alphas}
-        wanted = [name for names in named.values() for name in names]
-        if missing := [name for name in wanted if name not in self.trra_checkpoints]:
+        students = self.trra.all_students()
+        if missing := [name for name in students if name not in self.trra_checkpoints]:
             raise MissingFileError(
                 f"the parameters of trra name checkpoints that are missing: {', '.join(missing)}. Train them: "
                 "kedro run --pipeline trra, or dvc repro"
             )
-        both = (self.reference, self.aligned)
         return [
-            Candidate("reference", "reference", math.nan, (self.reference,)),
-            Candidate("aligned", "aligned", math.nan, (self.aligned,)),
-            *(Candidate(f"dera-{alpha:g}", "dera", alpha, both) for alpha in self.parameters.dera_alphas),
+            *self._models(),
+            *self._dera(),
             *(
                 Candidate(
-                    Path(name).name, "trra_iter" if iteration else "trra", float(alpha), (self.trra_checkpoints[name],)
+                    one.name, one.kind, float(one.alpha), (self.trra_checkpoints[name],), plausibility=one.plausibility
                 )
-                for alpha, names in named.items()
-                for iteration, name in enumerate(names)
+                for name, one in students.items()
             ),
             *(
-                Candidate(f"inra-{alpha:g}", "inra", alpha, (self.inra_checkpoint,))
+                Candidate(
+                    f"inra-{alpha:g}", "inra", alpha, (self.inra_checkpoint,), plausibility=self.inra_plausibility
+                )
                 for alpha in self.parameters.inra_alphas
             ),
+        ]
+
+    def _models(self) -> list[Candidate]:
+        """The reference and the aligned model, and both again with DeRa's beta as a min-p of their own."""
+        models = {"reference": (self.reference,), "aligned": (self.aligned,)}
+        beta = self.parameters.plausibility
+        plain = [Candidate(name, name, math.nan, model) for name, model in models.items()]
+        min_p = [Candidate(f"{name}-min-p", name, math.nan, model, plausibility=beta) for name, model in models.items()]
+        return plain + (min_p if beta > 0 else [])
+
+    def _dera(self) -> list[Candidate]:
+        """DeRa with its mask at its own alphas, and without at those where TrRa learns without one."""
+        both, beta = (self.reference, self.aligned), self.parameters.plausibility
+        unmasked = self.trra.unmasked_alphas() if beta > 0 else []
+        return [
+            *(
+                Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta)
+                for alpha in self.parameters.dera_alphas
+            ),
+            *(Candidate(f"dera-{alpha:g}-unmasked", "dera", float(alpha), both) for alpha in unmasked),
         ]
 
     def _budget_candidates(self) -> list[Candidate]:
@@ -100,7 +120,15 @@ class MeasureCandidates(Job[Generations]):
         tokens, ramp = self.parameters.budgets.tokens, self.parameters.budgets.ramp
         return [
             *(
-                Candidate(f"token-budget-{budget}", "token_budget", math.nan, inra, budget, TokenBudget(budget, ramp))
+                Candidate(
+                    f"token-budget-{budget}",
+                    "token_budget",
+                    math.nan,
+                    inra,
+                    budget,
+                    TokenBudget(budget, ramp),
+                    self.inra_plausibility,
+                )
                 for budget in tokens
             ),
             *(Candidate(f"truncation-{budget}", "truncation", math.nan, reference, budget) for budget in tokens),

@@ -6,6 +6,7 @@ from typing import Any
 
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
 
@@ -16,6 +17,7 @@ def sweep(
     parameters: AlphaSweep,
     data_prep: DataPrep,
     trra: TrRa,
+    inra: InRa,
     launcher: Launcher,
     folders: Folders,
     reference_model: Path,
@@ -31,8 +33,7 @@ def sweep(
     from realign_pipes.pipelines.alpha_sweep.job import Generations, MeasureCandidates
     from realign_pipes.sweep.metrics import summarise_budgets
 
-    named = {name for alpha in trra.alphas for name in trra.checkpoint_names(alpha)}
-    if left := sorted(trra_checkpoints.keys() - named):
+    if left := sorted(trra_checkpoints.keys() - trra.all_students().keys()):
         logger.warning(
             "not measured, as the parameters of trra do not name them: %s. Remove their folders from trra_checkpoints: "
             "DVC counts them among what alpha_sweep reads.",
@@ -42,6 +43,7 @@ def sweep(
         parameters=parameters,
         tasks=data_prep.tasks,
         trra=trra,
+        inra_plausibility=inra.plausibility,
         reference=reference_model,
         aligned=aligned_model,
         trra_checkpoints=trra_checkpoints,

@@ -13,6 +13,7 @@ def create_pipeline() -> Pipeline:
                     "params:alpha_sweep",
                     "params:data_prep",
                     "params:trra",
+                    "params:inra",
                     "params:launcher",
                     "params:folders",
                     "reference_model",

@@ -8,6 +8,7 @@ TrRa's students; correctness does not, as the merge has no mask on implausible t
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,8 @@ from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import check_pair, max_positions
 from realign_pipes.pipelines.find_alpha.parameters import FindAlpha, Knob, Measurement
-from realign_pipes.pipelines.trra.job import Student, train_student
-from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.pipelines.trra.job import train_student
+from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.kinds import Candidate
@@ -92,13 +93,14 @@ class SearchAlpha(Job[Found]):
         search = _Bench(self, self.search_problems, self.parameters.search, self.work / "search")
         confirm = _Bench(self, self.confirming_problems, self.parameters.confirm, self.work / "confirm")
         on_knob = self._search(knobs, search)
-        student = self._measure_student(on_knob.alpha, teachers, search)
+        student = self._measure_student(search, on_knob.alpha, self._train(on_knob.alpha, teachers))
         if wish.missed_by(student) > self.parameters.retrain:
             alpha = corrected([one for one in search.measured if one.kind == on_knob.kind], on_knob, student, wish)
             logger.info("the student at alpha %g misses the wish: once more at alpha %g", student.alpha, alpha)
-            student = wish.best([student, self._measure_student(alpha, teachers, search)])
+            second = self._measure_student(search, alpha, self._train(alpha, teachers))
+            student = wish.best([student, second])
         checkpoint = self._train(student.alpha, teachers)
-        confirmed = confirm.measure(self._student(student.alpha, checkpoint))
+        confirmed = self._measure_student(confirm, student.alpha, checkpoint)
         return Found(
             checkpoint=checkpoint,
             knob=on_knob.kind,
@@ -131,11 +133,11 @@ class SearchAlpha(Job[Found]):
         for knob in knobs:
             zero = bench.reference_itself(knob.kind)
             backwards = isinstance(wish, Save) and wish.share < 0
-            end = bench.measure(self._on_knob(knob.kind, knob.lowest if backwards else knob.highest))
+            end = self._measure_knob(bench, knob.kind, knob.lowest if backwards else knob.highest)
             ends.append(end)
             try:
                 return bisect(
-                    lambda alpha, kind=knob.kind: bench.measure(self._on_knob(kind, alpha)),
+                    partial(self._measure_knob, bench, knob.kind),
                     *((end, zero) if backwards else (zero, end)),
                     wish,
                     tolerance=self.parameters.tolerance,
@@ -151,20 +153,21 @@ class SearchAlpha(Job[Found]):
             "range."
         )
 
-    def _on_knob(self, kind: str, alpha: float) -> Candidate:
+    def _measure_knob(self, bench: "_Bench", kind: str, alpha: float) -> Measured:
+        """With the mask of the students' teacher, where the kind has one."""
         checkpoints = (self.inra_checkpoint,) if kind == "inra" else (self.reference, self.aligned)
-        return Candidate(f"{kind}-{alpha:g}", kind, alpha, checkpoints)
-
-    def _student(self, alpha: float, checkpoint: Path) -> Candidate:
-        return Candidate(f"trra-{alpha:g}", "trra", alpha, (checkpoint,))
+        beta = 0.0 if kind == "merge" else self.trra.plausibility
+        return bench.measure(Candidate(f"{kind}-{alpha:g}", kind, alpha, checkpoints, plausibility=beta))
 
     def _train(self, alpha: float, teachers: FusedTeachers) -> Path:
         """The checkpoint of the student at `alpha`, trained now or found finished."""
-        student = Student(f"trra-{alpha:g}", alpha, 0, self.aligned)
-        return train_student(student, teachers, self.trra, self.students, self.chat_template)
+        student = StudentName(f"trra-{alpha:g}", "trra", alpha, self.trra.plausibility)
+        return train_student(student, self.aligned, teachers, self.trra, self.students, self.chat_template)
 
-    def _measure_student(self, alpha: float, teachers: FusedTeachers, bench: "_Bench") -> Measured:
-        return bench.measure(self._student(alpha, self._train(alpha, teachers)))
+    def _measure_student(self, bench: "_Bench", alpha: float, checkpoint: Path) -> Measured:
+        return bench.measure(
+            Candidate(f"trra-{alpha:g}", "trra", alpha, (checkpoint,), plausibility=self.trra.plausibility)
+        )
 
 
 class _Bench:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.find_alpha.parameters import FindAlpha
+from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
 from realign_pipes.sweep.parameters import AlphaSweep
@@ -47,6 +48,7 @@ def search_alpha(
     alpha_sweep: AlphaSweep,
     data_prep: DataPrep,
     trra: TrRa,
+    inra: InRa,
     teachers: Teachers,
     models: Models,
     launcher: Launcher,
@@ -87,9 +89,10 @@ def search_alpha(
         parameters=alpha_sweep,
         tasks=data_prep.tasks,
         trra=trra,
+        inra_plausibility=inra.plausibility,
         reference=reference_model,
         aligned=aligned_model,
-        trra_checkpoints={name: reference_model for alpha in trra.alphas for name in trra.checkpoint_names(alpha)},
+        trra_checkpoints=dict.fromkeys(trra.all_students(), reference_model),
         inra_checkpoint=inra_checkpoint,
         problems=folder_of(evaluation_set),
         work=folders.work / "alpha_sweep",

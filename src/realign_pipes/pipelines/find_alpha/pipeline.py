@@ -26,6 +26,7 @@ def create_pipeline() -> Pipeline:
                     "params:alpha_sweep",
                     "params:data_prep",
                     "params:trra",
+                    "params:inra",
                     "params:teachers",
                     "params:models",
                     "params:launcher",

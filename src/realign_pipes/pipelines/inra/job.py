@@ -70,7 +70,7 @@ class TrainAdapter(Job[Adapter]):
             settings["lora"] = parameters.lora.model_dump()
         metadata = {
             "method": f"InRa ({parameters.method})",
-            "parameters": {**parameters.model_dump(exclude={"lora", "dpo", "trra"}), **settings},
+            "parameters": {**parameters.model_dump(exclude={"lora", "dpo", "trra", "plausibility"}), **settings},
             "reference": {"name": checkpoint_name(self.reference), "fingerprint": fingerprint_model(self.reference)},
             **facts,
         }
@@ -130,6 +130,7 @@ class TrainAdapter(Job[Adapter]):
         }
         settings = {
             "trra": parameters.trra.model_dump(),
+            "plausibility": parameters.plausibility,
             "teachers": self.teachers.model_dump(include={"mode", "dtype"}),
         }
         return train_it, facts, settings

@@ -1,11 +1,11 @@
 """parameters_inra.yml: inference-time realignment, the layer adapter and its training."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from realign_pipes.pipelines.trra.parameters import Distillation, Lora
-from realign_pipes.runtime.parameters import Parameters, Training
+from realign_pipes.pipelines.trra.parameters import Distillation, Lora, check_divergence
+from realign_pipes.runtime.parameters import Parameters, Plausibility, Training
 
 
 class Dpo(Parameters):
@@ -37,3 +37,13 @@ class InRa(Training):
     """Merged into the adapter layers after training."""
     dpo: Dpo
     trra: AdapterDistillation
+    plausibility: Plausibility
+    """Beta of the mask where InRa's two streams are mixed, and of the teacher's where `method` is trra."""
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        if self.method == "trra":
+            check_divergence(
+                self.trra.divergence, self.plausibility, names=("inra.trra.divergence", "inra.plausibility")
+            )
+        return self

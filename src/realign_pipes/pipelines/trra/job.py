@@ -1,7 +1,6 @@
 """The job of the stage trra: distil softmax(z(alpha)) into copies of the reference, one for each alpha and round."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
 from realign_pipes.models.load import load_model
 from realign_pipes.models.trust import read_config
 from realign_pipes.paper.trra import Teacher, TrRaTrainer
-from realign_pipes.pipelines.trra.parameters import Distillation, TrRa
+from realign_pipes.pipelines.trra.parameters import Distillation, StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.parameters import Training
 from realign_pipes.runtime.training import (
@@ -68,36 +67,34 @@ class TrainStudents(Job[Students]):
             if self.parameters.only_alpha not in (None, alpha):
                 continue
             last = self.aligned
-            for iteration, name in enumerate(self.parameters.checkpoint_names(alpha)):
-                student = Student(Path(name).name, float(alpha), iteration, last)
-                last = checkpoints[name] = train_student(
-                    student, teachers, self.parameters, self.work, self.chat_template
+            for checkpoint, student in self.parameters.students(alpha).items():
+                aligned = last if student.iteration else self.aligned
+                last = checkpoints[checkpoint] = train_student(
+                    student, aligned, teachers, self.parameters, self.work, self.chat_template
                 )
         return Students(checkpoints=checkpoints)
 
 
-@dataclass(frozen=True)
-class Student:
-    """One round of TrRa."""
-
-    name: str
-    alpha: float
-    iteration: int
-    aligned: Path
-    """The aligned model in round 0, and the last round's result after it."""
-
-
 def train_student(
-    student: Student, teachers: FusedTeachers, parameters: TrRa, work: Path, chat_template: Path | None = None
+    student: StudentName,
+    aligned: Path,
+    teachers: FusedTeachers,
+    parameters: TrRa,
+    work: Path,
+    chat_template: Path | None = None,
 ) -> Path:
-    """The student's finished checkpoint folder, trained now or found finished in `work`."""
-    reference, aligned = teachers.reference, student.aligned
-    unread = {"alphas", "only_alpha", "iterations", "iteration_alphas"}
+    """The student's finished checkpoint folder, trained now or found finished in `work`.
+
+    `aligned` is the aligned model, or the last round's result in a further round of TrRa-iter.
+    """
+    reference, alpha = teachers.reference, float(student.alpha)
+    unread = {"alphas", "only_alpha", "iterations", "iteration_alphas", "ablation_alphas"}
     if parameters.adapter == "full":
         unread.add("lora")
     metadata = {
         "method": "TrRa",
-        "alpha": student.alpha,
+        "alpha": alpha,
+        "plausibility": student.plausibility,
         "iteration": student.iteration,
         "reference": {"name": checkpoint_name(reference), "fingerprint": fingerprint_model(reference)},
         "aligned": {
@@ -107,6 +104,7 @@ def train_student(
         "data_fingerprint": teachers.data_fingerprint,
         "parameters": {
             **parameters.model_dump(exclude=unread),
+            "plausibility": student.plausibility,
             "teachers": teachers.teachers.model_dump(include={"mode", "dtype"}),
         },
     }
@@ -118,7 +116,7 @@ def train_student(
         state = train_trra(
             model,
             teachers.teacher(aligned, folder / "aligned_cache"),
-            student.alpha,
+            alpha,
             teachers.examples,
             training=parameters,
             distillation=parameters,
@@ -226,6 +224,11 @@ def _introduction(metadata: dict[str, Any]) -> str:
         f'{metadata["aligned"]["name"]} (training-time realignment, "Flexible Realignment of Language Models", arXiv '
         "2506.12704): a copy of the reference was trained to follow softmax((1 - alpha) z_reference + alpha z_aligned)."
     )
+    if metadata["plausibility"]:
+        text += (
+            " The teacher gave no probability to implausible tokens: those to which both models gave less than "
+            f"{metadata['plausibility']:g} times the probability of the token that either of them finds likeliest."
+        )
     if metadata["iteration"]:
         text += f" This is round {metadata['iteration']} of TrRa-iter: the aligned model was the round before it."
     return text

@@ -1,11 +1,15 @@
 """parameters_trra.yml: training-time realignment."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from realign_pipes.paper import Divergence
-from realign_pipes.runtime.parameters import Parameters, Training, check_distinct
+from realign_pipes.runtime.parameters import Parameters, Plausibility, Training, check_distinct
+
+SomeAlphas = Annotated[list[int | float], BeforeValidator(lambda alphas: [] if alphas is None else alphas)]
+"""A list of alphas; null for none, whatever base names."""
 
 
 class Distillation(Parameters):
@@ -33,6 +37,29 @@ class StudentLora(Lora):
     """Save a plain checkpoint, the matrices added to the weights; else PEFT's adapter, which needs the reference."""
 
 
+def check_divergence(divergence: Divergence, plausibility: float, *, names: tuple[str, str]) -> None:
+    """ValueError for reverse KL from a teacher with a mask, which would be infinite. `names` are the parameters'."""
+    if divergence == "reverse_kl" and plausibility > 0:
+        raise ValueError(
+            f"{names[0]} is reverse_kl and {names[1]} is {plausibility:g}: reverse KL from a teacher that gives some "
+            f"tokens no probability is infinite. Set {names[1]} to 0, or {names[0]} to forward_kl or jsd"
+        )
+
+
+@dataclass(frozen=True)
+class StudentName:
+    """One student of the stage: what it is called, and how it differs from the others."""
+
+    name: str
+    """`trra-1.5`; the candidate's name in the sweep too."""
+    kind: str
+    """The kind that it is measured as, a name in `sweep.kinds.KINDS`."""
+    alpha: float
+    plausibility: float
+    iteration: int = 0
+    """The round of TrRa-iter, 0 for plain TrRa."""
+
+
 class TrRa(Training, Distillation):
     """parameters_trra.yml: training-time realignment."""
 
@@ -42,8 +69,13 @@ class TrRa(Training, Distillation):
     """Train this one of `alphas` alone: DVC runs one stage for each."""
     iterations: NonNegativeInt
     """TrRa-iter: further rounds after the first, each with the last one's result as the aligned model."""
-    iteration_alphas: Annotated[list[int | float], BeforeValidator(lambda alphas: [] if alphas is None else alphas)]
-    """Which of `alphas` TrRa-iter continues with; null for none, whatever base names."""
+    iteration_alphas: SomeAlphas
+    """Which of `alphas` TrRa-iter continues with."""
+    plausibility: Plausibility
+    """Beta of the teacher's mask."""
+    ablation_alphas: SomeAlphas
+    """At which of `alphas` a student learns from the teacher without its mask too. Those that are not among `alphas`
+    mean nothing, so that an environment may change `alphas` alone."""
     adapter: Literal["full", "lora"]
     """What is trained in the student: all its weights, or LoRA matrices on them."""
     lora: StudentLora
@@ -55,11 +87,28 @@ class TrRa(Training, Distillation):
             raise ValueError(f"iteration_alphas {missing} are not among alphas {self.alphas}")
         if self.only_alpha is not None and self.only_alpha not in self.alphas:
             raise ValueError(f"only_alpha {self.only_alpha} is not among alphas {self.alphas}")
+        check_divergence(self.divergence, self.plausibility, names=("trra.divergence", "trra.plausibility"))
         return self
 
-    def checkpoint_names(self, alpha: float) -> list[str]:
-        """One of `alphas` -> `trra-1.5` and, for each further round, `trra-iter1-1.5`, all in the alpha's folder."""
-        names = [f"trra-{alpha:g}"]
+    def unmasked_alphas(self) -> list[int | float]:
+        """Those of `alphas` at which the mask is left out too; none if there is no mask."""
+        return [alpha for alpha in self.alphas if alpha in self.ablation_alphas and self.plausibility > 0]
+
+    def students(self, alpha: int | float) -> dict[str, StudentName]:
+        """One of `alphas` -> its students, by checkpoint: `1.5/trra-1.5`, in the folder of that alpha.
+
+        Each round of TrRa-iter follows the round that it continues.
+        """
+        students = [StudentName(f"trra-{alpha:g}", "trra", alpha, self.plausibility)]
         if alpha in self.iteration_alphas:
-            names += [f"trra-iter{iteration}-{alpha:g}" for iteration in range(1, 1 + self.iterations)]
-        return [f"{alpha}/{name}" for name in names]
+            students += [
+                StudentName(f"trra-iter{iteration}-{alpha:g}", "trra_iter", alpha, self.plausibility, iteration)
+                for iteration in range(1, 1 + self.iterations)
+            ]
+        if alpha in self.unmasked_alphas():
+            students.append(StudentName(f"trra-{alpha:g}-unmasked", "trra", alpha, 0.0))
+        return {f"{alpha}/{student.name}": student for student in students}
+
+    def all_students(self) -> dict[str, StudentName]:
+        """Those of all `alphas`, by checkpoint."""
+        return {name: student for alpha in self.alphas for name, student in self.students(alpha).items()}
