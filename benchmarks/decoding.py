@@ -4,10 +4,11 @@
     python benchmarks/decoding.py --cells all --sizes 135m --batches 32 128 --lengths 512/512 --repetitions 1
 
 Random models decode greedily, always the same number of new tokens. The mixed alphas are one for each row, none of
-them 0 or 1. Alpha 0 has the base model as its stock model, alpha 1 the expanded one, which has a layer more. DeRa is
-two models of the base's size. `--cells some` measures those of the combinations asked for that take about six minutes
-together on two cores, and names those it leaves out. Decoding is bound by memory where reading the weights takes longer
-than computing with them: here at batch 1 of models larger than a processor's caches, on a GPU up to batch 32.
+them 0 or 1; the mask is plausibility 0.1, which needs the logits of both streams. Alpha 0 has the base model as its
+stock model, alpha 1 the expanded one, which has a layer more. DeRa is two models of the base's size. `--cells some`
+measures those of the combinations asked for that take about six minutes together on two cores, and names those it
+leaves out. Decoding is bound by memory where reading the weights takes longer than
+computing with them: here at batch 1 of models larger than a processor's caches, on a GPU up to batch 32.
 """
 
 from harness import DEVICE, Results, arguments
@@ -65,6 +66,7 @@ def measure(results: Results, size: str, batches: list[int], lengths: list[str],
             "base": lambda: base.generate(**common),  # noqa: B023  # run in this very turn
             "expanded": lambda: expanded.generate(**common),  # noqa: B023  # the same
             "InRa, mixed alphas": lambda: inra.generate(**common, alpha=mixed),  # noqa: B023  # the same
+            "InRa, mixed alphas, mask": lambda: inra.generate(**common, alpha=mixed, plausibility=0.1),  # noqa: B023
             "InRa, alpha 0": lambda: inra.generate(**common, alpha=0.0),  # noqa: B023  # the same
             "InRa, alpha 1": lambda: inra.generate(**common, alpha=1.0),  # noqa: B023  # the same
             "DeRa": lambda: dera.generate(**common),  # noqa: B023  # the same
@@ -79,6 +81,8 @@ def measure(results: Results, size: str, batches: list[int], lengths: list[str],
         results.figure(
             case, "InRa, mixed alphas / base", speed["InRa, mixed alphas"], ">=", 0.9 if bound_by_memory else 0.48
         )
+        masked = times.ratio("InRa, mixed alphas", "InRa, mixed alphas, mask")
+        results.figure(case, "InRa, mixed alphas: with a mask / without", masked)
         results.figure(case, "InRa, alpha 0 / base", speed["InRa, alpha 0"], ">=", 0.95)
         results.figure(case, "InRa, alpha 1 / expanded", times.ratio("expanded", "InRa, alpha 1"), ">=", 0.95)
         results.figure(case, "DeRa / base", speed["DeRa"])

@@ -6,6 +6,7 @@ All variants train the same student with the same AdamW on the same batch, one a
 - SFT: Hugging Face's own loss on labels. The floor: no distillation is cheaper. TrRa's arithmetic against it is
   (6 (N + Vd) + 4 Vd) / 6 (N + Vd), with N the body's parameters and Vd the head's: forward and backward cost 2 and 4
   operations for each parameter and token, and each of the two teachers' heads 2.
+- TrRa with a mask: plausibility 0.1, so the teacher's logits are formed from the two models' log-probabilities.
 - three live models: both teachers run at every step, and full float32 logits of all three meet in log_softmax.
 - released: what the paper's code does, with its mathematics corrected (the softmax over the vocabulary, prompt and
   padding masked). It is built on a DPO trainer, so each sequence comes with a rejected one, which all three models
@@ -37,6 +38,7 @@ from realign_pipes.teachers.fused import CachedTeacher
 from realign_pipes.teachers.hidden_states import open_cache, write_cache
 
 ALPHA = 1.5
+PLAUSIBILITY = 0.1
 PROMPT = 8
 """Tokens of a prompt: few, as the floor counts every token and TrRa's loss only completions."""
 
@@ -105,7 +107,7 @@ class Steps:
 
         return run
 
-    def trra(self) -> torch.Tensor:
+    def trra(self, plausibility: float = 0.0) -> torch.Tensor:
         signal = self.teacher.signal(self.batch)
         return fused_linear_divergence(
             completion_hidden_states(self.student, **self.inputs, labels=self.batch["labels"]),
@@ -115,7 +117,11 @@ class Steps:
             signal.aligned_hidden,
             self.teacher.aligned_head,
             ALPHA,
+            plausibility=plausibility,
         )
+
+    def masked(self) -> torch.Tensor:
+        return self.trra(PLAUSIBILITY)
 
     def sft(self) -> torch.Tensor:
         return self.student(**self.inputs, labels=self.batch["labels"]).loss
@@ -183,6 +189,7 @@ def steps(results: Results, size: str, batch_size: int, tokens: int, repetitions
         of = Steps(size, batch_size, tokens, Path(folder))
         losses: dict[str, Callable[[], Any]] = {
             "TrRa": of.trra,
+            "TrRa with a mask": of.masked,
             "SFT": of.sft,
             "three live models": of.three_live_models,
             "released": of.released,
@@ -203,6 +210,7 @@ def steps(results: Results, size: str, batch_size: int, tokens: int, repetitions
     results.figure(case, "arithmetic floor: (6(N+Vd)+4Vd) / 6(N+Vd)", floor)
     # "within 10 % of SFT times the floor"
     results.figure(case, "TrRa / SFT", times.ratio("TrRa", "SFT"), "<=" if large else None, 1.1 * floor)
+    results.figure(case, "TrRa with a mask / TrRa", times.ratio("TrRa with a mask", "TrRa"), "<=", 1.05)
     for baseline, target in (("three live models", 0.72), ("released", 0.33), ("TRL", 1.0), ("Liger", 1.0)):
         if baseline in times:
             results.figure(case, f"TrRa / {baseline}", times.ratio("TrRa", baseline), "<=" if large else None, target)
