@@ -127,7 +127,11 @@ def world(tmp_path, monkeypatch):
 
     def make(**kinds):
         made = World(tmp_path, **kinds)
-        monkeypatch.setattr(Evaluator, "evaluate", lambda self, *given: made.evaluate(self, *given))
+
+        def evaluate(self, candidates, sampling):
+            return made.evaluate(self, candidates, sampling)
+
+        monkeypatch.setattr(Evaluator, "evaluate", evaluate)
         monkeypatch.setattr(module, "train_student", made.train)
         students = tmp_path / "students"
         monkeypatch.setattr(

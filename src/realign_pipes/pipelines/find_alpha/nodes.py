@@ -85,6 +85,8 @@ def search_alpha(
         work=folders.work / "find_alpha",
         students=folders.work / "trra",
     )
+    found = launch(job, Found, launcher, folders.work / "launch" / "find_alpha", training=trra)
+    # Only to count what the stage alpha_sweep draws: any student stands in for those that it measures.
     grid = MeasureCandidates(
         parameters=alpha_sweep,
         tasks=data_prep.tasks,
@@ -92,12 +94,11 @@ def search_alpha(
         inra_plausibility=inra.plausibility,
         reference=reference_model,
         aligned=aligned_model,
-        trra_checkpoints=dict.fromkeys(trra.all_students(), reference_model),
+        trra_checkpoints=dict.fromkeys(trra.all_students(), found.checkpoint),
         inra_checkpoint=inra_checkpoint,
         problems=folder_of(evaluation_set),
         work=folders.work / "alpha_sweep",
     )
-    found = launch(job, Found, launcher, folders.work / "launch" / "find_alpha", training=trra)
     summary = summarise_search(
         parameters.wish(),
         found.knob,
