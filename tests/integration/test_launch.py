@@ -64,6 +64,7 @@ STUDENT = {
     "iteration_alphas": [1.5],
     "plausibility": 0.1,
     "ablation_alphas": [],
+    "scaled_lora": False,
     "adapter": "full",
     "lora": {"rank": 4, "alpha": 8, "merge": False},
 }
@@ -84,6 +85,9 @@ SWEEP = AlphaSweep.model_validate(
     {
         "dera_alphas": [0.5],
         "inra_alphas": [0.0, 0.5],
+        "merge_alphas": [],
+        "ties": {"alphas": [], "density": 0.5},
+        "lora_scale_alphas": [],
         "plausibility": 0.1,
         "budgets": {"tokens": [6], "ramp": 0.5},
         "sampling": {

@@ -30,6 +30,9 @@ def make_parameters(**changes):
         {
             "dera_alphas": [0.5],
             "inra_alphas": [0.0, -0.25],
+            "merge_alphas": [2],
+            "ties": {"alphas": [1.0], "density": 0.3},
+            "lora_scale_alphas": [0.5],
             "plausibility": 0.1,
             "budgets": {"tokens": [6, 3], "ramp": 0.25},
             "bootstrap_samples": 10,
@@ -48,6 +51,7 @@ def make_trra(**changes):
         "iteration_alphas": [1.5],
         "plausibility": 0.2,
         "ablation_alphas": [1.5],
+        "scaled_lora": False,
         "divergence": "forward_kl",
         "temperature": 1.0,
         "chunk_tokens": 7,
@@ -145,6 +149,8 @@ def test_candidates_are_those_of_the_parameters(make_job, evaluated, tmp_path):
             ("aligned-min-p", "aligned", nan, ["aligned"], None, None, 0.1),
             ("dera-0.5", "dera", 0.5, ["reference", "aligned"], None, None, 0.1),
             ("dera-1.5-unmasked", "dera", 1.5, ["reference", "aligned"], None, None, 0.0),
+            ("merge-2", "merge", 2.0, ["reference", "aligned"], None, None, 0.0),
+            ("ties-1", "ties", 1.0, ["reference", "aligned"], None, None, 0.0),
             ("trra-1", "trra", 1.0, ["1-trra-1"], None, None, 0.2),
             ("trra-1.5", "trra", 1.5, ["1.5-trra-1.5"], None, None, 0.2),
             ("trra-iter1-1.5", "trra_iter", 1.5, ["1.5-trra-iter1-1.5"], None, None, 0.2),
@@ -158,8 +164,8 @@ def test_candidates_are_those_of_the_parameters(make_job, evaluated, tmp_path):
         ]
     )
     assert {sampling for _, sampling in evaluated} == {job.parameters.sampling}
-    assert list(made.sweep) == [name for name, *_ in described[:12]]
-    assert list(made.budgets) == [name for name, *_ in described[12:]]
+    assert list(made.sweep) == [name for name, *_ in described[:14]]
+    assert list(made.budgets) == [name for name, *_ in described[14:]]
     assert made.sweep["trra-1"] == tmp_path / "work" / "trra-1"
 
 
@@ -173,7 +179,7 @@ def test_where_there_is_no_mask_nothing_is_measured_without_one(make_job, evalua
         parameters=make_parameters(plausibility=0.0), trra=make_trra(plausibility=0.0), inra_plausibility=0.0
     ).run()
     assert [c.name for c, _ in evaluated if c.plausibility or "unmasked" in c.name or "min-p" in c.name] == []
-    assert len(evaluated) == 12
+    assert len(evaluated) == 14
 
 
 def test_dera_without_mask_has_the_alphas_of_trra_s_ablation(make_job, evaluated):
@@ -224,7 +230,7 @@ def test_completions_that_just_fit_are_drawn(make_job, tmp_path):
 
     made = make_job((16, 16)).run()
     frames = {name: pd.read_parquet(file) for name, file in {**made.sweep, **made.budgets}.items()}
-    assert len(frames) == 16 and all(len(frame) == 3 for frame in frames.values())
+    assert len(frames) == 18 and all(len(frame) == 3 for frame in frames.values())
     assert frames["truncation-3"]["completion_tokens"].max() <= 3
     pd.testing.assert_series_equal(frames["inra-0"]["completion"], frames["reference"]["completion"])
 

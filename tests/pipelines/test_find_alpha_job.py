@@ -65,6 +65,12 @@ def write_problems(path, tokenizer, ids):
 
 
 @pytest.fixture
+def pair(tmp_path, make_checkpoint):
+    """A reference and an aligned checkpoint whose weights can be merged."""
+    return make_checkpoint(tmp_path / "reference", seed=1), make_checkpoint(tmp_path / "aligned", seed=2)
+
+
+@pytest.fixture
 def make_job(tmp_path, pair, examples, tiny_tokenizer):
     """`make_job(inra="trra", **parameters)`: a job on tiny checkpoints; `inra` is how the adapter was trained."""
     examples.save_to_disk(tmp_path / "examples")
@@ -108,7 +114,8 @@ class World:
             {"candidate": candidate.name, "kind": candidate.kind, "alpha": candidate.alpha,
              "plausibility": candidate.plausibility, "task": "sums", "problem_id": question.id, "sample": sample,
              "completion": "", "completion_tokens": round(10_000 * (1 - saved)), "finished": True,
-             "correct": (sample + 0.5) / sampling.samples > 0.1 + lost, "seconds": 1.0}
+             "correct": (sample + 0.5) / sampling.samples > 0.1 + lost, "seconds": 1.0,
+             "train_seconds": 0.0, "bytes": 0}
             for question in evaluator.questions
             for sample in range(sampling.samples)
         ]  # fmt: skip
@@ -199,6 +206,24 @@ def test_a_wish_that_no_alpha_fulfils_says_what_the_ends_give(make_job, world):
         "Wish for less, or give find_alpha.knobs another knob or a wider range."
     )
     assert told.trained == []
+
+
+def test_a_wish_that_only_the_reference_fulfils_is_refused(make_job, world):
+    told = world(dera=lambda alpha: (0.1, 0.5))
+    with pytest.raises(
+        InputError, match=r"only the reference itself, alpha 0, .* lose at most 1 points.*: dera at alpha"
+    ):
+        make_job(lose_at_most=0.01, steps=2).run()
+    assert told.trained == []
+
+
+def test_weights_that_cannot_be_merged_are_refused_before_anything_is_drawn(make_job, world, pair, make_checkpoint):
+    told = world()
+    job = make_job(save=0.4)
+    make_checkpoint(pair[1], seed=2, intermediate_size=32)
+    with pytest.raises(InputError, match=r"cannot be merged: .*mlp.* take merge out of find_alpha.knobs"):
+        job.run()
+    assert told.evaluated == []
 
 
 MANY = {"problems": 2, "samples": 200}

@@ -1,12 +1,13 @@
 """A made-up sweep of all kinds of candidates, with the shape of real ones and seeded noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from realign_pipes.sweep.kinds import KINDS
 from realign_pipes.sweep.metrics import summarise_budgets, summarise_sweep
 from realign_pipes.validation.validator import GreatExpectations
 
@@ -50,13 +51,41 @@ CANDIDATES: dict[str, tuple[str, float, float, float, float]] = {
     },
 }
 
+FURTHER: dict[str, tuple[str, float, float, float, float]] = {
+    **{
+        f"merge_{alpha}": ("merge", alpha, correct, tokens, 24)
+        for alpha, correct, tokens in [
+            (0.5, 0.98, 82),
+            (1.0, 0.977, 73),
+            (1.5, 0.974, 66),
+            (2.0, 0.95, 61),
+            (3.0, 0.60, 60),
+        ]
+    },
+    "ties_1.0": ("ties", 1.0, 0.97, 75, 24),
+    **{
+        f"lora_scale_{alpha}": ("lora_scale", alpha, correct, tokens, 25)
+        for alpha, correct, tokens in [(0.5, 0.98, 80), (1.0, 0.97, 74), (2.0, 0.93, 67)]
+    },
+    "dera_2.0_unmasked": ("dera", 2.0, 0.90, 58, 70),
+    "dera_5.0_unmasked": ("dera", 5.0, 0.68, 45, 70),
+    "trra_2.0_unmasked": ("trra", 2.0, 0.90, 60, 24),
+    "trra_5.0_unmasked": ("trra", 5.0, 0.70, 46, 24),
+    "reference_min_p": ("reference", np.nan, 0.984, 88, 31),
+    "aligned_min_p": ("aligned", np.nan, 0.979, 72, 26),
+}
+"""The free alternatives, and rows that show what the mask does."""
+
 
 def make_generations(
-    tasks: tuple[str, ...] = ("chain_sum",), problems: int = 40, samples: int = 4
+    tasks: tuple[str, ...] = ("chain_sum",),
+    problems: int = 40,
+    samples: int = 4,
+    candidates: Mapping[str, tuple[str, float, float, float, float]] = CANDIDATES,
 ) -> dict[str, pd.DataFrame]:
     """candidate -> frame, as alpha_sweep writes them."""
     frames = {}
-    for name, (kind, alpha, correct, tokens, seconds) in CANDIDATES.items():
+    for name, (kind, alpha, correct, tokens, seconds) in candidates.items():
         rows = []
         for number, task in enumerate(tasks):
             generator = np.random.default_rng([7, number])  # the same for all candidates, like the sweep's samplers
@@ -70,7 +99,7 @@ def make_generations(
                             "candidate": name,
                             "kind": kind,
                             "alpha": alpha,
-                            "plausibility": 0.0 if kind in ("reference", "aligned") else 0.1,
+                            "plausibility": plausibility(name, kind),
                             "task": task,
                             "problem_id": f"{task}-{problem:04d}",
                             "sample": sample,
@@ -79,10 +108,18 @@ def make_generations(
                             "finished": finished,
                             "correct": right and finished,
                             "seconds": float(seconds),
+                            "train_seconds": 34.5 if KINDS[kind].trains else 0.0,
+                            "bytes": 0 if kind == "reference" else 1_234_567,
                         }
                     )
         frames[name] = pd.DataFrame(rows)
     return frames
+
+
+def plausibility(name: str, kind: str) -> float:
+    """The mask is where logits are mixed, and in rows with a min-p."""
+    masked = name.endswith("min_p") or (kind in ("dera", "trra", "trra_iter", "inra") and "unmasked" not in name)
+    return 0.1 if masked else 0.0
 
 
 def trace(generator: np.random.Generator, length: int, right: bool, finished: bool) -> str:
@@ -110,6 +147,13 @@ def generations() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="session")
 def sweep_results(generations: dict) -> pd.DataFrame:
     return summarise_sweep(generations, bootstrap_samples=2000, bootstrap_seed=0)
+
+
+@pytest.fixture(scope="session")
+def wide_results() -> pd.DataFrame:
+    """The sweep with the free alternatives, and with rows that show what the mask does."""
+    frames = make_generations(candidates={**CANDIDATES, **FURTHER})
+    return summarise_sweep(frames, bootstrap_samples=2000, bootstrap_seed=0)
 
 
 @pytest.fixture(scope="session")

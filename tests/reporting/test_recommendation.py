@@ -12,7 +12,7 @@ from realign_pipes.reporting.recommendation import headline, recommend
 def table(*rows: tuple[str, str, float, float, float, float]) -> pd.DataFrame:
     """(candidate, kind, pass@1, difference_low, mean tokens, token reduction)"""
     columns = ["candidate", "kind", "pass_at_1", "difference_low", "mean_tokens", "token_reduction"]
-    results = pd.DataFrame(rows, columns=columns).assign(task="all", alpha=np.nan)
+    results = pd.DataFrame(rows, columns=columns).assign(task="all", alpha=np.nan, plausibility=0.0)
     results["difference"] = results["pass_at_1"] - results["pass_at_1"].iloc[0]
     # a row of a single task must not be looked at
     lure = results.tail(1).assign(candidate="lure", task="chain_sum", token_reduction=0.99, difference_low=0.5)

@@ -177,14 +177,20 @@ def test_report_is_the_same_again(page: str, render: Callable[..., str], budget_
     assert render(budget_results.assign(candidate=ATTACK)) == page
 
 
-def test_report_explains_the_kinds_that_it_shows(page: str, render: Callable[..., str], no_budgets: pd.DataFrame):
+def test_report_explains_the_kinds_that_it_shows(
+    page: str, render: Callable[..., str], sweep_results: pd.DataFrame, no_budgets: pd.DataFrame
+):
     explained = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
-    assert all(html.unescape(explained[kind.label]) == kind.about for kind in KINDS.values())
+    for kind in KINDS.values():
+        if kind.of_budgets or kind.name in set(sweep_results["kind"]):
+            assert html.unescape(explained[kind.label]) == kind.about
+        else:
+            assert kind.label not in explained
     assert "<dt>TokenBudget</dt>" not in render(no_budgets)
 
 
 def test_report_says_what_was_checked(page: str):
     section = page.split("<h2>What was checked</h2>")[1].split("<h2>", maxsplit=1)[0]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", section)
-    assert cells[:5] == ["generations", "3,360", "22", "0", "0"]
-    assert cells[5:] == ["sweep_results", "42", "31", "0", "1"]
+    assert cells[:5] == ["generations", "3,360", "27", "0", "0"]
+    assert cells[5:] == ["sweep_results", "42", "39", "0", "1"]

@@ -38,6 +38,8 @@ def frame(
         "alpha": np.nan,
         "plausibility": 0.0,
         "seconds": 5.0,
+        "train_seconds": 0.0,
+        "bytes": 0,
     } | about
     return pd.DataFrame(
         [

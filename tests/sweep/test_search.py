@@ -80,6 +80,12 @@ def test_a_wish_beyond_an_end_is_refused_without_a_step(wish, ends):
     assert knob.asked == list(ends)
 
 
+def test_a_loss_of_exactly_what_is_allowed_is_allowed():
+    one = measured(1, 0.2).model_copy(update={"difference": 0.97 - 0.98})
+    assert -one.difference > 0.01  # in floating point
+    assert LoseAtMost(0.01).missed_by(one) == 0 and LoseAtMost(0.01).excess(one) == 0
+
+
 def test_of_several_the_wish_takes_the_nearest_or_the_largest_saving_that_is_allowed():
     some = [measured(1, 0.2, 0.0), measured(2, 0.35, 0.01), measured(3, 0.5, 0.03)]
     assert Save(0.4).best(some) is some[1]

@@ -82,12 +82,14 @@ class TransformersEngine:
     """Draws with the `generate` of a model in memory, in batches of `sampling.batch_size`.
 
     The alphas of the prompts become the argument `alpha` of the model's `generate`. With `min_p`, tokens whose
-    probability at temperature 1 is below min_p times the likeliest token's are never drawn.
+    probability at temperature 1 is below min_p times the likeliest token's are never drawn. A `plausibility` above 0
+    becomes an argument of `generate` too, for a model that takes it (InRa).
     """
 
-    def __init__(self, model: PreTrainedModel, *, min_p: float = 0.0) -> None:
+    def __init__(self, model: PreTrainedModel, *, min_p: float = 0.0, plausibility: float = 0.0) -> None:
         self.model = model
         self.min_p = min_p
+        self.options = {"plausibility": plausibility} if plausibility > 0 else {}
 
     @classmethod
     def of_checkpoint(cls, path: Path, *, min_p: float = 0.0) -> Self:
@@ -119,7 +121,12 @@ class TransformersEngine:
             )
             try:
                 generated = _decode(
-                    model, [prompt for prompt, _ in batch], torch.from_numpy(np.stack(uniforms)), sampling, self.min_p
+                    model,
+                    [prompt for prompt, _ in batch],
+                    torch.from_numpy(np.stack(uniforms)),
+                    sampling,
+                    self.min_p,
+                    self.options,
                 )
             finally:
                 model.generation_config = own_config
@@ -131,9 +138,16 @@ class TransformersEngine:
 
 
 def _decode(
-    model: PreTrainedModel, prompts: Sequence[Prompt], uniforms: torch.Tensor, sampling: Sampling, min_p: float
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    uniforms: torch.Tensor,
+    sampling: Sampling,
+    min_p: float,
+    options: dict[str, Any],
 ) -> list[list[int]]:
     """The tokens of a batch whose row r has `prompts[r]` and the random numbers `uniforms[r]`.
+
+    `options` are further arguments of the model's `generate`.
 
     Prompts are padded on the left, and the mask hides the padding. Decoding is interrupted to drop rows that have
     finished, and their KV cache; otherwise all would wait for the slowest.
@@ -163,6 +177,7 @@ def _decode(
             logits_processor=LogitsProcessorList([*warpers, InverseCDFSampler(uniforms[:, step:])]),
             stopping_criteria=StoppingCriteriaList([finished]),
             **_alpha_argument([prompts[row].alpha for row in rows], step),
+            **options,
         )
         new = output.sequences[:, input_ids.shape[1] :]
         for row, generated in zip(rows, new.tolist(), strict=True):

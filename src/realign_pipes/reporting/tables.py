@@ -77,12 +77,35 @@ def task_names(sweep_results: pd.DataFrame) -> list[str]:
     return [task for task in sweep_results["task"].unique() if task != ALL_TASKS]
 
 
+def bytes_text(count: int) -> str:
+    """A size on disk: 0, 412 kB, 1.2 MB, 3.1 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B" if count else "0"
+
+
+def train_text(seconds: float) -> str:
+    """Seconds of training for display: 0 without one, a dash where it is not known."""
+    return NONE if math.isnan(seconds) else duration(seconds) if seconds else "0"
+
+
+def is_default(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are their kind's own: with the mask that was asked for where alpha mixes, and without one elsewhere.
+
+    The others show what the mask does: TrRa and DeRa without it, and both models with it, as a min-p.
+    """
+    has_alpha = rows["kind"].map(lambda kind: KINDS[kind].has_alpha)
+    largest = rows.groupby("kind")["plausibility"].transform("max").where(has_alpha, 0.0)
+    return rows["plausibility"] == largest
+
+
 def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
     """One row per candidate. The tasks have columns of their own if there are several."""
     tasks = task_names(sweep_results)
     shown = tasks if len(tasks) > 1 else []
     by_task = {task: frame.set_index("candidate") for task, frame in sweep_results.groupby("task")}
-    header = ["candidate", "alpha", "pass@1 % [95 %]", *(f"{task} % / tokens" for task in shown)]
+    header = ["candidate", "alpha", "beta", "pass@1 % [95 %]", *(f"{task} % / tokens" for task in shown)]
     rows = []
     for row in overall_rows(sweep_results).itertuples():
         single = [by_task[task].loc[row.candidate] for task in shown]
@@ -90,15 +113,20 @@ def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
             [
                 row.candidate,
                 alpha_text(row.alpha),
+                f"{row.plausibility:g}",
                 interval_text(row),
                 *(f"{percent(one.pass_at_1)} / {tokens_text(one.mean_tokens)}" for one in single),
                 tokens_text(row.mean_tokens),
                 reduction_text(row),
                 f"{percent(row.truncated)} %",
                 duration(row.seconds),
+                train_text(row.train_seconds),
+                bytes_text(row.bytes),
+                f"{row.models} / {row.kv_streams} / {row.passes}",
             ]
         )
-    return Cells([*header, "tokens", "reduction", "truncated", "time"], rows, left=1)
+    costs = ["training", "disk", "models / KV / passes"]
+    return Cells([*header, "tokens", "reduction", "truncated", "time", *costs], rows, left=1)
 
 
 def task_cells(sweep_results: pd.DataFrame) -> Cells:
@@ -108,6 +136,7 @@ def task_cells(sweep_results: pd.DataFrame) -> Cells:
             row.task,
             row.candidate,
             alpha_text(row.alpha),
+            f"{row.plausibility:g}",
             f"{row.problems} × {row.samples}",
             interval_text(row),
             tokens_text(row.mean_tokens),
@@ -117,8 +146,8 @@ def task_cells(sweep_results: pd.DataFrame) -> Cells:
         for task in task_names(sweep_results)
         for row in sweep_results[sweep_results["task"] == task].itertuples()
     ]
-    header = ["task", "candidate", "alpha", "problems × samples", "pass@1 % [95 %]", "tokens", "reduction", "truncated"]
-    return Cells(header, rows, left=2)
+    header = ["task", "candidate", "alpha", "beta", "problems × samples", "pass@1 % [95 %]"]
+    return Cells([*header, "tokens", "reduction", "truncated"], rows, left=2)
 
 
 def budget_cells(budget_results: pd.DataFrame) -> Cells:

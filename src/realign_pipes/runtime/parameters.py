@@ -8,7 +8,16 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -38,6 +47,8 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Plausibility = Annotated[float, Field(ge=0, lt=1)]
 """Beta of the mask on implausible tokens: 0 is the paper, which masks none."""
+SomeAlphas = Annotated[list[int | float], BeforeValidator(lambda alphas: [] if alphas is None else alphas)]
+"""A list of alphas; null for none, whatever base names."""
 
 
 def check_distinct(alphas: Sequence[float]) -> None:

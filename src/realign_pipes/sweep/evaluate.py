@@ -101,7 +101,7 @@ class Evaluator:
         """The engine of the last candidate if it also serves this one, else a new one in its place."""
         kind = KINDS[candidate.kind]
         fixed_alpha = candidate.alpha if kind.has_alpha and not kind.takes_alpha else None
-        serves = (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility)
+        serves = (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density)
         if self._opened is None or self._opened[0] != serves:
             self._opened = None  # before the next one needs the memory
             self._opened = serves, kind.open(candidate, len(self.tokenizer))
@@ -111,7 +111,7 @@ class Evaluator:
         """Everything that the candidate's completions depend on."""
         return {
             "candidate": {
-                **asdict(candidate),
+                **{name: value for name, value in asdict(candidate).items() if name != "cost"},
                 "checkpoints": [self.fingerprints[path] for path in candidate.checkpoints],
             },
             **self.problems,
@@ -139,5 +139,5 @@ class Evaluator:
             for one in read_graded(file)
         ]
         frame = pd.DataFrame(rows).sort_values(ORDER, ignore_index=True)
-        frame = frame.assign(seconds=max(seconds_taken(file) for file in files))
+        frame = frame.assign(seconds=max(seconds_taken(file) for file in files), **asdict(candidate.cost))
         return conform(frame, GENERATIONS if candidate.budget is None else BUDGET_GENERATIONS)

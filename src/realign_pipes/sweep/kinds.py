@@ -16,6 +16,16 @@ if TYPE_CHECKING:  # a run that only draws figures starts without torch
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What it takes to have a candidate, given the reference and the aligned model."""
+
+    train_seconds: float = 0.0
+    """Seconds of training, NaN if its checkpoint does not say."""
+    bytes: int = 0
+    """On disk: the weights that it loads besides the reference's."""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One row of a table: a kind, checkpoints and an alpha."""
 
@@ -25,13 +35,17 @@ class Candidate:
     alpha: float
     """NaN if the kind has none, or if alpha follows a schedule."""
     checkpoints: tuple[Path, ...]
-    """One checkpoint; for DeRa the reference's and the aligned model's."""
+    """One checkpoint; for DeRa, and where weights are merged, the reference's and the aligned model's."""
     budget: int | None = None
     """Tokens of a whole completion, for the kinds of budgets."""
     schedule: Schedule | None = None
     """What alpha follows if it changes from token to token; a dataclass, as it is part of the work's description."""
     plausibility: float = 0.0
     """Beta of the mask: where logits are mixed, in the teacher of TrRa, or as a min-p of the one model. 0: no mask."""
+    density: float | None = None
+    """Share of the difference of the weights that `ties` keeps."""
+    cost: Cost = Cost()
+    """Not part of the work's description: a training that took longer made the same model."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,16 @@ class Kind:
     """Alpha 0 and 1 are the reference and the aligned model themselves, so its line runs through them."""
     alpha_one: str = "aligned"
     """What alpha 1 is: the aligned model, or the kind's own adapter."""
+    alternative: bool = False
+    """What somebody could do instead of the paper's methods."""
+    trains: bool = False
+    """It takes a training, beyond those of the reference and the aligned model."""
+    models: int = 1
+    """Models in memory."""
+    kv_streams: int = 1
+    """KV caches of a completion."""
+    passes: int = 1
+    """Passes through the layers for each token: what it computes, though not how long that takes in one batch."""
 
 
 def _open_student(candidate: Candidate, vocab_size: int) -> Engine:
@@ -81,16 +105,34 @@ def _open_dera(candidate: Candidate, vocab_size: int) -> Engine:
     from realign_pipes.paper.dera import DeRaForCausalLM
 
     reference, aligned = (load_model(path, device=default_device()) for path in candidate.checkpoints)
-    return TransformersEngine(DeRaForCausalLM(reference, aligned, candidate.alpha, vocab_size))
+    pair = DeRaForCausalLM(reference, aligned, candidate.alpha, vocab_size, candidate.plausibility)
+    return TransformersEngine(pair)
 
 
 def _open_merge(candidate: Candidate, vocab_size: int) -> Engine:
+    import torch
+
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device, load_model
     from realign_pipes.paper.merging import merge
 
-    reference, aligned = (load_model(path, device=default_device()) for path in candidate.checkpoints)
-    return TransformersEngine(merge(reference, aligned, candidate.alpha))
+    reference, aligned = (load_model(path, device=torch.device("cpu")) for path in candidate.checkpoints)
+    return TransformersEngine(merge(reference, aligned, candidate.alpha, candidate.density).to(default_device()))
+
+
+def _open_lora(candidate: Candidate, vocab_size: int) -> Engine:
+    from peft.tuners.lora import LoraLayer
+
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.models.load import default_device, load_model
+
+    model = load_model(candidate.checkpoints[0], device=default_device())
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for adapter in layer.active_adapters:
+                layer.set_scale(adapter, candidate.alpha)
+            layer.merge()  # one alpha is measured at a time, and the layers are as fast as ordinary ones
+    return TransformersEngine(model)
 
 
 def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
@@ -98,7 +140,8 @@ def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
     from realign_pipes.models.load import default_device
     from realign_pipes.paper.inra import InRaForCausalLM
 
-    return TransformersEngine(InRaForCausalLM.from_pretrained(candidate.checkpoints[0]).to(default_device()))
+    model = InRaForCausalLM.from_pretrained(candidate.checkpoints[0]).to(default_device())
+    return TransformersEngine(model, plausibility=candidate.plausibility)
 
 
 # fmt: off
@@ -107,18 +150,28 @@ _KINDS = (
          about="The model to start from: alpha 0."),
     Kind("aligned", "Aligned", "#D55E00", "diamond", _open_model, has_alpha=False,
          about="The model whose behaviour to move towards: alpha 1."),
-    Kind("dera", "DeRa", "#0072B2", "square", _open_dera, is_models_at_ends=True,
+    Kind("dera", "DeRa", "#0072B2", "square", _open_dera, is_models_at_ends=True, models=2, kv_streams=2, passes=2,
          about="Decodes with both models at once and mixes their logits."),
-    Kind("merge", "Merge", "#56B4E9", "pentagon", _open_merge, about="Weights in between."),
-    Kind("trra", "TrRa", "#009E73", "circle", _open_student,
+    Kind("merge", "Merged weights", "#56B4E9", "hexagon", _open_merge, is_models_at_ends=True, alternative=True,
+         about="One model whose weights are (1 - alpha) times the reference's and alpha times the aligned model's: no "
+               "training, and nothing to pay when it generates."),
+    Kind("ties", "TIES", "#56B4E9", "hexagram", _open_merge, panel="merge", joined=False, alternative=True,
+         about="Merged weights, where only the largest differences between the two models are added (trimmed as by "
+               "TIES)."),
+    Kind("lora_scale", "Scaled LoRA", "#E69F00", "triangle-down", _open_lora, alpha_one="student", alternative=True,
+         trains=True,
+         about="One LoRA student (TrRa at alpha 1) whose matrices are scaled by alpha: one model with a knob."),
+    Kind("trra", "TrRa", "#009E73", "circle", _open_student, trains=True,
          about="One model, distilled from the mixture of both at one alpha."),
-    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_student, panel="trra", joined=False,
+    Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_student, panel="trra", joined=False, trains=True,
          about="TrRa repeated, with its own result as the aligned model."),
-    Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter",
+    Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter", trains=True,
+         kv_streams=2, passes=2,
          about="One model with a trained adapter layer; alpha is set as it generates."),
     Kind("truncation", "Plain truncation", "#222222", "circle", _open_model, has_alpha=False, of_budgets=True,
          about="The reference, cut off at the budget."),
-    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True,
+    Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True, trains=True,
+         kv_streams=2, passes=2,
          about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "
                "that it still answers."),
 )

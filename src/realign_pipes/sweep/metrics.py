@@ -13,13 +13,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from realign_pipes.errors import InputError
-from realign_pipes.sweep.kinds import budget_kinds, sweep_kinds, without_alpha
+from realign_pipes.sweep.kinds import KINDS, budget_kinds, sweep_kinds, without_alpha
 from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
+ABOUT = ["candidate", "kind", "alpha", "plausibility", "seconds"]
+COSTS = ["train_seconds", "bytes"]
+RUNNING_COSTS = ["models", "kv_streams", "passes"]
+"""What every candidate of a kind costs."""
 MEASURED = ["completion_tokens", "finished", "correct"]
 RESAMPLES_AT_ONCE = 1000
 
@@ -56,7 +60,7 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
     Raises:
         InputError: no or several references, or candidates that were not measured on the same problems and samples.
     """
-    frames = _checked_frames(generations, ["candidate", "kind", "alpha", "plausibility", "seconds"], sweep_kinds())
+    frames = _checked_frames(generations, [*ABOUT, *COSTS], sweep_kinds())
     about = {name: frame.iloc[0] for name, frame in frames.items()}
     names, reference = _ordered(about)
     _check_same_problems(frames, names[reference])
@@ -92,6 +96,8 @@ def summarise_sweep(generations: Generations, *, bootstrap_samples: int, bootstr
                     "token_reduction": measured["token_reduction"],
                     "truncated": measured["truncated"],
                     "seconds": [about[name]["seconds"] if task == ALL_TASKS else np.nan for name in names],
+                    **{cost: [about[name][cost] for name in names] for cost in COSTS},
+                    **{cost: [getattr(KINDS[about[name]["kind"]], cost) for name in names] for cost in RUNNING_COSTS},
                 }
             )
         )

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.runtime.parameters import Parameters, Plausibility, Seed, check_distinct
+from realign_pipes.runtime.parameters import Parameters, Plausibility, Seed, SomeAlphas, check_distinct
 
 
 class Budgets(Parameters):
@@ -23,6 +23,19 @@ class Budgets(Parameters):
         return self
 
 
+class Ties(Parameters):
+    """Merging with the difference of the weights thinned out first, as TIES does."""
+
+    alphas: SomeAlphas
+    density: Annotated[float, Field(gt=0, lt=1)]
+    """Share of each tensor's difference that is kept: the entries of the largest magnitude."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        check_distinct(self.alphas)
+        return self
+
+
 class AlphaSweep(Parameters):
     """parameters_alpha_sweep.yml: which candidates are measured, and how."""
 
@@ -30,6 +43,11 @@ class AlphaSweep(Parameters):
     """Alphas at which the two models decode together (DeRa)."""
     inra_alphas: list[float]
     """Alphas of the InRa model, which is loaded once."""
+    merge_alphas: SomeAlphas
+    """Alphas at which the weights of the two models are interpolated."""
+    ties: Ties
+    lora_scale_alphas: SomeAlphas
+    """By what the matrices of TrRa's LoRA student are scaled. It needs `trra.scaled_lora`."""
     plausibility: Plausibility
     """Beta of the mask where DeRa mixes, and of the min-p with which both models are measured once more."""
     budgets: Budgets
@@ -44,6 +62,6 @@ class AlphaSweep(Parameters):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        check_distinct(self.dera_alphas)
-        check_distinct(self.inra_alphas)
+        for alphas in (self.dera_alphas, self.inra_alphas, self.merge_alphas, self.lora_scale_alphas):
+            check_distinct(alphas)
         return self

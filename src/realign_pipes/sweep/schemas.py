@@ -22,6 +22,8 @@ GENERATIONS = {
     "finished": "bool",  # False where the token limit cut it off
     "correct": "bool",
     "seconds": "float64",  # of all of the candidate's completions, without loading; in the slowest process
+    "train_seconds": "float64",  # of all trainings beyond the two models that it takes; NaN where a checkpoint has none
+    "bytes": "int64",  # of the weights on disk that it loads besides the reference's
 }
 """One row per completion."""
 
@@ -48,6 +50,11 @@ SWEEP_RESULTS = {
     "token_reduction": "float64",  # relative to the reference
     "truncated": "float64",  # share of completions cut off by the token limit
     "seconds": "float64",  # wall time of the candidate; NaN but for `all`
+    "train_seconds": "float64",  # to make it from the reference and the aligned model; as in GENERATIONS
+    "bytes": "int64",  # as in GENERATIONS: 0 for the reference, the aligned checkpoint's for DeRa and merged weights
+    "models": "int64",  # in memory
+    "kv_streams": "int64",  # KV caches of a completion
+    "passes": "int64",  # through the layers for each token; InRa's are one at alpha 0 and 1
 }
 """One row per candidate (a kind, an alpha and a plausibility) and task, and one per candidate for all tasks: each
 figure's plain mean over them."""

@@ -71,7 +71,7 @@ class LoseAtMost:
 
     def excess(self, measured: Measured) -> float:
         """How much more than allowed the alpha loses; a larger alpha is tried as long as this is not positive."""
-        return -measured.difference - self.loss
+        return round(-measured.difference - self.loss, 9)  # 0.98 - 0.97 is a little more than 0.01
 
     def missed_by(self, measured: Measured) -> float:
         """How much more than allowed it loses; 0 if it does not."""

@@ -130,7 +130,7 @@ def generations() -> list[Expectation]:
     from great_expectations.expectations.metadata_types import FailureSeverity
 
     return [
-        *_columns(GENERATIONS, gaps=["alpha"]),
+        *_columns(GENERATIONS, gaps=["alpha", "train_seconds"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task", "problem_id", "sample"],
@@ -166,7 +166,7 @@ def sweep_results() -> list[Expectation]:
     reference = (Column("kind") == "reference") & (Column("plausibility") == 0)
     shares = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "truncated")
     return [
-        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds"]),
+        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds", "train_seconds"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task"], notes="no candidate has two rows for a task"
@@ -277,6 +277,12 @@ def _candidates() -> list[Expectation]:
             max_value=1,
             strict_max=True,
             notes="plausibility is at least 0 and below 1",
+        ),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=cost, min_value=0, max_value=FINITE, notes=f"{cost} is not negative"
+            )
+            for cost in ("train_seconds", "bytes")
         ),
     ]
 

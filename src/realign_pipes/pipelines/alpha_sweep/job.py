@@ -1,8 +1,11 @@
 """The job of the stage alpha_sweep: measure every candidate, and thinking inside token budgets."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from pydantic import BaseModel
 
@@ -10,13 +13,14 @@ from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.graded import check_length
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import check_pair, max_positions
+from realign_pipes.models.load import check_pair, load_model, max_positions
+from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
-from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.sweep.evaluate import Evaluator
-from realign_pipes.sweep.kinds import Candidate
+from realign_pipes.sweep.kinds import Candidate, Cost
 from realign_pipes.tasks.parameters import Problems
 
 
@@ -48,12 +52,14 @@ class MeasureCandidates(Job[Generations]):
         """The completions of all candidates.
 
         Raises MissingFileError or InputError, before anything is decoded, for a checkpoint that is missing or was
-        trained from another reference, and for completions that could be longer than the models' positions.
+        trained from another reference, for completions that could be longer than the models' positions, and for weights
+        that cannot be merged.
         """
         problems = Dataset.load_from_disk(str(self.problems))
         sweep, budgets = self._sweep_candidates(), self._budget_candidates()
         tokenizer = check_pair(self.reference, self.aligned)
         self._check_lengths(problems)
+        self._check_merging()
         evaluator = Evaluator(
             problems,
             self.tasks,
@@ -79,16 +85,16 @@ class MeasureCandidates(Job[Generations]):
             )
         return [
             *self._models(),
-            *self._dera(),
+            *self._mixed(),
+            *self._students(students),
             *(
                 Candidate(
-                    one.name, one.kind, float(one.alpha), (self.trra_checkpoints[name],), plausibility=one.plausibility
-                )
-                for name, one in students.items()
-            ),
-            *(
-                Candidate(
-                    f"inra-{alpha:g}", "inra", alpha, (self.inra_checkpoint,), plausibility=self.inra_plausibility
+                    f"inra-{alpha:g}",
+                    "inra",
+                    alpha,
+                    (self.inra_checkpoint,),
+                    plausibility=self.inra_plausibility,
+                    cost=self._cost(self.inra_checkpoint),
                 )
                 for alpha in self.parameters.inra_alphas
             ),
@@ -96,27 +102,73 @@ class MeasureCandidates(Job[Generations]):
 
     def _models(self) -> list[Candidate]:
         """The reference and the aligned model, and both again with DeRa's beta as a min-p of their own."""
-        models = {"reference": (self.reference,), "aligned": (self.aligned,)}
+        models = {"reference": (self.reference, Cost()), "aligned": (self.aligned, self._given())}
         beta = self.parameters.plausibility
-        plain = [Candidate(name, name, math.nan, model) for name, model in models.items()]
-        min_p = [Candidate(f"{name}-min-p", name, math.nan, model, plausibility=beta) for name, model in models.items()]
-        return plain + (min_p if beta > 0 else [])
+        return [
+            Candidate(f"{name}{suffix}", name, math.nan, (model,), plausibility=min_p, cost=cost)
+            for suffix, min_p in [("", 0.0)] + ([("-min-p", beta)] if beta > 0 else [])
+            for name, (model, cost) in models.items()
+        ]
 
-    def _dera(self) -> list[Candidate]:
-        """DeRa with its mask at its own alphas, and without at those where TrRa learns without one."""
-        both, beta = (self.reference, self.aligned), self.parameters.plausibility
-        unmasked = self.trra.unmasked_alphas() if beta > 0 else []
+    def _mixed(self) -> list[Candidate]:
+        """What needs the two models alone: DeRa, which mixes their logits, and their weights merged.
+
+        DeRa has its mask at its own alphas, and is measured without it at those where TrRa is.
+        """
+        both, cost, beta = (self.reference, self.aligned), self._given(), self.parameters.plausibility
+        ties = self.parameters.ties
         return [
             *(
-                Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta)
+                Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta, cost=cost)
                 for alpha in self.parameters.dera_alphas
             ),
-            *(Candidate(f"dera-{alpha:g}-unmasked", "dera", float(alpha), both) for alpha in unmasked),
+            *(
+                Candidate(f"dera-{alpha:g}-unmasked", "dera", float(alpha), both, cost=cost)
+                for alpha in self.trra.measured_ablation()
+                if beta > 0
+            ),
+            *(
+                Candidate(f"merge-{alpha:g}", "merge", float(alpha), both, cost=cost)
+                for alpha in self.parameters.merge_alphas
+            ),
+            *(
+                Candidate(f"ties-{alpha:g}", "ties", float(alpha), both, density=ties.density, cost=cost)
+                for alpha in ties.alphas
+            ),
         ]
+
+    def _students(self, students: Mapping[str, StudentName]) -> list[Candidate]:
+        """TrRa's students; the one whose LoRA matrices are scaled at each of its alphas.
+
+        A further round of TrRa-iter has cost the rounds before it too.
+        """
+        candidates, seconds = [], 0.0
+        for name, student in students.items():
+            path = self.trra_checkpoints[name]
+            cost = self._cost(path)
+            seconds = cost.train_seconds + (seconds if student.iteration else 0.0)
+            cost = replace(cost, train_seconds=seconds)
+            alphas = {student.name: student.alpha}
+            if student.kind == "lora_scale":
+                alphas = {f"lora-scale-{alpha:g}": alpha for alpha in self.parameters.lora_scale_alphas}
+            candidates += [
+                Candidate(one, student.kind, float(alpha), (path,), plausibility=student.plausibility, cost=cost)
+                for one, alpha in alphas.items()
+            ]
+        return candidates
+
+    def _given(self) -> Cost:
+        """The cost of the aligned model beside the reference."""
+        return Cost(bytes=_weights_size(self.aligned))
+
+    def _cost(self, checkpoint: Path) -> Cost:
+        """That of a checkpoint that was trained here."""
+        seconds = read_metadata(checkpoint).get("train_seconds", math.nan)  # older versions did not note it
+        return Cost(seconds, _weights_size(checkpoint))
 
     def _budget_candidates(self) -> list[Candidate]:
         """At each token budget, InRa whose alpha follows TokenBudget, and the reference cut off there."""
-        inra, reference = (self.inra_checkpoint,), (self.reference,)
+        inra, reference = self.inra_checkpoint, (self.reference,)
         tokens, ramp = self.parameters.budgets.tokens, self.parameters.budgets.ramp
         return [
             *(
@@ -124,15 +176,26 @@ class MeasureCandidates(Job[Generations]):
                     f"token-budget-{budget}",
                     "token_budget",
                     math.nan,
-                    inra,
+                    (inra,),
                     budget,
                     TokenBudget(budget, ramp),
                     self.inra_plausibility,
+                    cost=self._cost(inra),
                 )
                 for budget in tokens
             ),
             *(Candidate(f"truncation-{budget}", "truncation", math.nan, reference, budget) for budget in tokens),
         ]
+
+    def _check_merging(self) -> None:
+        """Raise InputError if the two models' weights are to be merged and do not fit together."""
+        if not self.parameters.merge_alphas and not self.parameters.ties.alphas:
+            return
+        models = (load_model(path, device=torch.device("cpu")) for path in (self.reference, self.aligned))
+        try:
+            check_mergeable(*models)
+        except InputError as error:
+            raise InputError(f"{error} Set alpha_sweep.merge_alphas and alpha_sweep.ties.alphas to [].") from None
 
     def _check_lengths(self, problems: Dataset) -> None:
         """Raise InputError if a completion could be longer than the positions of the reference or the aligned model.
@@ -158,6 +221,11 @@ class MeasureCandidates(Job[Generations]):
                     f"kedro run --pipeline {stage}"
                 )
         return fingerprints
+
+
+def _weights_size(checkpoint: Path) -> int:
+    """Bytes of the weights in a checkpoint directory; of an adapter, those of its matrices alone."""
+    return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 from datasets import Dataset
 from pydantic import BaseModel
 
@@ -19,7 +20,8 @@ from realign_pipes.errors import InputError
 from realign_pipes.generation.graded import check_length
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import check_pair, max_positions
+from realign_pipes.models.load import check_pair, load_model, max_positions
+from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.pipelines.find_alpha.parameters import FindAlpha, Knob, Measurement
 from realign_pipes.pipelines.trra.job import train_student
 from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
@@ -78,8 +80,8 @@ class SearchAlpha(Job[Found]):
     def run(self) -> Found:
         """The student at the alpha found, its figures, and all steps of the search.
 
-        InputError, before anything is drawn, for models that do not fit together or have too few positions, and for an
-        InRa of another reference; after the ends of all knobs were measured, for a wish that is beyond all of them.
+        InputError, before anything is drawn, for models that do not fit together or have too few positions, and for a
+        knob that cannot be opened; after the ends of all knobs were measured, for a wish that is beyond all of them.
         """
         wish = self.parameters.wish()
         teachers = FusedTeachers(
@@ -93,6 +95,12 @@ class SearchAlpha(Job[Found]):
         search = _Bench(self, self.search_problems, self.parameters.search, self.work / "search")
         confirm = _Bench(self, self.confirming_problems, self.parameters.confirm, self.work / "confirm")
         on_knob = self._search(knobs, search)
+        if on_knob.alpha == 0:
+            least = min((one for one in search.measured if one.alpha != 0), key=lambda one: abs(one.alpha))
+            raise InputError(
+                f"only the reference itself, alpha 0, fulfils {wish.text()}: {describe(least)}. Wish for something "
+                "that another alpha can fulfil, or raise find_alpha.search.problems to measure more precisely."
+            )
         student = self._measure_student(search, on_knob.alpha, self._train(on_knob.alpha, teachers))
         if wish.missed_by(student) > self.parameters.retrain:
             alpha = corrected([one for one in search.measured if one.kind == on_knob.kind], on_knob, student, wish)
@@ -110,10 +118,19 @@ class SearchAlpha(Job[Found]):
         )
 
     def _serves(self, knob: Knob) -> bool:
-        """Whether a knob tells how the students will do. InputError for an InRa of another reference."""
-        if knob.kind == "merge" and isinstance(self.parameters.wish(), LoseAtMost):
-            logger.info("not searched on merge: it has no mask, and loses pass@1 where students do not")
-            return False
+        """Whether a knob tells how the students will do.
+
+        InputError for models whose weights cannot be merged, and for an InRa of another reference.
+        """
+        if knob.kind == "merge":
+            if isinstance(self.parameters.wish(), LoseAtMost):
+                logger.info("not searched on merge: it has no mask, and loses pass@1 where students do not")
+                return False
+            cpu = torch.device("cpu")
+            try:
+                check_mergeable(*(load_model(path, device=cpu) for path in (self.reference, self.aligned)))
+            except InputError as error:
+                raise InputError(f"{error} For this, take merge out of find_alpha.knobs.") from None
         if knob.kind == "inra":
             about = read_metadata(self.inra_checkpoint)
             if about["method"] != "InRa (trra)" or about["parameters"]["trra"]["alpha"] != 1:
@@ -144,7 +161,7 @@ class SearchAlpha(Job[Found]):
                     steps=self.parameters.steps,
                 )
             except UnreachableError:
-                logger.info("%s cannot fulfil the wish", describe(end))
+                logger.info("%s cannot fulfil the wish", knob.kind)
         if isinstance(wish, LoseAtMost) and ends:  # no end loses more than that: the furthest alpha saves the most
             return wish.best(ends)
         given = "; ".join(map(describe, ends)) or "none of find_alpha.knobs serves this wish"

@@ -27,6 +27,7 @@ from realign_pipes.runtime.training import (
     student_device,
     train,
     trainer_arguments,
+    training_seconds,
     training_state,
 )
 from realign_pipes.runtime.work import do_once
@@ -92,7 +93,7 @@ class TrainAdapter(Job[Adapter]):
                     title="inra",
                     introduction=_introduction(metadata),
                     tags=["inra"],
-                    metadata=metadata,
+                    metadata={**metadata, "train_seconds": training_seconds(folder / CURVES)},
                     chat_template=self.chat_template,
                 )
 
@@ -119,6 +120,7 @@ class TrainAdapter(Job[Adapter]):
                 teachers.examples,
                 training=parameters,
                 distillation=parameters.trra,
+                plausibility=parameters.plausibility,
                 vocab_size=len(teachers.tokenizer),
                 folder=folder,
                 description="training the adapter (TrRa)",

@@ -25,6 +25,7 @@ from realign_pipes.runtime.training import (
     student_device,
     train,
     trainer_arguments,
+    training_seconds,
     training_state,
 )
 from realign_pipes.runtime.work import do_once
@@ -88,13 +89,13 @@ def train_student(
     `aligned` is the aligned model, or the last round's result in a further round of TrRa-iter.
     """
     reference, alpha = teachers.reference, float(student.alpha)
-    unread = {"alphas", "only_alpha", "iterations", "iteration_alphas", "ablation_alphas"}
+    parameters = parameters.of_student(student)
+    unread = {"alphas", "only_alpha", "iterations", "iteration_alphas", "ablation_alphas", "scaled_lora"}
     if parameters.adapter == "full":
         unread.add("lora")
     metadata = {
         "method": "TrRa",
         "alpha": alpha,
-        "plausibility": student.plausibility,
         "iteration": student.iteration,
         "reference": {"name": checkpoint_name(reference), "fingerprint": fingerprint_model(reference)},
         "aligned": {
@@ -104,7 +105,6 @@ def train_student(
         "data_fingerprint": teachers.data_fingerprint,
         "parameters": {
             **parameters.model_dump(exclude=unread),
-            "plausibility": student.plausibility,
             "teachers": teachers.teachers.model_dump(include={"mode", "dtype"}),
         },
     }
@@ -120,6 +120,7 @@ def train_student(
             teachers.examples,
             training=parameters,
             distillation=parameters,
+            plausibility=parameters.plausibility,
             vocab_size=len(teachers.tokenizer),
             folder=folder,
             description=f"training {student.name}",
@@ -136,7 +137,7 @@ def train_student(
                 title=student.name,
                 introduction=_introduction(metadata),
                 tags=["trra"],
-                metadata=metadata,
+                metadata={**metadata, "train_seconds": training_seconds(folder / CURVES)},
                 chat_template=chat_template,
             )
 
@@ -153,12 +154,14 @@ def train_trra(
     *,
     training: Training,
     distillation: Distillation,
+    plausibility: float,
     vocab_size: int,
     folder: Path,
     description: str,
 ) -> dict[str, torch.Tensor]:
     """Train `student` to follow the teacher's softmax(z(alpha)); its state dict after that, whole on the main process.
 
+    `plausibility` is the beta of the teacher's mask, 0 for none.
     The student itself has these weights too, unless FSDP left each process a shard. Frozen parameters do not change.
     `examples` has the columns `id`, `prompt_ids` and `completion_ids`. `folder` is where the training keeps its state
     and curves: an interrupted training resumes from its last checkpoint there. `vocab_size` is the tokenizer's.
@@ -170,6 +173,7 @@ def train_trra(
         train_dataset=in_training_order(examples.add_column("row", np.arange(len(examples))), training),
         divergence=distillation.divergence,
         temperature=distillation.temperature,
+        plausibility=plausibility,
         vocab_size=vocab_size,
         chunk_tokens=distillation.chunk_tokens,
         args=TrainingArguments(**trainer_arguments(training, training_state(folder))),
@@ -224,10 +228,10 @@ def _introduction(metadata: dict[str, Any]) -> str:
         f'{metadata["aligned"]["name"]} (training-time realignment, "Flexible Realignment of Language Models", arXiv '
         "2506.12704): a copy of the reference was trained to follow softmax((1 - alpha) z_reference + alpha z_aligned)."
     )
-    if metadata["plausibility"]:
+    if beta := metadata["parameters"]["plausibility"]:
         text += (
-            " The teacher gave no probability to implausible tokens: those to which both models gave less than "
-            f"{metadata['plausibility']:g} times the probability of the token that either of them finds likeliest."
+            f" The teacher's plausibility was {beta:g}: it gave no probability to tokens that both models find less "
+            f"than {beta:g} times as likely as the likeliest token of either."
         )
     if metadata["iteration"]:
         text += f" This is round {metadata['iteration']} of TrRa-iter: the aligned model was the round before it."

@@ -1,15 +1,12 @@
 """parameters_trra.yml: training-time realignment."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from realign_pipes.paper import Divergence
-from realign_pipes.runtime.parameters import Parameters, Plausibility, Training, check_distinct
-
-SomeAlphas = Annotated[list[int | float], BeforeValidator(lambda alphas: [] if alphas is None else alphas)]
-"""A list of alphas; null for none, whatever base names."""
+from realign_pipes.runtime.parameters import Parameters, Plausibility, SomeAlphas, Training, check_distinct
 
 
 class Distillation(Parameters):
@@ -37,6 +34,10 @@ class StudentLora(Lora):
     """Save a plain checkpoint, the matrices added to the weights; else PEFT's adapter, which needs the reference."""
 
 
+SCALED_LORA = "trra-lora-1"
+"""The student whose matrices the kind lora_scale scales."""
+
+
 def check_divergence(divergence: Divergence, plausibility: float, *, names: tuple[str, str]) -> None:
     """ValueError for reverse KL from a teacher with a mask, which would be infinite. `names` are the parameters'."""
     if divergence == "reverse_kl" and plausibility > 0:
@@ -58,6 +59,8 @@ class StudentName:
     plausibility: float
     iteration: int = 0
     """The round of TrRa-iter, 0 for plain TrRa."""
+    lora: bool = False
+    """Whether LoRA matrices are trained and kept beside the weights, whatever `adapter` is for the others."""
 
 
 class TrRa(Training, Distillation):
@@ -76,6 +79,8 @@ class TrRa(Training, Distillation):
     ablation_alphas: SomeAlphas
     """At which of `alphas` a student learns from the teacher without its mask too. Those that are not among `alphas`
     mean nothing, so that an environment may change `alphas` alone."""
+    scaled_lora: bool
+    """Train a LoRA student at alpha 1 too, if 1 is among `alphas`: the kind lora_scale, whose matrices are scaled."""
     adapter: Literal["full", "lora"]
     """What is trained in the student: all its weights, or LoRA matrices on them."""
     lora: StudentLora
@@ -90,9 +95,9 @@ class TrRa(Training, Distillation):
         check_divergence(self.divergence, self.plausibility, names=("trra.divergence", "trra.plausibility"))
         return self
 
-    def unmasked_alphas(self) -> list[int | float]:
-        """Those of `alphas` at which the mask is left out too; none if there is no mask."""
-        return [alpha for alpha in self.alphas if alpha in self.ablation_alphas and self.plausibility > 0]
+    def measured_ablation(self) -> list[int | float]:
+        """Those of `ablation_alphas` that are among `alphas`."""
+        return [alpha for alpha in self.alphas if alpha in self.ablation_alphas]
 
     def students(self, alpha: int | float) -> dict[str, StudentName]:
         """One of `alphas` -> its students, by checkpoint: `1.5/trra-1.5`, in the folder of that alpha.
@@ -105,9 +110,18 @@ class TrRa(Training, Distillation):
                 StudentName(f"trra-iter{iteration}-{alpha:g}", "trra_iter", alpha, self.plausibility, iteration)
                 for iteration in range(1, 1 + self.iterations)
             ]
-        if alpha in self.unmasked_alphas():
+        if alpha in self.ablation_alphas and self.plausibility > 0:
             students.append(StudentName(f"trra-{alpha:g}-unmasked", "trra", alpha, 0.0))
+        if alpha == 1 and self.scaled_lora:
+            students.append(StudentName(SCALED_LORA, "lora_scale", alpha, self.plausibility, lora=True))
         return {f"{alpha}/{student.name}": student for student in students}
+
+    def of_student(self, student: StudentName) -> Self:
+        """The parameters with which one student is trained."""
+        own: dict[str, Any] = {"plausibility": student.plausibility}
+        if student.lora:
+            own |= {"adapter": "lora", "lora": self.lora.model_copy(update={"merge": False})}
+        return self.model_copy(update=own)
 
     def all_students(self) -> dict[str, StudentName]:
         """Those of all `alphas`, by checkpoint."""
