@@ -50,7 +50,7 @@ def summarise_search(
             f"{percent(confirmed.pass_at_1)} % against {percent(confirmed.pass_at_1 - confirmed.difference)} % "
             f"({percent(confirmed.difference)} points, with 95 % confidence above "
             f"{percent(confirmed.difference_low)}), on {problems} problems that had no part in the search. {wished}. "
-            f"It took {completions_drawn:,} completions, searching on {KINDS[knob].label}; the sweep draws "
+            f"It took {completions_drawn:,} completions, searching on {knob}; the sweep draws "
             f"{sweep_completions:,}."
         ),
         "steps": [step.model_dump() for step in steps],
