@@ -37,6 +37,7 @@ BUDGETS = [
 def results() -> claims.Results:
     columns = ["kind", "alpha", "mean_tokens", "difference", "difference_low"]
     sweep = pd.DataFrame.from_dict(SWEEP, orient="index", columns=columns).rename_axis("candidate")
+    sweep["plausibility"] = sweep["alpha"].notna() * 0.1
     sweep["token_reduction"] = 1 - sweep["mean_tokens"] / 60
     written = pd.DataFrame(
         {"task": "sums", "problem_id": ["a", "a", "b"], "sample": [0, 1, 0], "completion": ["1", "2", "3"]}

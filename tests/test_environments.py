@@ -72,6 +72,14 @@ def test_nothing_of_the_demo_is_left_in_it(project):
     assert trra.learning_rate == InRa.model_validate(parameters["inra"]).learning_rate == 2e-5  # the paper's
 
 
+@pytest.mark.parametrize(("padding", "alphas"), [(0, [0.5, 1.0, 1.5]), (3, [])])
+def test_weights_are_merged_where_they_fit_together(project, make_checkpoint, padding, alphas):
+    make_checkpoint(project / "models" / "other", seed=2, vocab_padding=padding)
+    write_environment(project, "mine", "models/slow", "models/other")
+    sweep = AlphaSweep.model_validate(loader_of(project, "mine")["parameters"]["alpha_sweep"])
+    assert (sweep.merge_alphas, sweep.ties.alphas) == (alphas, [])
+
+
 @pytest.mark.parametrize(
     ("positions", "longest", "kept"),
     [(512, 384, (6, 192)), (4096, 3072, (48, 1536)), (32768, PAPERS_TOKENS, (256, 8192))],

@@ -42,8 +42,9 @@ class Results:
         return float(self.recommendation["margin"])
 
     def of_kind(self, kind: str) -> pd.DataFrame:
-        """Candidates of one kind in order of alpha."""
-        return self.sweep[self.sweep["kind"] == kind].sort_values("alpha")
+        """Candidates of one kind in order of alpha, without those that leave the mask out."""
+        rows = self.sweep[self.sweep["kind"] == kind]
+        return rows[rows["plausibility"] == rows["plausibility"].max()].sort_values("alpha")
 
 
 def read_results(data: Path) -> Results:

@@ -72,6 +72,7 @@ trra:
   iterations: 0
   iteration_alphas: null
   ablation_alphas: null
+  scaled_lora: false           # true: a LoRA student at alpha 1 too, for alpha_sweep.lora_scale_alphas
   steps: 200
   batch_size: 16
   micro_batch_size: $micro_batch
@@ -87,6 +88,8 @@ inra:
   save_steps: 50
 alpha_sweep:
   dera_alphas: []              # two models decode at once
+  merge_alphas: $merge_alphas
+  ties: {alphas: null}
   inra_alphas: [0.0, 0.5, 1.0]
   budgets: {tokens: []}        # budgets of thinking, such as [$half_budget, $budget]
   sampling: {max_new_tokens: $max_new_tokens, batch_size: $sampling_batch}
@@ -165,10 +168,14 @@ def _find(project: Path, checkpoint: str) -> tuple[Path, str]:
 def _sizes(paths: tuple[Path, ...]) -> dict[str, str]:
     """Lengths and batch sizes for the template."""
     positions = min(max_positions(path) or 2 * PAPERS_TOKENS for path in paths)
+    shapes = [_shapes(path) for path in paths]
     parameters = max(_count(path) for path in paths)
     longest = min(PAPERS_TOKENS, positions - min(1024, positions // 4))  # the rest is for the prompt
     return {
         "positions": f"{positions:,}",
+        "merge_alphas": "[0.5, 1.0, 1.5]  # the two models' weights interpolated"
+        if shapes[0] == shapes[1]
+        else "null           # the two models' weights do not fit together",
         "parameters": f"{parameters:,}",
         "max_new_tokens": str(longest),
         "min_tokens": str(longest // 64),
@@ -186,9 +193,14 @@ def _power_of_two(bound: float, most: int) -> int:
 
 
 def _count(path: Path) -> int:
-    """Parameters of a checkpoint, from the headers of its weights."""
-    count = 0
+    """Parameters of a checkpoint."""
+    return sum(map(math.prod, _shapes(path).values()))
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a checkpoint, from the headers of its weights."""
+    shapes: dict[str, list[int]] = {}
     for file in path.glob("*.safetensors"):
         with safe_open(file, framework="pt") as weights:
-            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return count
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    return shapes

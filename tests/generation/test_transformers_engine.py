@@ -284,3 +284,31 @@ def test_a_schedule_is_asked_for_each_token_of_a_row_that_is_left(make_case):
         assert steps.count(step) >= sum(length > step for length in lengths)
     assert max(steps) == max(lengths) - 1
     assert len(steps) < 16 * max(lengths), "rows have left"
+
+
+@pytest.mark.parametrize("min_p", [0.1, 0.6])
+def test_min_p_is_the_mask_of_a_mixture_of_the_model_with_itself(model, min_p):
+    """Of probabilities at temperature 1, whatever the temperature of the draws."""
+    mixture = DeRaForCausalLM(model, model, 0.5, plausibility=min_p)
+    groups = TransformersEngine(model, min_p=min_p).draw(make_prompts(), make_sampling(temperature=3.0, top_p=1.0))
+    drawn = {(c.key, c.sample): (c.token_ids, c.finished) for group in groups for c in group}
+    assert drawn == draw(mixture, temperature=3.0, top_p=1.0)
+    assert drawn != draw(model, temperature=3.0, top_p=1.0)
+
+
+def test_plausibility_goes_to_the_models_generate(tmp_path, make_checkpoint):
+    """InRa's two streams are a pair of models, which DeRa mixes with the same mask."""
+    path = make_checkpoint(tmp_path / "model", seed=4)
+    model = InRaForCausalLM.from_base(path)
+    with torch.no_grad():
+        for parameter in model.adapter_layers[0].parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+    model.save_pretrained(tmp_path / "expanded")
+    pair = DeRaForCausalLM(load_model(path, **PRECISE), load_model(tmp_path / "expanded", **PRECISE), 2.0)
+    groups = TransformersEngine(model.to(torch.float64), plausibility=0.6).draw(
+        make_prompts([2.0] * 4), make_sampling()
+    )
+    drawn = {(c.key, c.sample): (c.token_ids, c.finished) for group in groups for c in group}
+    assert drawn != draw(pair)
+    pair.plausibility = 0.6
+    assert drawn == draw(pair)

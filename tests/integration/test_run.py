@@ -49,15 +49,30 @@ def test_the_sweep_has_every_candidate_and_figures_that_follow_from_the_generati
     assert {(row["candidate"], row["kind"], str(row["alpha"])) for row in metrics} == {
         ("reference", "reference", "nan"),
         ("aligned", "aligned", "nan"),
+        ("reference-min-p", "reference", "nan"),
+        ("aligned-min-p", "aligned", "nan"),
         ("dera-1.5", "dera", "1.5"),
+        ("dera-1.5-unmasked", "dera", "1.5"),
+        ("merge-0.5", "merge", "0.5"),
+        ("merge-1.5", "merge", "1.5"),
+        ("ties-1", "ties", "1.0"),
+        ("lora-scale-0.5", "lora_scale", "0.5"),
         ("trra-0.5", "trra", "0.5"),
+        ("trra-1", "trra", "1.0"),
         ("trra-1.5", "trra", "1.5"),
+        ("trra-1.5-unmasked", "trra", "1.5"),
         ("trra-iter1-1.5", "trra_iter", "1.5"),
         ("inra--0.25", "inra", "-0.25"),
         ("inra-0", "inra", "0.0"),
         ("inra-0.5", "inra", "0.5"),
         ("inra-1", "inra", "1.0"),
     }
+    assert not table.duplicated(["kind", "alpha", "plausibility"])[table["kind"] != "trra_iter"].any()
+    masked = table["kind"].isin(["dera", "trra", "trra_iter", "inra", "lora_scale"]) | table["candidate"].str.endswith(
+        "min-p"
+    )
+    expected = (masked & ~table["candidate"].str.endswith("unmasked")) * 0.1
+    assert table["plausibility"].tolist() == expected.tolist()
     tracked = json.loads((finished / "08_reporting" / "sweep_metrics.json").read_text())  # by DVC
     assert tracked == {row["candidate"]: {name: row[name] for name in tracked["reference"]} for row in metrics}
     tokens = {}
@@ -111,7 +126,8 @@ def test_every_way_to_train_the_adapter_runs(project, finished, method, adapter)
 def test_checkpoints_open_with_stock_tools(finished):
     folders = [finished / "06_models" / name for name in ("reference", "aligned", "inra")]
     folders += sorted((finished / "06_models" / "trra").glob("*/*"))
-    assert [folder.name for folder in folders[3:]] == ["trra-0.5", "trra-1.5", "trra-iter1-1.5"]
+    students = ["trra-0.5", "trra-1", "trra-lora-1", "trra-1.5", "trra-1.5-unmasked", "trra-iter1-1.5"]
+    assert [folder.name for folder in folders[3:]] == students
     for folder in folders:
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)

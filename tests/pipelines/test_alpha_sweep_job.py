@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from pydantic import ValidationError
 
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.transformers_engine import TransformersEngine
@@ -188,6 +189,39 @@ def test_dera_without_mask_has_the_alphas_of_trra_s_ablation(make_job, evaluated
     assert [c.name for c, _ in evaluated if "unmasked" in c.name] == ["dera-1.5-unmasked", "trra-1.5-unmasked"]
 
 
+def test_the_lora_student_is_measured_at_each_of_its_alphas(make_job, evaluated, tmp_path, make_checkpoint):
+    job = make_job(trra=make_trra(scaled_lora=True), parameters=make_parameters(lora_scale_alphas=[0.5, 2]))
+    lora = trained_from(job.reference, make_checkpoint(tmp_path / "lora", seed=9))
+    job = job.model_copy(update={"trra_checkpoints": {**job.trra_checkpoints, "1/trra-lora-1": lora}})
+    job.run()
+    found = [(c.name, c.kind, c.alpha, c.checkpoints, c.plausibility) for c, _ in evaluated if "lora" in c.name]
+    assert found == [(f"lora-scale-{alpha:g}", "lora_scale", alpha, (lora,), 0.2) for alpha in (0.5, 2.0)]
+
+
+def test_what_candidates_cost_is_read_from_their_checkpoints(make_job, evaluated):
+    """A further round has cost the one before it. Only what is loaded besides the reference counts on disk."""
+    job = make_job()
+    for number, path in enumerate([*job.trra_checkpoints.values(), job.inra_checkpoint], start=1):
+        made = json.loads((path / "realignment.json").read_text())
+        if path.name != "1-trra-1":  # as an older version left it
+            (path / "realignment.json").write_text(json.dumps({**made, "train_seconds": 10.0**number}))
+    job.run()
+    costs = {candidate.name: candidate.cost for candidate, _ in evaluated}
+    seconds = {name: cost.train_seconds for name, cost in costs.items()}
+    assert math.isnan(seconds.pop("trra-1"))
+    assert {name: number for name, number in seconds.items() if number} == {
+        "trra-1.5": 100, "trra-iter1-1.5": 1100, "trra-1.5-unmasked": 10_000,
+        **dict.fromkeys(("inra-0", "inra--0.25", "token-budget-6", "token-budget-3"), 100_000),
+    }  # fmt: skip
+    size = (job.aligned / "model.safetensors").stat().st_size
+    assert {name for name, cost in costs.items() if cost.bytes == 0} == {
+        "reference", "reference-min-p", "truncation-6", "truncation-3",
+    }  # fmt: skip
+    for name in ("aligned", "aligned-min-p", "dera-0.5", "dera-1.5-unmasked", "merge-2", "ties-1", "trra-1"):
+        assert costs[name].bytes == size
+    assert costs["inra-0"].bytes == (job.inra_checkpoint / "model.safetensors").stat().st_size > size
+
+
 @pytest.fixture
 def nothing_decoded(monkeypatch):
     monkeypatch.setattr(Evaluator, "evaluate", lambda *_: pytest.fail("decodes"))
@@ -222,6 +256,38 @@ class TestRefusals:
     def test_completions_longer_than_the_positions(self, make_job, positions, changes, message):
         with pytest.raises(InputError, match=rf"^alpha_sweep.{message}"):
             make_job(positions, parameters=make_parameters(**changes)).run()
+
+    @pytest.mark.parametrize("ties", [[], [1.0]])
+    def test_weights_that_cannot_be_merged(self, make_job, make_checkpoint, tmp_path, ties):
+        aligned = make_checkpoint(tmp_path / "wide", vocab_padding=3)
+        parameters = make_parameters(merge_alphas=[] if ties else [0.5], ties={"alphas": ties, "density": 0.3})
+        job = make_job(parameters=parameters).model_copy(update={"aligned": aligned})
+        with pytest.raises(InputError, match=r"model.embed_tokens.weight is .* Set alpha_sweep.merge_alphas and"):
+            job.run()
+
+
+def test_weights_that_are_not_merged_need_not_fit(make_job, evaluated, make_checkpoint, tmp_path):
+    parameters = make_parameters(merge_alphas=None, ties={"alphas": None, "density": 0.3})
+    job = make_job(parameters=parameters)
+    job.model_copy(update={"aligned": make_checkpoint(tmp_path / "wide", vocab_padding=3)}).run()
+    assert {c.kind for c, _ in evaluated} & {"merge", "ties"} == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"plausibility": 1.0}, "plausibility"),
+        ({"plausibility": -0.1}, "plausibility"),
+        ({"ties": {"alphas": [1.0], "density": 0.0}}, "ties.density"),
+        ({"ties": {"alphas": [1.0], "density": 1.0}}, "ties.density"),
+        ({"ties": {"alphas": [1.0, 1.0], "density": 0.5}}, "ties"),
+        ({"merge_alphas": [1.0, 1.0]}, "contain a value twice"),
+        ({"lora_scale_alphas": [0.5, 0.5]}, "contain a value twice"),
+    ],
+)
+def test_wrong_parameters_are_refused(changes, named):
+    with pytest.raises(ValidationError, match=named):
+        make_parameters(**changes)
 
 
 def test_completions_that_just_fit_are_drawn(make_job, tmp_path):

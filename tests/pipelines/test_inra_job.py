@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.models.fingerprint import fingerprint_model
@@ -272,3 +273,22 @@ def test_the_checkpoint_has_the_chat_template_that_the_models_were_given(make, t
         assert AutoTokenizer.from_pretrained(path).chat_template == text
         fingerprints.append(json.loads((path / "realignment.json").read_text())["chat_template"])
     assert fingerprints[0] is None and len(set(fingerprints)) == 3
+
+
+def test_the_mask_is_the_teachers_where_the_adapter_learns_from_one(make, tmp_path):
+    """Elsewhere it only tells how InRa is measured: the same adapter is found again."""
+    assert fingerprint_model(make("a", method="trra", plausibility=0.9)) != fingerprint_model(
+        make("b", method="trra", plausibility=0.0)
+    )
+    first = make("sft", plausibility=0.9)
+    changed = first.stat().st_mtime_ns
+    assert make("sft", plausibility=0.1).stat().st_mtime_ns == changed
+    assert "plausibility" not in (first / "realignment.json").read_text()
+
+
+def test_a_mask_and_reverse_kl_are_refused_where_the_adapter_learns_from_a_teacher():
+    reverse = {"alpha": 1.5, "divergence": "reverse_kl", "temperature": 1.0, "chunk_tokens": 5}
+    with pytest.raises(ValidationError, match=r"inra\.trra\.divergence is .* inra\.plausibility is 0\.2"):
+        make_parameters(method="trra", trra=reverse)
+    assert make_parameters(method="sft", trra=reverse).plausibility == 0.2
+    assert make_parameters(method="trra", trra=reverse, plausibility=0.0).method == "trra"

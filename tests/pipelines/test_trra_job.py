@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.datasets.folders import CheckpointsDataset
@@ -475,3 +476,70 @@ def test_a_student_has_the_chat_template_that_the_models_were_given(tmp_path, pa
     own = realign(pair, examples, tmp_path, steps=1, adapter=adapter)
     assert AutoTokenizer.from_pretrained(own).chat_template.startswith("{% for")
     assert "chat_template" not in json.loads((own / "realignment.json").read_text())
+
+
+def test_the_mask_is_left_out_and_lora_trained_beside_the_students_of_each_alpha():
+    parameters = make_parameters(
+        alphas=[1, 1.5, 2.0], iteration_alphas=[1.5], ablation_alphas=[7.0, 2.0, 1.5], scaled_lora=True
+    )
+    assert {name: (one.kind, one.plausibility, one.lora) for name, one in parameters.all_students().items()} == {
+        "1/trra-1": ("trra", 0.2, False),
+        "1/trra-lora-1": ("lora_scale", 0.2, True),
+        "1.5/trra-1.5": ("trra", 0.2, False),
+        "1.5/trra-iter1-1.5": ("trra_iter", 0.2, False),
+        "1.5/trra-1.5-unmasked": ("trra", 0.0, False),
+        "2.0/trra-2": ("trra", 0.2, False),
+        "2.0/trra-2-unmasked": ("trra", 0.0, False),
+    }
+    assert list(make_parameters(plausibility=0.0, ablation_alphas=[1.5]).all_students()) == [
+        "1.5/trra-1.5", "1.5/trra-iter1-1.5",
+    ]  # fmt: skip
+
+
+def test_each_student_is_trained_as_it_is_named(tmp_path, pair, examples):
+    """Masked, unmasked and LoRA students differ, and say what they are; a mask of 0 is the training without one."""
+    examples.save_to_disk(tmp_path / "examples")
+
+    def run(work, **changes):
+        job = TrainStudents(
+            parameters=make_parameters(alphas=[1], iterations=0, iteration_alphas=[], **changes), teachers=TEACHERS,
+            reference=pair[0], aligned=pair[1], examples=tmp_path / "examples", teacher_cache=tmp_path / "cache",
+            work=tmp_path / work,
+        )  # fmt: skip
+        return {path.parent.name: path for path in job.run().checkpoints.values()}
+
+    made = run(
+        "all", plausibility=0.9, ablation_alphas=[1], scaled_lora=True, lora={"rank": 4, "alpha": 8, "merge": True}
+    )
+    assert list(made) == ["trra-1", "trra-1-unmasked", "trra-lora-1"]
+    assert (made["trra-lora-1"] / "adapter_model.safetensors").exists(), "its matrices are kept, to be scaled"
+    described = {name: json.loads((path / "realignment.json").read_text()) for name, path in made.items()}
+    assert {name: facts["parameters"]["plausibility"] for name, facts in described.items()} == {
+        "trra-1": 0.9, "trra-1-unmasked": 0.0, "trra-lora-1": 0.9,
+    }  # fmt: skip
+    assert all(facts["train_seconds"] > 0 for facts in described.values())
+    assert "plausibility was 0.9" in (made["trra-1"] / "README.md").read_text()
+    assert "plausibility was" not in (made["trra-1-unmasked"] / "README.md").read_text()
+    plain = run("plain", plausibility=0.0)["trra-1"]
+    assert fingerprint_model(plain) == fingerprint_model(made["trra-1-unmasked"]) != fingerprint_model(made["trra-1"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"divergence": "reverse_kl"},
+            "trra.divergence is reverse_kl and trra.plausibility is 0.2.*Set trra.plausibility to 0, or trra.div",
+        ),
+        ({"plausibility": 1.0}, "plausibility"),
+        ({"plausibility": -0.1}, "plausibility"),
+        ({"plausibility": float("nan")}, "plausibility"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        make_parameters(**changes)
+
+
+def test_reverse_kl_without_mask_is_the_papers():
+    assert make_parameters(divergence="reverse_kl", plausibility=0.0).plausibility == 0

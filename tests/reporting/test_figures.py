@@ -122,6 +122,40 @@ def test_a_row_in_the_table_of_kinds_is_all_that_a_new_kind_needs(
     assert [trace.name for trace in budget_figure(budgets).data if trace.showlegend][-1] == "Capped"
 
 
+def test_rows_that_show_the_mask_s_effect_are_open_and_not_joined(wide_results: pd.DataFrame):
+    figure = pareto_figure(wide_results, "trra_1.5")
+    drawn = {(trace.legendgroup, trace.marker.symbol): trace for trace in figure.data if trace.legendgroup}
+    unmasked = wide_results.query("kind == 'dera' and plausibility == 0 and task == 'all'")
+    assert list(drawn["dera", "square-open"].x) == unmasked["mean_tokens"].tolist() and len(unmasked) == 2
+    assert drawn["dera", "square-open"].mode == "markers+text" and set(drawn["dera", "square-open"].text) == {""}
+    assert len(drawn["dera", "square"].x) == 5 and len(drawn["trra", "circle-open"].x) == 2
+    assert len(drawn["reference", "star"].x) == len(drawn["reference", "star-open"].x) == 1
+    assert ("merge", "hexagon-open") not in drawn and len(drawn["merge", "hexagon"].x) == 5
+    entries = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert len(entries) == len(set(entries)) == 12 and entries[-1].startswith("open: ")
+    assert len({(trace.marker.symbol, trace.marker.color) for trace in drawn.values()}) == len(drawn)
+
+
+def test_alpha_figure_breaks_into_rows_of_three(wide_results: pd.DataFrame):
+    figure = alpha_figure(wide_results)
+    assert [note.text for note in figure.layout.annotations][:5] == [
+        "DeRa", "Merged weights, TIES (not joined)", "Scaled LoRA", "TrRa, TrRa-iter (not joined)", "InRa",
+    ]  # fmt: skip
+    dotted = {
+        trace.marker.symbol: trace for trace in figure.data if trace.line.dash == "dot" and trace.x[0] is not None
+    }
+    assert {symbol: tuple(trace.x) for symbol, trace in dotted.items()} == {
+        "square": (2, 5), "square-open": (2, 5), "circle": (2, 5), "circle-open": (2, 5),
+    }  # fmt: skip
+    stars = [trace for trace in figure.data if trace.marker.symbol == "star"]
+    plain = wide_results.query("candidate == 'reference' and task == 'all'")["pass_at_1"].iloc[0]
+    assert [trace.y[0] for trace in stars] == pytest.approx([100 * plain] * 5), "and not the row with a min-p"
+    assert len({(axis.range, axis.overlaying is None) for axis in figure.select_yaxes()}) == 2
+    assert [axis.showticklabels for axis in figure.select_yaxes()] == [
+        True, False, False, False, False, True, True, False, False, True,
+    ]  # fmt: skip
+
+
 def test_budget_figure_holds_the_tables_values(budget_results: pd.DataFrame):
     figure = budget_figure(budget_results)
     assert [(trace.name, trace.yaxis) for trace in figure.data] == [

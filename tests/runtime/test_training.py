@@ -78,6 +78,23 @@ def test_curves_of_a_resumed_training_are_whole(make_checkpoint, tmp_path, kill)
     assert speeds["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def test_seconds_count_every_step_once_however_often_it_was_interrupted(make_checkpoint, tmp_path, kill, monkeypatch):
+    """Each reading of the clock is a second later; after the kill it starts again, as another process's would."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    callback, killed = kill
+    checkpoint = make_checkpoint(tmp_path / "model")
+    with pytest.raises(killed):
+        run(checkpoint, tmp_path, callbacks=[callback])
+    before = curve(tmp_path, "seconds").set_index("step")["seconds"]
+    clock = iter(range(5000, 6000))
+    run(checkpoint, tmp_path)  # from step 4
+    after = curve(tmp_path, "seconds").set_index("step")["seconds"]
+    assert after[:4].tolist() == before[:4].tolist(), "the fifth step was lost, and counts only as it was repeated"
+    assert (after.diff()[1:] > 0).all() and after[6] - after[4] < 100
+    assert training.training_seconds(tmp_path / "curves") > after[6]
+
+
 def test_a_dvc_project_around_it_stays_as_it_is(make_checkpoint, tmp_path, monkeypatch):
     """DVCLive by itself would write dvc.yaml and commit an experiment."""
     project = tmp_path / "project"

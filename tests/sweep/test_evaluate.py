@@ -8,19 +8,22 @@ import pytest
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from realign_pipes.generation import graded
 from realign_pipes.generation.engine import Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
-from realign_pipes.models.load import load_tokenizer
+from realign_pipes.models.load import load_model, load_tokenizer
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.sweep.evaluate import Evaluator
-from realign_pipes.sweep.kinds import KINDS, Candidate
+from realign_pipes.sweep.kinds import KINDS, Candidate, Cost
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS
 from realign_pipes.tasks.parameters import DatasetTask
 
+CPU = torch.device("cpu")
 SAMPLING = Sampling(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=12, batch_size=4, seed=1)
 TASKS = {"sums": DatasetTask(kind="dataset", path="unused", verifier="exact")}
 
@@ -296,3 +299,70 @@ def test_processes_share_the_problems_and_the_main_one_joins_the_parts(
             assert kept == {"completions-1-of-5.jsonl", "completions-2-of-5.jsonl"}
     together = pd.read_parquet(files["reference"])
     pd.testing.assert_frame_equal(together.drop(columns="seconds"), alone)
+
+
+def opened_model(kind, alpha, checkpoints, tokenizer, **about):
+    """The model of a candidate's engine."""
+    return KINDS[kind].open(Candidate("any", kind, alpha, checkpoints, **about), len(tokenizer)).model
+
+
+def test_merged_weights_are_interpolated_and_extrapolated(checkpoints, tiny_tokenizer):
+    ours, theirs = (load_model(path, device=CPU).state_dict() for path in checkpoints)
+    for alpha in (-1.0, 0.5, 3.0):
+        for name, tensor in opened_model("merge", alpha, checkpoints, tiny_tokenizer).state_dict().items():
+            torch.testing.assert_close(tensor, (1 - alpha) * ours[name] + alpha * theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_ties_keeps_the_largest_differences(checkpoints, tiny_tokenizer):
+    """At alpha 1 what is kept is the aligned model's, and what is not the reference's."""
+    ours, theirs = (load_model(path, device=CPU).state_dict() for path in checkpoints)
+    merged = opened_model("ties", 1.0, checkpoints, tiny_tokenizer, density=0.3).state_dict()
+    name = "model.layers.0.mlp.up_proj.weight"
+    kept, difference = ~torch.isclose(merged[name], ours[name]), (theirs[name] - ours[name]).abs()
+    assert kept.float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert difference[kept].min() >= difference[~kept].max()
+    torch.testing.assert_close(merged[name][kept], theirs[name][kept], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def lora(tmp_path, checkpoints):
+    """An adapter for the reference whose matrices do something."""
+    adapted = get_peft_model(
+        load_model(checkpoints[0], device=CPU), LoraConfig(r=3, lora_alpha=6, target_modules=["up_proj", "q_proj"])
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)), alpha=0.2)
+    adapted.peft_config["default"].base_model_name_or_path = str(checkpoints[0])
+    adapted.save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+def test_scaled_lora_adds_so_much_of_the_matrices(checkpoints, lora, tiny_tokenizer, alpha):
+    """W + alpha * (6 / 3) * B A, by hand; 0 is the reference, 1 the student with its matrices merged."""
+    matrices = load_file(lora / "adapter_model.safetensors")
+    by_hand = load_model(checkpoints[0], device=CPU)
+    with torch.no_grad():
+        for name, matrix in matrices.items():
+            if "lora_A" in name:
+                weight = by_hand.get_parameter(
+                    name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+                )
+                weight += alpha * 2 * (matrices[name.replace("lora_A", "lora_B")] @ matrix).to(weight)
+        ids = torch.tensor([[5, 6, 7, 8]])
+        logits = opened_model("lora_scale", alpha, (lora,), tiny_tokenizer)(ids).logits
+        torch.testing.assert_close(logits, by_hand(ids).logits)
+        reference = load_model(checkpoints[0], device=CPU)(ids).logits
+    assert torch.allclose(logits, reference) == (alpha == 0)
+
+
+def test_what_a_candidate_costs_stands_in_its_rows_and_does_not_measure_it_again(make_evaluator, checkpoints, opened):
+    candidate = Candidate("trra-1", "trra", 1.0, checkpoints[:1], cost=Cost(3.5, 12))
+    frame = frames(make_evaluator(), [candidate])["trra-1"]
+    assert set(frame["train_seconds"]) == {3.5} and set(frame["bytes"]) == {12}
+    make_evaluator().evaluate([dataclasses.replace(candidate, cost=Cost(4.5, 12))], SAMPLING)
+    assert len(opened) == 1
+    make_evaluator().evaluate([dataclasses.replace(candidate, plausibility=0.1)], SAMPLING)
+    assert len(opened) == 2, "another mask is another candidate"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.pipelines.reporting.parameters import Reporting
+from realign_pipes.pipelines.trra.parameters import SCALED_LORA
 from realign_pipes.runtime.launch import Folders
 
 if TYPE_CHECKING:
@@ -74,10 +75,13 @@ def draw_training(
     """Loss, gradient norm, learning rate, speed and memory of every model that was trained here and measured."""
     from realign_pipes.reporting.training_curves import read_curves, training_figure
 
+    measured = set(sweep_results["candidate"])
+    if "lora_scale" in set(sweep_results["kind"]):  # whose candidates have the names of their alphas
+        measured.add(SCALED_LORA)
     checkpoints = {
         "reference": reference_model,
         "aligned": aligned_model,
-        **{path.name: path for path in trra_checkpoints.values() if path.name in set(sweep_results["candidate"])},
+        **{path.name: path for path in trra_checkpoints.values() if path.name in measured},
         "inra": inra_checkpoint,
     }
     curves = {name: read_curves(path) for name, path in checkpoints.items()}
