@@ -57,6 +57,8 @@ PARAMETERS = {
     "alpha_sweep": {
         "dera_alphas": [1.5],
         "inra_alphas": [0.0, 0.5],
+        "merge_alphas": [0.5],
+        "ties": {"alphas": []},
         "budgets": {"tokens": [24]},
         "sampling": {"samples": 2, "max_new_tokens": 40},
         "bootstrap_samples": 100,
