@@ -230,7 +230,7 @@ class _Bench:
             difference_low=row["difference_low"],
         )
         self.measured.append(measured)
-        logger.info("%s", describe(measured))
+        logger.info("%s: %s", self.work.name, describe(measured))
         return measured
 
     def reference_itself(self, kind: str) -> Measured:
