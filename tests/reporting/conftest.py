@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from realign_pipes.reporting.recommendation import recommend
 from realign_pipes.sweep.kinds import KINDS
 from realign_pipes.sweep.metrics import summarise_budgets, summarise_sweep
 from realign_pipes.validation.validator import GreatExpectations
@@ -108,12 +109,21 @@ def make_generations(
                             "finished": finished,
                             "correct": right and finished,
                             "seconds": float(seconds),
-                            "train_seconds": 34.5 if KINDS[kind].trains else 0.0,
-                            "bytes": 0 if kind == "reference" else 1_234_567,
                         }
                     )
         frames[name] = pd.DataFrame(rows)
     return frames
+
+
+def costs(candidates: Mapping[str, tuple[str, float, float, float, float]]) -> dict[str, dict[str, float]]:
+    """Half a minute of training where there is one, and a megabyte of weights."""
+    return {
+        name: {
+            "train_seconds": 34.5 if KINDS[kind].trains else 0.0,
+            "bytes": 0 if kind == "reference" else 1_234_567,
+        }
+        for name, (kind, *_) in candidates.items()
+    }
 
 
 def plausibility(name: str, kind: str) -> float:
@@ -146,14 +156,19 @@ def generations() -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="session")
 def sweep_results(generations: dict) -> pd.DataFrame:
-    return summarise_sweep(generations, bootstrap_samples=2000, bootstrap_seed=0)
+    return summarise_sweep(generations, bootstrap_samples=2000, bootstrap_seed=0, costs=costs(CANDIDATES))
+
+
+@pytest.fixture(scope="session")
+def recommendation(generations: dict[str, pd.DataFrame]) -> dict:
+    return recommend(generations, 0.02, bootstrap_samples=200, bootstrap_seed=0)
 
 
 @pytest.fixture(scope="session")
 def wide_results() -> pd.DataFrame:
     """The sweep with the free alternatives, and with rows that show what the mask does."""
     frames = make_generations(candidates={**CANDIDATES, **FURTHER})
-    return summarise_sweep(frames, bootstrap_samples=2000, bootstrap_seed=0)
+    return summarise_sweep(frames, bootstrap_samples=2000, bootstrap_seed=0, costs=costs({**CANDIDATES, **FURTHER}))
 
 
 @pytest.fixture(scope="session")

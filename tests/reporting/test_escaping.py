@@ -82,7 +82,8 @@ def attacked(generations):
 def write_report(attacked, results, validations, budget_results, file):
     results = results.copy()
     problems = {key: (ALL, ALL) for key in attacked["reference"]["problem_id"].unique()}
-    recommendation = {**recommend(results, 0.02), "candidate": NAME, "sentence": ALL}
+    found = recommend(attacked, 0.02, bootstrap_samples=50, bootstrap_seed=0)
+    recommendation = {**found, "candidate": NAME, "sentence": ALL}
     curves = {NAME: pd.DataFrame({"step": [1, 2], **{panel: [2.0, 1.0] for panel in PANELS}})}
     page = report.render_report(
         results,

@@ -12,11 +12,12 @@ import pytest
 from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.reporting.data_docs import read_validations
 from realign_pipes.reporting.figures import alpha_figure, budget_figure, pareto_figure
-from realign_pipes.reporting.recommendation import recommend
+from realign_pipes.reporting.recommendation import recommend, step_cells, task_recommendation_cells
 from realign_pipes.reporting.report import collect_examples, render_report
 from realign_pipes.reporting.tables import budget_cells
 from realign_pipes.reporting.training_curves import PANELS, training_figure
 from realign_pipes.sweep.kinds import KINDS
+from realign_pipes.sweep.metrics import summarise_sweep
 
 ATTACK = "</pre><script>alert('model')</script><img src=https://example.com/x.png onerror=alert(1)>"
 PROBLEMS = {f"chain_sum-{number:04d}": (f"Question {number} & <b>?", f"<i>{number}</i>") for number in range(40)}
@@ -50,14 +51,21 @@ CURVES = {"inra": pd.DataFrame({"step": [1, 2], **{panel: [2.0, 1.0] for panel i
 
 
 @pytest.fixture(scope="module")
-def render(sweep_results: pd.DataFrame, examples: list, validation_results: Path) -> Callable[..., str]:
-    """`render(budget_results, curves=CURVES)` is the page."""
+def render(
+    sweep_results: pd.DataFrame, recommendation: dict, examples: list, validation_results: Path
+) -> Callable[..., str]:
+    """`render(budget_results, curves=CURVES, sweep=sweep_results, found=recommendation)` is the page."""
 
-    def render(budget_results: pd.DataFrame, curves: dict[str, pd.DataFrame] = CURVES) -> str:
+    def render(
+        budget_results: pd.DataFrame,
+        curves: dict[str, pd.DataFrame] = CURVES,
+        sweep: pd.DataFrame = sweep_results,
+        found: dict = recommendation,
+    ) -> str:
         parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
         return render_report(
-            sweep_results,
-            recommend(sweep_results, 0.02),
+            sweep,
+            found,
             {
                 "pareto": pareto_figure(sweep_results),
                 "alpha": alpha_figure(sweep_results),
@@ -141,14 +149,38 @@ def test_plotly_is_in_the_file_once(page: str):
     assert page.count('id="figure-pareto"') == page.count('id="figure-alpha"') == 1
 
 
-def test_report_holds_recommendation_tables_examples_and_parameters(page: str, sweep_results: pd.DataFrame):
+def test_report_holds_recommendation_tables_examples_and_parameters(
+    page: str, sweep_results: pd.DataFrame, recommendation: dict
+):
     text = html.unescape(page).replace("\u00a0", " ")
-    sentence = recommend(sweep_results, 0.02)["sentence"]
-    assert text.index(sentence) < text.index("<h2>Candidates") < text.index("figure-pareto")
+    assert text.index(recommendation["sentence"]) < text.index("<h2>Candidates") < text.index("figure-pareto")
     for candidate in sweep_results["candidate"].unique():
         assert f'<td class="word">{candidate}</td>' in page and f"<b>{candidate}</b>" in page
     assert "Question 1 & <b>?" in text and "Question 1 & <b>?" not in page
     assert "margin: 0.02" in text and "- 0.5" in text
+
+
+def cells_of(section: str) -> list[str]:
+    return [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", section)]
+
+
+def test_report_shows_how_the_recommendation_was_confirmed(page: str, recommendation: dict):
+    section = page[page.index("How it was chosen and confirmed") : page.index("<h2>Candidates")]
+    assert recommendation["steps"]
+    assert cells_of(section) == [cell for row in step_cells(recommendation).rows for cell in row]
+    assert "Figures of the 20 problems that had no part in the choice" in page
+    assert "of all 40." in page
+
+
+def test_report_of_several_tasks_has_a_recommendation_for_each(make_sweep: Callable, render: Callable, no_budgets):
+    frames = make_sweep(tasks=("a", "b"))
+    found = recommend(frames, 0.1, bootstrap_samples=50, bootstrap_seed=0)
+    assert list(found["tasks"]) == ["a", "b"]
+    results = summarise_sweep(frames, bootstrap_samples=50, bootstrap_seed=0)
+    page = render(no_budgets, sweep=results, found=found)
+    section = page[page.index("<h2>Task by task") : page.index("<details", page.index("<h2>Task by task"))]
+    assert cells_of(section) == [cell for row in task_recommendation_cells(found).rows for cell in row]
+    assert "gives away: tokens" not in render(no_budgets)  # with one task it would repeat the recommendation
 
 
 def test_report_shows_budgets_after_alpha(page: str, budget_results: pd.DataFrame):
@@ -192,5 +224,5 @@ def test_report_explains_the_kinds_that_it_shows(
 def test_report_says_what_was_checked(page: str):
     section = page.split("<h2>What was checked</h2>")[1].split("<h2>", maxsplit=1)[0]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", section)
-    assert cells[:5] == ["generations", "3,360", "27", "0", "0"]
-    assert cells[5:] == ["sweep_results", "42", "39", "0", "1"]
+    assert cells[:5] == ["generations", "3,360", "24", "0", "0"]
+    assert cells[5:] == ["sweep_results", "42", "38", "0", "1"]

@@ -21,6 +21,7 @@ from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.reporting.pipeline import create_pipeline
 from realign_pipes.reporting.tables import budget_cells, markdown_table
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.sweep.parameters import AlphaSweep
 
 
 @pytest.fixture
@@ -36,13 +37,15 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
         "trra_checkpoints": {"trra-1.5": tmp_path},
         "params:folders": Folders(work=tmp_path / "work", logs=tmp_path / "logs", validation=validation_results),
         "params:reporting": parameters,
+        # All that the stage reads of it.
+        "params:alpha_sweep": AlphaSweep.model_construct(bootstrap_samples=200, bootstrap_seed=0),
         "parameters": {"reporting": parameters},
     }
     return {name: MemoryDataset(value) for name, value in data.items()}
 
 
 def test_stage_writes_its_files_and_ends_with_the_recommendation(
-    inputs, generations, sweep_results, budget_results, tmp_path, capsys, caplog
+    inputs, generations, recommendation, sweep_results, budget_results, tmp_path, capsys, caplog
 ):
     outputs = {
         "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
@@ -65,7 +68,8 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     with caplog.at_level(logging.INFO):
         SequentialRunner().run(create_pipeline(), catalog)
 
-    sentence = outputs["recommendation"].load()["sentence"]
+    assert outputs["recommendation"].load() == recommendation  # of the same resamples
+    sentence = recommendation["sentence"]
     ours = [record for record in caplog.records if record.name.startswith("realign_pipes")]
     assert [record.getMessage() for record in ours] == [sentence]
     printed = capsys.readouterr().out

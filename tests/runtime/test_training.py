@@ -86,13 +86,14 @@ def test_seconds_count_every_step_once_however_often_it_was_interrupted(make_che
     checkpoint = make_checkpoint(tmp_path / "model")
     with pytest.raises(killed):
         run(checkpoint, tmp_path, callbacks=[callback])
-    before = curve(tmp_path, "seconds").set_index("step")["seconds"]
+    before = curve(tmp_path, "train_seconds").set_index("step")["train_seconds"]
     clock = iter(range(5000, 6000))
     run(checkpoint, tmp_path)  # from step 4
-    after = curve(tmp_path, "seconds").set_index("step")["seconds"]
+    after = curve(tmp_path, "train_seconds").set_index("step")["train_seconds"]
     assert after[:4].tolist() == before[:4].tolist(), "the fifth step was lost, and counts only as it was repeated"
     assert (after.diff()[1:] > 0).all() and after[6] - after[4] < 100
-    assert training.training_seconds(tmp_path / "curves") > after[6]
+    assert training.training_seconds(tmp_path) > after[6]
+    assert training.training_seconds(tmp_path / "elsewhere") is None
 
 
 def test_a_dvc_project_around_it_stays_as_it_is(make_checkpoint, tmp_path, monkeypatch):

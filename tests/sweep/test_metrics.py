@@ -9,6 +9,7 @@ from scipy import stats
 
 from realign_pipes.sweep.metrics import (
     bootstrap_means,
+    lower_bound,
     pareto_front,
     saved_interval,
     summarise_budgets,
@@ -38,8 +39,6 @@ def frame(
         "alpha": np.nan,
         "plausibility": 0.0,
         "seconds": 5.0,
-        "train_seconds": 0.0,
-        "bytes": 0,
     } | about
     return pd.DataFrame(
         [
@@ -107,6 +106,27 @@ def test_hand_computed_sweep():
     assert same["token_reduction"] == same["difference"] == same["difference_low"] == 0
 
 
+def test_costs_stand_beside_the_figures():
+    """Those of a candidate as they are given, NaN where they are not; those of its kind from the table of kinds."""
+    frames = (
+        frame("reference", {"a": [[1]]}),
+        frame("inra_2", {"a": [[1]]}, alpha=2.0),
+        frame("dera_2", {"a": [[1]]}, alpha=2.0),
+    )
+    results = summarise_sweep(
+        {one["candidate"].iloc[0]: one for one in frames},
+        bootstrap_samples=5,
+        bootstrap_seed=0,
+        costs={"reference": {"train_seconds": 0, "bytes": 0}, "inra_2": {"train_seconds": None, "bytes": 12}},
+    )
+    columns = ["train_seconds", "bytes", "models", "kv_streams", "passes"]
+    found = results[results["task"] == "all"].set_index("candidate")[columns]
+    assert found.loc["reference"].tolist() == [0, 0, 1, 1, 1]
+    assert np.isnan(found.loc["inra_2", "train_seconds"]) and found.loc["inra_2"].tolist()[1:] == [12, 1, 2, 2]
+    assert found.loc["dera_2"].isna().tolist() == [True, True, False, False, False]
+    assert found.loc["dera_2"].tolist()[2:] == [2, 2, 2]
+
+
 def test_paper_reductions():
     tasks = ("AIME24", "AIME25", "MATH-500")
     correct = {task: [[1]] for task in tasks}
@@ -130,26 +150,98 @@ def test_bootstrap_of_two_problems_is_binomial():
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
 
 
-def test_interval_and_paired_bound_agree_with_scipy():
-    reference, trra = random_correct(1, 60, 4, 0.8), random_correct(2, 60, 4, 0.6)
-    results = summarise(frame("reference", {"a": reference}), frame("trra_2", {"a": trra}, alpha=2.0), samples=50_000)
-    by_problem = np.mean(trra, axis=1)
+def test_interval_agrees_with_scipy():
+    trra = random_correct(2, 60, 4, 0.6)
+    results = summarise(
+        frame("reference", {"a": random_correct(1, 60, 4, 0.8)}),
+        frame("trra_2", {"a": trra}, alpha=2.0),
+        samples=50_000,
+    )
     theirs = stats.bootstrap(
-        (by_problem,), np.mean, n_resamples=50_000, method="percentile", rng=np.random.default_rng(5)
+        (np.mean(trra, axis=1),), np.mean, n_resamples=50_000, method="percentile", rng=np.random.default_rng(5)
     ).confidence_interval
     ours = row(results, "trra_2", "a")
     assert (ours["pass_at_1_low"], ours["pass_at_1_high"]) == pytest.approx((theirs.low, theirs.high), abs=0.003)
 
-    lower = stats.bootstrap(
-        (by_problem - np.mean(reference, axis=1),),
-        np.mean,
-        n_resamples=50_000,
-        method="percentile",
-        alternative="greater",  # of the bound: from it to infinity
-        rng=np.random.default_rng(6),
-    ).confidence_interval.low
-    assert ours["difference_low"] == pytest.approx(lower, abs=0.003)
-    assert row(results, "trra_2")["difference_low"] == ours["difference_low"]  # a single task is its own average
+
+def student_low(differences: np.ndarray) -> float:
+    return stats.ttest_1samp(differences, 0, alternative="greater").confidence_interval(0.95).low
+
+
+def symmetric(seed: int, size: int, spread: float) -> np.ndarray:
+    """Differences with no skewness, some of them losses."""
+    half = spread * np.random.default_rng(seed).random(size)
+    return np.concatenate([half, -half]) - 0.01
+
+
+def test_the_bound_of_symmetric_differences_is_students():
+    one, other = symmetric(1, 30, 0.5), symmetric(2, 30, 0.05)
+    bounds = lower_bound([np.stack([one, other])])
+    assert bounds == pytest.approx([student_low(one), student_low(other)])
+
+
+def test_gains_that_are_rare_and_large_do_not_lift_the_bound():
+    gains = np.array([0.5] * 3 + [-0.05] * 47)
+    assert stats.skew(gains) > 3
+    assert lower_bound([gains[None]]) == pytest.approx([student_low(gains)])
+
+
+def test_losses_that_are_rare_and_large_lower_the_bound():
+    """Edgeworth's term of the Studentized mean at its quantile: skewness (2 t² + 1) / (6 √n), skewness over s³."""
+    losses = np.array([-1.0, -0.75, *[0.25] * 8, *[0.0] * 90])
+    size, deviation = len(losses), losses.std(ddof=1)
+    skewness = np.mean((losses - losses.mean()) ** 3) / deviation**3
+    quantile = stats.t.ppf(0.95, size - 1)
+    correction = -skewness * (2 * quantile**2 + 1) / (6 * np.sqrt(size))
+    bound = lower_bound([losses[None]])[0]
+    assert bound == pytest.approx(losses.mean() - (quantile + correction) * deviation / np.sqrt(size))
+    assert bound < student_low(losses) - 0.005
+
+
+def test_the_bound_over_tasks_is_welchs():
+    one, other = symmetric(1, 20, 0.5), symmetric(2, 50, 0.1)
+    difference = stats.ttest_ind(one, -other, equal_var=False, alternative="greater").confidence_interval(0.95)
+    assert lower_bound([one[None], other[None]]) == pytest.approx([difference.low / 2])
+
+
+def test_skewness_over_tasks_is_that_of_their_mean():
+    """Cumulants of independent means add up: with equal tasks, that of one sample of both, but for the spread."""
+    losses = np.array([-1.0, -0.75, *[0.25] * 8, *[0.0] * 90])
+    size, deviation = len(losses), losses.std(ddof=1)
+    skewness = np.mean((losses - losses.mean()) ** 3) / deviation**3 / np.sqrt(2 * size)
+    quantile = stats.t.ppf(0.95, 2 * (size - 1))
+    expected = losses.mean() - (quantile - skewness * (2 * quantile**2 + 1) / 6) * deviation / np.sqrt(2 * size)
+    assert lower_bound([losses[None], losses[None]]) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("sizes", [(60,), (60, 90)])
+def test_losses_of_which_none_was_seen(sizes: tuple[int, ...]):
+    """A loss of whole problems that no sample of this size shows with a chance of 5 %: (1 - share)^n = 0.05."""
+    share = stats.binomtest(0, 60, alternative="less").proportion_ci(0.95).high  # Clopper and Pearson's
+    expected = -share / len(sizes)  # all of the loss in the smallest task
+    same = [np.zeros((1, size)) for size in sizes]
+    gained = [np.eye(1, size) for size in sizes]
+    assert lower_bound(same) == pytest.approx([expected])
+    assert lower_bound(gained) == pytest.approx([expected + np.mean([1 / size for size in sizes])])
+    lost = [-task for task in gained]
+    assert lower_bound(lost)[0] < expected
+
+
+def test_a_task_of_one_problem_says_nothing():
+    assert lower_bound([np.zeros((2, 50)), np.zeros((2, 1))]).tolist() == [-1, -1]
+
+
+def test_the_tables_bound_is_of_the_differences_by_problem_and_task():
+    sizes = {"a": 40, "b": 25}
+    reference, trra = (
+        {task: random_correct(seed + size, size, 4, rate) for task, size in sizes.items()}
+        for seed, rate in ((1, 0.8), (2, 0.6))
+    )
+    results = summarise(frame("reference", reference), frame("trra_2", trra, alpha=2.0))
+    differences = {task: (np.mean(trra[task], axis=1) - np.mean(reference[task], axis=1))[None] for task in sizes}
+    assert row(results, "trra_2", "a")["difference_low"] == pytest.approx(lower_bound([differences["a"]])[0])
+    assert row(results, "trra_2")["difference_low"] == pytest.approx(lower_bound(list(differences.values()))[0])
+    assert (results[results["kind"] == "reference"]["difference_low"] == 0).all()
 
 
 def test_overall_interval_resamples_within_each_task():
@@ -168,7 +260,8 @@ def test_difference_is_paired():
     correct = {"a": random_correct(5, 30, 2, 0.5)}
     same = row(summarise(frame("reference", correct), frame("aligned", correct)), "aligned")
     assert same["pass_at_1_high"] - same["pass_at_1_low"] > 0.1
-    assert same["difference_low"] == 0
+    assert same["difference"] == 0
+    assert same["difference_low"] == pytest.approx(-(1 - 0.05 ** (1 / 30)))  # which says nothing of unseen losses
 
 
 def test_result_depends_on_the_seed_and_on_nothing_else():

@@ -21,8 +21,6 @@ def generations(columns: dict[str, str], **values: object) -> pd.DataFrame:
             "finished": True,
             "correct": [True, False, True, True],
             "seconds": 1,
-            "train_seconds": 2,
-            "bytes": 3,
             **values,
         }
     )

@@ -1,4 +1,4 @@
-"""Which candidate to take: the largest saving of tokens that costs no more correctness than the user allows.
+"""Which candidate to take: one half of the problems chooses it, the other half confirms it.
 
 Also the few figures by which experiments are compared.
 """
@@ -7,49 +7,97 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from realign_pipes.reporting.tables import overall_rows, percent, tokens_text
-from realign_pipes.sweep.metrics import CONFIDENCE, is_reference
+from realign_pipes.reporting.tables import NONE, Cells, overall_rows, percent, points, tokens_text
+from realign_pipes.sweep.choosing import Rule, confirmed, halves, order_candidates
+from realign_pipes.sweep.kinds import KINDS
+from realign_pipes.sweep.metrics import CONFIDENCE, Answers, Floats, Generations, Values, compare, read_answers
 
 
-def recommend(sweep_results: pd.DataFrame, margin: float) -> dict[str, Any]:
-    """The candidate that saves the most tokens among those not worse than the reference by more than `margin`.
+def recommend(
+    generations: Generations, margin: float, *, bootstrap_samples: int, bootstrap_seed: int
+) -> dict[str, Any]:
+    """The candidate with the largest saving of tokens that is confirmed not to lose more than `margin` of pass@1.
 
-    "Not worse" is a test of non-inferiority: the one-sided 95 % lower bound (paired bootstrap) on the difference in
-    pass@1 from the reference is at least -margin (a share: 0.02 is 2 points). If no candidate that saves tokens passes
-    it, the reference is recommended.
+    `sweep.choosing` says how one half of the problems orders the candidates and the other half confirms them. All
+    figures are of the confirming half, which had no part in the choice. The reference is recommended where nothing
+    saves tokens or nothing is confirmed.
 
-    Returns: plain data for JSON: `candidate`, `kind`, `alpha` (or None), `sentence`, `margin`, `confidence`,
-    `pass_at_1`, `mean_tokens`, `token_reduction`, `difference`, `difference_low`, `reference_pass_at_1`,
-    `reference_mean_tokens`.
+    Args:
+        generations: what `summarise_sweep` takes.
+        margin: a share: 0.02 is 2 points.
+        bootstrap_samples, bootstrap_seed: of the resamples that bound savings.
+
+    Returns: plain data for JSON.
+        `candidate`, `kind`, `alpha` (or None), `sentence`, `margin`, `confidence`.
+        `pass_at_1`, `mean_tokens`, `token_reduction`, `difference`, `difference_low` of the candidate, on the
+        confirming half, and `reference_pass_at_1`, `reference_mean_tokens`.
+        `survived`: whether a candidate was confirmed. `chosen_on`, `confirmed_on`: the number of problems in each half.
+        `steps`: the candidates in the order in which they were tested, each with `candidate`, `confirmed`, and its
+        figures `chosen_on` the one half and `confirmed_on` the other.
+        `tasks`: by name, the same for each task's problems alone, but for what is common to all, with `overall`, the
+        figures there of the candidate recommended for all tasks, and what that one gives away: `tokens_given_away`
+        per completion and `pass_at_1_given_away`. Negative where the task's own candidate is the worse one. Each
+        task's recommendation has its own 95 %.
+
+    Raises:
+        InputError: what `summarise_sweep` refuses.
     """
-    rows = overall_rows(sweep_results)
-    reference = rows[is_reference(rows)].iloc[0]
-    saving = _saving(rows)
-    qualified = _qualified(rows, margin)
-    if len(qualified):
-        chosen = qualified.sort_values(["token_reduction", "pass_at_1"], ascending=False, kind="stable").iloc[0]
-        sentence = (
-            f"Use {chosen['candidate']}: it saves {percent(chosen['token_reduction'])} % of the reference's tokens "
-            f"({tokens_text(chosen['mean_tokens'])} instead of {tokens_text(reference['mean_tokens'])} per completion) "
-            f"at pass@1 {percent(chosen['pass_at_1'])} % against {percent(reference['pass_at_1'])} %, and with "
-            f"{100 * CONFIDENCE:g} % confidence {_bound_text(chosen['difference_low'])} (allowed: {_points(margin)})."
-        )
-    else:
-        chosen = reference
-        sentence = f"Keep the reference ({reference['candidate']}): " + _why_none(saving, margin)
-    figures = ["pass_at_1", "mean_tokens", "token_reduction", "difference", "difference_low"]
-    return {
-        "candidate": chosen["candidate"],
-        "kind": chosen["kind"],
-        "alpha": None if math.isnan(chosen["alpha"]) else float(chosen["alpha"]),
-        "sentence": sentence,
+    answers = read_answers(generations)
+    rule = Rule(margin, bootstrap_samples, bootstrap_seed)
+    choosing, confirming = halves(answers)
+    overall = _recommend_for(answers, choosing.values, confirming.values, rule)
+    chosen = _row(answers, overall["candidate"])
+    tasks = {}
+    for task in answers.values:
+        one = _recommend_for(answers, {task: choosing.values[task]}, {task: confirming.values[task]}, rule)
+        same = _figures({task: confirming.values[task]}, answers.reference)[chosen]
+        tasks[task] = one | {
+            "overall": same,
+            "tokens_given_away": same["mean_tokens"] - one["mean_tokens"],
+            "pass_at_1_given_away": one["pass_at_1"] - same["pass_at_1"],
+        }
+    return overall | {
+        "sentence": _sentence(overall, margin),
         "margin": margin,
         "confidence": CONFIDENCE,
-        **{figure: float(chosen[figure]) for figure in figures},
-        "reference_pass_at_1": float(reference["pass_at_1"]),
-        "reference_mean_tokens": float(reference["mean_tokens"]),
+        "tasks": tasks,
+    }
+
+
+def _recommend_for(
+    answers: Answers, choosing: Mapping[str, Values], confirming: Mapping[str, Values], rule: Rule
+) -> dict[str, Any]:
+    """What the problems of one task or several recommend."""
+    reference, about = answers.reference, answers.about
+    enough = all(values["correct"].shape[1] > 0 for values in choosing.values())  # a task of one problem has no halves
+    ordered = order_candidates(choosing, reference, about["alpha"].to_numpy(float), rule) if enough else []
+    passed = confirmed(ordered, confirming, reference, rule)
+    chosen = passed[-1] if passed else reference
+    before = _figures(choosing, reference) if ordered else []
+    after = _figures(confirming, reference)
+    kind, alpha = about.loc[chosen, "kind"], float(about.loc[chosen, "alpha"])
+    return {
+        "candidate": about.loc[chosen, "candidate"],
+        "kind": kind,
+        "alpha": None if math.isnan(alpha) else alpha,
+        "survived": bool(passed),
+        **after[chosen],
+        "reference_pass_at_1": after[reference]["pass_at_1"],
+        "reference_mean_tokens": after[reference]["mean_tokens"],
+        "chosen_on": _problems(choosing) if enough else 0,
+        "confirmed_on": _problems(confirming),
+        "steps": [
+            {
+                "candidate": about.loc[place, "candidate"],
+                "confirmed": place in passed,
+                "chosen_on": before[place],
+                "confirmed_on": after[place],
+            }
+            for place in ordered[: len(passed) + 1]
+        ],
     }
 
 
@@ -57,47 +105,122 @@ def headline(sweep_results: pd.DataFrame, recommendation: Mapping[str, Any]) -> 
     """The figures by which experiments are compared, for `dvc metrics show`: what it prints fits on a line.
 
     `candidate`, `pass_at_1` and `mean_tokens` are the recommended candidate's, `reference_pass_at_1` and
-    `reference_mean_tokens` the reference's. `trra_token_reduction` and `inra_token_reduction` are the largest saving of
-    a TrRa student (of a further round too) and of an alpha of InRa within the recommendation's margin, 0 where none
-    saves tokens: an experiment with one of them shows even where the other is recommended.
+    `reference_mean_tokens` the reference's, all on the confirming half. `<method>_token_reduction`, for each method
+    that trains (`trra`, with further rounds; `inra`), is the largest saving within the margin on all problems, 0 where
+    none saves tokens: an experiment with one method shows even where another is recommended.
     """
-    qualified = _qualified(overall_rows(sweep_results), recommendation["margin"])
+    rows = overall_rows(sweep_results)
+    within = rows[rows["difference_low"] >= -recommendation["margin"]]
+    methods: dict[str, list[str]] = {}
+    for kind in KINDS.values():
+        if kind.trains and not kind.alternative and not kind.of_budgets:
+            methods.setdefault(kind.panel or kind.name, []).append(kind.name)
     savings = {
-        f"{method}_token_reduction": float(max(qualified[qualified["kind"].isin(kinds)]["token_reduction"], default=0))
-        for method, kinds in (("trra", ["trra", "trra_iter"]), ("inra", ["inra"]))
+        f"{method}_token_reduction": float(max(within[within["kind"].isin(kinds)]["token_reduction"], default=0))
+        for method, kinds in methods.items()
     }
     figures = ["candidate", "pass_at_1", "mean_tokens", "reference_pass_at_1", "reference_mean_tokens"]
-    return {figure: recommendation[figure] for figure in figures} | savings
+    return {figure: recommendation[figure] for figure in figures} | {
+        name: max(saving, 0.0) for name, saving in savings.items()
+    }
 
 
-def _saving(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[~is_reference(rows) & (rows["token_reduction"] > 0)]
+def step_cells(recommendation: Mapping[str, Any]) -> Cells:
+    """The candidates in the order in which they were tested, with what either half of the problems said."""
+    rows = [
+        [
+            step["candidate"],
+            f"{percent(before['difference'])} points",
+            f"{percent(before['token_reduction'])} %",
+            f"{percent(after['difference'])} points",
+            f"{percent(after['difference_low'])} points",
+            f"{percent(after['token_reduction'])} %",
+            "yes" if step["confirmed"] else "no",
+        ]
+        for step in recommendation["steps"]
+        for before, after in [(step["chosen_on"], step["confirmed_on"])]
+    ]
+    choosing = ["pass@1 when choosing", "reduction"]
+    return Cells(["candidate", *choosing, "pass@1 when confirming", "at least", "reduction", "confirmed"], rows, left=1)
 
 
-def _qualified(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Candidates that save tokens and are not worse than the reference by more than the margin."""
-    saving = _saving(rows)
-    return saving[saving["difference_low"] >= -margin]
+def task_recommendation_cells(recommendation: Mapping[str, Any]) -> Cells:
+    """Each task's own recommendation, and what the candidate recommended for all tasks gives away there."""
+    rows = [
+        [
+            task,
+            one["candidate"],
+            f"{percent(one['pass_at_1'])} / {percent(one['reference_pass_at_1'])}",
+            f"{tokens_text(one['mean_tokens'])} / {tokens_text(one['reference_mean_tokens'])}",
+            f"{percent(one['token_reduction'])} %" if one["survived"] else NONE,
+            f"{percent(one['difference_low'])} points" if one["survived"] else NONE,
+            f"{percent(one['overall']['pass_at_1'])} / {tokens_text(one['overall']['mean_tokens'])}",
+            tokens_text(one["tokens_given_away"]).replace("-", "−"),
+            f"{percent(one['pass_at_1_given_away'])} points",
+        ]
+        for task, one in recommendation["tasks"].items()
+    ]
+    own = ["task", "use", "pass@1 % / reference", "tokens / reference", "reduction", "at least"]
+    for_all = [f"{recommendation['candidate']}: pass@1 % / tokens", "gives away: tokens", "pass@1"]
+    return Cells([*own, *for_all], rows, left=2)
 
 
-def _points(share: float) -> str:
-    """A difference of shares in percentage points."""
-    number = percent(share)
-    return f"{number} point" if number == "1.0" else f"{number} points"
+def _row(answers: Answers, candidate: str) -> int:
+    return answers.about["candidate"].tolist().index(candidate)
+
+
+def _problems(tasks: Mapping[str, Values]) -> int:
+    return sum(values["correct"].shape[1] for values in tasks.values())
+
+
+def _figures(tasks: Mapping[str, Values], reference: int) -> list[dict[str, float]]:
+    """The recommendation's figures of every candidate."""
+    names = ["pass_at_1", "mean_tokens", "token_reduction", "difference", "difference_low"]
+    figures: dict[str, Floats] = compare(list(tasks.values()), reference)
+    return [dict(zip(names, row, strict=True)) for row in np.stack([figures[name] for name in names], axis=1).tolist()]
+
+
+def _sentence(found: Mapping[str, Any], margin: float) -> str:
+    """The recommendation for all tasks in words."""
+    allowed = f"allowed: {points(margin)}"
+    chosen_on, confirmed_on = _problem_count(found["chosen_on"]), _problem_count(found["confirmed_on"])
+    if found["survived"]:
+        kind = KINDS[found["kind"]]
+        use, it = f"Use {found['candidate']}: ", "it"
+        if kind.alternative or not kind.trains:
+            why = "An alternative to the paper's methods does best" if kind.trains else "No training is needed"
+            named = "" if found["candidate"] == kind.name else f" ({kind.label})"
+            use, it = f"{why}: use {found['candidate']}{named}. ", "It"
+        return (
+            f"{use}{it} saves {percent(found['token_reduction'])} % of the reference's tokens "
+            f"({tokens_text(found['mean_tokens'])} instead of {tokens_text(found['reference_mean_tokens'])} per "
+            f"completion) at pass@1 {percent(found['pass_at_1'])} % against {percent(found['reference_pass_at_1'])} %, "
+            f"and with {100 * CONFIDENCE:g} % confidence {_bound_text(found['difference_low'])} ({allowed}). It was "
+            f"chosen on {chosen_on}; these figures are from {confirmed_on} that had no part in the choice."
+        )
+    keep = f"Keep the reference ({found['candidate']}): "
+    if found["steps"]:
+        first = found["steps"][0]
+        before, after = first["chosen_on"], first["confirmed_on"]
+        return (
+            f"{keep}no saving was confirmed. {first['candidate']} was chosen on {chosen_on}, where it saves "
+            f"{percent(before['token_reduction'])} % of the tokens at pass@1 {percent(before['pass_at_1'])} %; on "
+            f"{confirmed_on} that had no part in the choice it saves {percent(after['token_reduction'])} %, and with "
+            f"{100 * CONFIDENCE:g} % confidence {_bound_text(after['difference_low'])} ({allowed})."
+        )
+    if found["chosen_on"] == 0:
+        return f"{keep}choosing and confirming need at least two problems of each task."
+    return (
+        f"{keep}on {chosen_on}, no candidate saves tokens and loses at most {points(margin)} of pass@1, so there was "
+        "nothing to confirm on the others."
+    )
+
+
+def _problem_count(number: int) -> str:
+    return f"{number:,} problem" if number == 1 else f"{number:,} problems"
 
 
 def _bound_text(difference_low: float) -> str:
     if difference_low >= 0:
         return "its pass@1 is not below the reference's"
-    return f"its pass@1 is at most {_points(-difference_low)} below the reference's"
-
-
-def _why_none(saving: pd.DataFrame, margin: float) -> str:
-    if saving.empty:
-        return "no candidate of this sweep saves tokens."
-    nearest = saving.loc[saving["difference_low"].idxmax()]
-    return (
-        f"no candidate that saves tokens is within {_points(margin)} of the reference's pass@1 with "
-        f"{100 * CONFIDENCE:g} % confidence; the closest, {nearest['candidate']}, saves "
-        f"{percent(nearest['token_reduction'])} % of the tokens and may lose {_points(-nearest['difference_low'])}."
-    )
+    return f"its pass@1 is at most {points(-difference_low)} below the reference's"

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from realign_pipes.errors import InputError
 from realign_pipes.reporting.pages import render_page
+from realign_pipes.reporting.recommendation import step_cells, task_recommendation_cells
 from realign_pipes.reporting.tables import (
     alpha_text,
     budget_cells,
@@ -70,6 +71,8 @@ def render_report(
     return render_page(
         "report.html.jinja",
         recommendation=recommendation,
+        steps=step_cells(recommendation),
+        by_task=task_recommendation_cells(recommendation),
         candidates=len(overall),
         problems=int(overall["problems"].iloc[0]),
         samples=int(overall["samples"].iloc[0]),

@@ -31,6 +31,12 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
+def points(share: float) -> str:
+    """A difference of shares in percentage points: 1.0 point, 2.0 points."""
+    number = percent(share)
+    return f"{number} point" if number == "1.0" else f"{number} points"
+
+
 def duration(seconds: float) -> str:
     """Wall time in at most two units."""
     if seconds < 99.5:
@@ -77,12 +83,14 @@ def task_names(sweep_results: pd.DataFrame) -> list[str]:
     return [task for task in sweep_results["task"].unique() if task != ALL_TASKS]
 
 
-def bytes_text(count: int) -> str:
-    """A size on disk: 0, 412 kB, 1.2 MB, 3.1 GB."""
+def bytes_text(count: float) -> str:
+    """A size on disk: 0, 412 kB, 1.2 MB, 3.1 GB; a dash where it is not known."""
+    if math.isnan(count):
+        return NONE
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count} B" if count else "0"
+    return f"{count:g} B" if count else "0"
 
 
 def train_text(seconds: float) -> str:
@@ -119,14 +127,14 @@ def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
                 tokens_text(row.mean_tokens),
                 reduction_text(row),
                 f"{percent(row.truncated)} %",
-                duration(row.seconds),
-                train_text(row.train_seconds),
                 bytes_text(row.bytes),
                 f"{row.models} / {row.kv_streams} / {row.passes}",
+                train_text(row.train_seconds),
+                duration(row.seconds),
             ]
         )
-    costs = ["training", "disk", "models / KV / passes"]
-    return Cells([*header, "tokens", "reduction", "truncated", "time", *costs], rows, left=1)
+    costs = ["disk", "models / KV / passes", "training", "time"]
+    return Cells([*header, "tokens", "reduction", "truncated", *costs], rows, left=1)
 
 
 def task_cells(sweep_results: pd.DataFrame) -> Cells:

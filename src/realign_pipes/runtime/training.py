@@ -67,10 +67,10 @@ class FiniteGradients(TrainerCallback):
 class CurvesCallback(TrainerCallback):
     """Curves of a training in DVCLive's files, one `plots/metrics/<name>.tsv` each in `folder`.
 
-    They show what the trainer logs (loss, gradient norm, learning rate, …), `seconds` (wall time of the training so
-    far), `tokens_per_second` (input tokens since the last logged step) and `memory_mib` (the peak so far: of the GPU if
-    there is one, else resident). A resumed training first rewrites the curves of the steps before it from its saved
-    state; its `seconds` continue from there, so that every step counts once, however often it was interrupted.
+    They show what the trainer logs (loss, gradient norm, learning rate, …), `train_seconds` (wall time of the training
+    so far), `tokens_per_second` (input tokens since the last logged step) and `memory_mib` (the peak so far: of the GPU
+    if there is one, else resident). A resumed training first rewrites the curves of the steps before it from its saved
+    state; its `train_seconds` continue from there, so that every step counts once, however often it was interrupted.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class CurvesCallback(TrainerCallback):
         for logged in state.log_history:
             self._write(logged, logged["step"])
         self.tokens, self.time = state.num_input_tokens_seen, time.perf_counter()
-        before = [logged["seconds"] for logged in state.log_history if "seconds" in logged]
+        before = [logged["train_seconds"] for logged in state.log_history if "train_seconds" in logged]
         self.start = self.time - (before[-1] if before else 0.0)
 
     def on_log(
@@ -94,14 +94,14 @@ class CurvesCallback(TrainerCallback):
         now = time.perf_counter()
         speed = (state.num_input_tokens_seen - self.tokens) / (now - self.time)
         self.tokens, self.time = state.num_input_tokens_seen, now
-        state.log_history[-1].update(seconds=now - self.start, tokens_per_second=speed, memory_mib=_peak_memory())
+        state.log_history[-1].update(train_seconds=now - self.start, tokens_per_second=speed, memory_mib=_peak_memory())
         self._write(state.log_history[-1], state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # The steps after the last logged one count too; the summary has the latest value of each curve.
-        self.live.summary["seconds"] = time.perf_counter() - self.start
+        self.live.summary["train_seconds"] = time.perf_counter() - self.start
         self.live.make_summary()  # type: ignore[no-untyped-call]
         self.live.end()  # type: ignore[no-untyped-call]  # of dvclive
 
@@ -113,9 +113,13 @@ class CurvesCallback(TrainerCallback):
         self.live.make_summary()  # type: ignore[no-untyped-call]
 
 
-def training_seconds(curves: Path) -> float:
-    """Wall time of the finished training that left its curves in the folder `curves`."""
-    return float(json.loads((curves / "metrics.json").read_text())["seconds"])
+def training_seconds(checkpoint: Path) -> float | None:
+    """Wall time of the training that left its curves in a checkpoint; None for one that was trained elsewhere."""
+    summary = checkpoint / CURVES / "metrics.json"
+    if not summary.exists():
+        return None
+    seconds: float | None = json.loads(summary.read_text()).get("train_seconds")  # older versions did not note it
+    return seconds
 
 
 def _peak_memory() -> float:

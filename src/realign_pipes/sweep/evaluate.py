@@ -111,7 +111,7 @@ class Evaluator:
         """Everything that the candidate's completions depend on."""
         return {
             "candidate": {
-                **{name: value for name, value in asdict(candidate).items() if name != "cost"},
+                **asdict(candidate),
                 "checkpoints": [self.fingerprints[path] for path in candidate.checkpoints],
             },
             **self.problems,
@@ -139,5 +139,5 @@ class Evaluator:
             for one in read_graded(file)
         ]
         frame = pd.DataFrame(rows).sort_values(ORDER, ignore_index=True)
-        frame = frame.assign(seconds=max(seconds_taken(file) for file in files), **asdict(candidate.cost))
+        frame = frame.assign(seconds=max(seconds_taken(file) for file in files))
         return conform(frame, GENERATIONS if candidate.budget is None else BUDGET_GENERATIONS)

@@ -16,16 +16,6 @@ if TYPE_CHECKING:  # a run that only draws figures starts without torch
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What it takes to have a candidate, given the reference and the aligned model."""
-
-    train_seconds: float = 0.0
-    """Seconds of training, NaN if its checkpoint does not say."""
-    bytes: int = 0
-    """On disk: the weights that it loads besides the reference's."""
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One row of a table: a kind, checkpoints and an alpha."""
 
@@ -44,8 +34,6 @@ class Candidate:
     """Beta of the mask: where logits are mixed, in the teacher of TrRa, or as a min-p of the one model. 0: no mask."""
     density: float | None = None
     """Share of the difference of the weights that `ties` keeps."""
-    cost: Cost = Cost()
-    """Not part of the work's description: a training that took longer made the same model."""
 
 
 @dataclass(frozen=True)

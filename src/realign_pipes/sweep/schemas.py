@@ -22,8 +22,6 @@ GENERATIONS = {
     "finished": "bool",  # False where the token limit cut it off
     "correct": "bool",
     "seconds": "float64",  # of all of the candidate's completions, without loading; in the slowest process
-    "train_seconds": "float64",  # of all trainings beyond the two models that it takes; NaN where a checkpoint has none
-    "bytes": "int64",  # of the weights on disk that it loads besides the reference's
 }
 """One row per completion."""
 
@@ -45,13 +43,13 @@ SWEEP_RESULTS = {
     "pass_at_1_low": "float64",  # 95 % percentile bootstrap over problems
     "pass_at_1_high": "float64",
     "difference": "float64",  # pass@1 less the reference's
-    "difference_low": "float64",  # its one-sided lower bound at 95 % confidence, paired bootstrap
+    "difference_low": "float64",  # its one-sided lower bound at 95 % confidence: `metrics.lower_bound`
     "mean_tokens": "float64",
     "token_reduction": "float64",  # relative to the reference
     "truncated": "float64",  # share of completions cut off by the token limit
     "seconds": "float64",  # wall time of the candidate; NaN but for `all`
-    "train_seconds": "float64",  # to make it from the reference and the aligned model; as in GENERATIONS
-    "bytes": "int64",  # as in GENERATIONS: 0 for the reference, the aligned checkpoint's for DeRa and merged weights
+    "train_seconds": "float64",  # of all trainings that make it from the two given models; NaN where it is not known
+    "bytes": "float64",  # on disk, of the weights that it loads besides the reference's; DeRa and merge: the aligned's
     "models": "int64",  # in memory
     "kv_streams": "int64",  # KV caches of a completion
     "passes": "int64",  # through the layers for each token; InRa's are one at alpha 0 and 1

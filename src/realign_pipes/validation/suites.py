@@ -130,7 +130,7 @@ def generations() -> list[Expectation]:
     from great_expectations.expectations.metadata_types import FailureSeverity
 
     return [
-        *_columns(GENERATIONS, gaps=["alpha", "train_seconds"]),
+        *_columns(GENERATIONS, gaps=["alpha"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task", "problem_id", "sample"],
@@ -166,7 +166,7 @@ def sweep_results() -> list[Expectation]:
     reference = (Column("kind") == "reference") & (Column("plausibility") == 0)
     shares = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "truncated")
     return [
-        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds", "train_seconds"]),
+        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds", "train_seconds", "bytes"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task"], notes="no candidate has two rows for a task"
@@ -187,6 +187,12 @@ def sweep_results() -> list[Expectation]:
         _at_least("pass_at_1", "pass_at_1_low", "no interval begins above its pass@1"),
         _at_least("pass_at_1_high", "pass_at_1", "no interval ends below its pass@1"),
         _at_least("difference", "difference_low", "no lower bound is above its difference"),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=cost, min_value=0, max_value=FINITE, notes=f"{cost} is not negative"
+            )
+            for cost in ("train_seconds", "bytes")
+        ),
         gxe.ExpectColumnValuesToBeBetween(
             column="mean_tokens", min_value=1, max_value=FINITE, notes="mean_tokens is 1 or more"
         ),
@@ -277,12 +283,6 @@ def _candidates() -> list[Expectation]:
             max_value=1,
             strict_max=True,
             notes="plausibility is at least 0 and below 1",
-        ),
-        *(
-            gxe.ExpectColumnValuesToBeBetween(
-                column=cost, min_value=0, max_value=FINITE, notes=f"{cost} is not negative"
-            )
-            for cost in ("train_seconds", "bytes")
         ),
     ]
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,9 +18,19 @@ from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
+from realign_pipes.runtime.training import training_seconds
 from realign_pipes.sweep.evaluate import Evaluator
-from realign_pipes.sweep.kinds import Candidate, Cost
+from realign_pipes.sweep.kinds import Candidate
 from realign_pipes.tasks.parameters import Problems
+
+
+class Cost(BaseModel):
+    """What it takes to have a candidate, given the reference and the aligned model."""
+
+    train_seconds: float | None
+    """Of all trainings that it takes, every step once; None if a checkpoint does not say."""
+    bytes: int
+    """On disk: the weights that it loads besides the reference's."""
 
 
 class Generations(BaseModel):
@@ -29,6 +38,8 @@ class Generations(BaseModel):
 
     sweep: dict[str, Path]
     budgets: dict[str, Path]
+    costs: dict[str, Cost]
+    """Of the sweep's candidates."""
 
 
 class MeasureCandidates(Job[Generations]):
@@ -68,7 +79,11 @@ class MeasureCandidates(Job[Generations]):
             work=self.work,
         )
         sampling = self.parameters.sampling
-        return Generations(sweep=evaluator.evaluate(sweep, sampling), budgets=evaluator.evaluate(budgets, sampling))
+        return Generations(
+            sweep=evaluator.evaluate(sweep, sampling),
+            budgets=evaluator.evaluate(budgets, sampling),
+            costs=self._costs(sweep),
+        )
 
     def completions(self) -> int:
         """How many completions the sweep draws, those inside token budgets not counted."""
@@ -94,7 +109,6 @@ class MeasureCandidates(Job[Generations]):
                     alpha,
                     (self.inra_checkpoint,),
                     plausibility=self.inra_plausibility,
-                    cost=self._cost(self.inra_checkpoint),
                 )
                 for alpha in self.parameters.inra_alphas
             ),
@@ -102,12 +116,12 @@ class MeasureCandidates(Job[Generations]):
 
     def _models(self) -> list[Candidate]:
         """The reference and the aligned model, and both again with DeRa's beta as a min-p of their own."""
-        models = {"reference": (self.reference, Cost()), "aligned": (self.aligned, self._given())}
+        models = {"reference": self.reference, "aligned": self.aligned}
         beta = self.parameters.plausibility
         return [
-            Candidate(f"{name}{suffix}", name, math.nan, (model,), plausibility=min_p, cost=cost)
+            Candidate(f"{name}{suffix}", name, math.nan, (model,), plausibility=min_p)
             for suffix, min_p in [("", 0.0)] + ([("-min-p", beta)] if beta > 0 else [])
-            for name, (model, cost) in models.items()
+            for name, model in models.items()
         ]
 
     def _mixed(self) -> list[Candidate]:
@@ -115,56 +129,53 @@ class MeasureCandidates(Job[Generations]):
 
         DeRa has its mask at its own alphas, and is measured without it at those where TrRa is.
         """
-        both, cost, beta = (self.reference, self.aligned), self._given(), self.parameters.plausibility
+        both, beta = (self.reference, self.aligned), self.parameters.plausibility
         ties = self.parameters.ties
         return [
             *(
-                Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta, cost=cost)
+                Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta)
                 for alpha in self.parameters.dera_alphas
             ),
             *(
-                Candidate(f"dera-{alpha:g}-unmasked", "dera", float(alpha), both, cost=cost)
+                Candidate(f"dera-{alpha:g}-unmasked", "dera", float(alpha), both)
                 for alpha in self.trra.measured_ablation()
                 if beta > 0
             ),
-            *(
-                Candidate(f"merge-{alpha:g}", "merge", float(alpha), both, cost=cost)
-                for alpha in self.parameters.merge_alphas
-            ),
-            *(
-                Candidate(f"ties-{alpha:g}", "ties", float(alpha), both, density=ties.density, cost=cost)
-                for alpha in ties.alphas
-            ),
+            *(Candidate(f"merge-{alpha:g}", "merge", float(alpha), both) for alpha in self.parameters.merge_alphas),
+            *(Candidate(f"ties-{alpha:g}", "ties", float(alpha), both, density=ties.density) for alpha in ties.alphas),
         ]
 
     def _students(self, students: Mapping[str, StudentName]) -> list[Candidate]:
-        """TrRa's students; the one whose LoRA matrices are scaled at each of its alphas.
-
-        A further round of TrRa-iter has cost the rounds before it too.
-        """
-        candidates, seconds = [], 0.0
+        """TrRa's students; the one whose LoRA matrices are scaled at each of its alphas."""
+        candidates = []
         for name, student in students.items():
-            path = self.trra_checkpoints[name]
-            cost = self._cost(path)
-            seconds = cost.train_seconds + (seconds if student.iteration else 0.0)
-            cost = replace(cost, train_seconds=seconds)
             alphas = {student.name: student.alpha}
             if student.kind == "lora_scale":
                 alphas = {f"lora-scale-{alpha:g}": alpha for alpha in self.parameters.lora_scale_alphas}
+            path = (self.trra_checkpoints[name],)
             candidates += [
-                Candidate(one, student.kind, float(alpha), (path,), plausibility=student.plausibility, cost=cost)
+                Candidate(one, student.kind, float(alpha), path, plausibility=student.plausibility)
                 for one, alpha in alphas.items()
             ]
         return candidates
 
-    def _given(self) -> Cost:
-        """The cost of the aligned model beside the reference."""
-        return Cost(bytes=_weights_size(self.aligned))
-
-    def _cost(self, checkpoint: Path) -> Cost:
-        """That of a checkpoint that was trained here."""
-        seconds = read_metadata(checkpoint).get("train_seconds", math.nan)  # older versions did not note it
-        return Cost(seconds, _weights_size(checkpoint))
+    def _costs(self, candidates: list[Candidate]) -> dict[str, Cost]:
+        """What each candidate costs, given the reference and the aligned model."""
+        given = (self.reference, self.aligned)
+        trained: dict[Path, list[Path]] = {}  # a further round of TrRa-iter has cost the rounds before it too
+        rounds: list[Path] = []
+        for name, student in self.trra.all_students().items():
+            rounds = [*(rounds if student.iteration else []), self.trra_checkpoints[name]]
+            trained[self.trra_checkpoints[name]] = rounds
+        costs = {}
+        for candidate in candidates:
+            own = [path for path in candidate.checkpoints if path not in given]
+            seconds = [training_seconds(path) for last in own for path in trained.get(last, [last])]
+            costs[candidate.name] = Cost(
+                train_seconds=None if None in seconds else sum(seconds),  # type: ignore[arg-type]
+                bytes=sum(_weights_size(path) for path in candidate.checkpoints if path != self.reference),
+            )
+        return costs
 
     def _budget_candidates(self) -> list[Candidate]:
         """At each token budget, InRa whose alpha follows TokenBudget, and the reference cut off there."""
@@ -180,7 +191,6 @@ class MeasureCandidates(Job[Generations]):
                     budget,
                     TokenBudget(budget, ramp),
                     self.inra_plausibility,
-                    cost=self._cost(inra),
                 )
                 for budget in tokens
             ),

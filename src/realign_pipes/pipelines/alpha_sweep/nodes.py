@@ -25,8 +25,9 @@ def sweep(
     trra_checkpoints: dict[str, Path],
     inra_checkpoint: Path,
     evaluation_set: Any,
-) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Graded completions by candidate, those inside token budgets, and the budgets' figures (DataFrames)."""
+) -> tuple[dict[str, Any], dict[str, Any], Any, dict[str, Any]]:
+    """Graded completions by candidate, those inside token budgets, the budgets' figures (DataFrames), and the costs of
+    the candidates."""
     import pandas as pd
 
     from realign_pipes.datasets.arrow import folder_of
@@ -59,13 +60,16 @@ def sweep(
     results = summarise_budgets(
         budgets, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
     )
-    return generations, budgets, results
+    return generations, budgets, results, {name: cost.model_dump() for name, cost in made.costs.items()}
 
 
-def summarise(parameters: AlphaSweep, generations: dict[str, Any]) -> Any:
+def summarise(parameters: AlphaSweep, generations: dict[str, Any], candidate_costs: dict[str, Any]) -> Any:
     """Each candidate's figures for each task and over all tasks, with bootstrap intervals (a DataFrame)."""
     from realign_pipes.sweep.metrics import summarise_sweep
 
     return summarise_sweep(
-        generations, bootstrap_samples=parameters.bootstrap_samples, bootstrap_seed=parameters.bootstrap_seed
+        generations,
+        bootstrap_samples=parameters.bootstrap_samples,
+        bootstrap_seed=parameters.bootstrap_seed,
+        costs=candidate_costs,
     )

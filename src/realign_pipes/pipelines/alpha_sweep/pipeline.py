@@ -22,10 +22,15 @@ def create_pipeline() -> Pipeline:
                     "inra_checkpoint",
                     "evaluation_set",
                 ],
-                outputs=["generations", "budget_generations", "budget_results"],
+                outputs=["generations", "budget_generations", "budget_results", "candidate_costs"],
                 name="sweep",
             ),
-            Node(summarise, inputs=["params:alpha_sweep", "generations"], outputs="sweep_results", name="summarise"),
+            Node(
+                summarise,
+                inputs=["params:alpha_sweep", "generations", "candidate_costs"],
+                outputs="sweep_results",
+                name="summarise",
+            ),
         ],
         tags="alpha_sweep",
     )

@@ -212,13 +212,10 @@ class _Bench:
     def measure(self, candidate: Candidate) -> Measured:
         """The candidate's figures, drawn now or found in the work folder. They are kept in `measured`."""
         frames = {"reference": self._reference_frame(), candidate.name: self._draw(candidate)}
-        bootstrap = {
-            "bootstrap_samples": self.job.alpha_sweep.bootstrap_samples,
-            "bootstrap_seed": self.job.alpha_sweep.bootstrap_seed,
-        }
-        results = summarise_sweep(frames, **bootstrap)
+        samples, seed = self.job.alpha_sweep.bootstrap_samples, self.job.alpha_sweep.bootstrap_seed
+        results = summarise_sweep(frames, bootstrap_samples=samples, bootstrap_seed=seed)
         row = results[(results["candidate"] == candidate.name) & (results["task"] == ALL_TASKS)].iloc[0]
-        low, high = saved_interval(*frames.values(), **bootstrap)
+        low, high = saved_interval(*frames.values(), bootstrap_samples=samples, bootstrap_seed=seed)
         measured = Measured(
             kind=candidate.kind,
             alpha=candidate.alpha,

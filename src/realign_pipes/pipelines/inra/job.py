@@ -27,7 +27,6 @@ from realign_pipes.runtime.training import (
     student_device,
     train,
     trainer_arguments,
-    training_seconds,
     training_state,
 )
 from realign_pipes.runtime.work import do_once
@@ -93,7 +92,7 @@ class TrainAdapter(Job[Adapter]):
                     title="inra",
                     introduction=_introduction(metadata),
                     tags=["inra"],
-                    metadata={**metadata, "train_seconds": training_seconds(folder / CURVES)},
+                    metadata=metadata,
                     chat_template=self.chat_template,
                 )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.trra.parameters import SCALED_LORA
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.sweep.parameters import AlphaSweep
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -18,11 +19,18 @@ else:  # Kedro resolves every node's hints when a run starts, and the real impor
 logger = logging.getLogger(__name__)
 
 
-def recommend_candidate(sweep_results: DataFrame, parameters: Reporting) -> dict[str, Any]:
-    """The candidate to take, why in one sentence, and the numbers behind it."""
+def recommend_candidate(
+    generations: dict[str, DataFrame | Callable[[], DataFrame]], parameters: Reporting, alpha_sweep: AlphaSweep
+) -> dict[str, Any]:
+    """The candidate to take, overall and for each task, why in one sentence, and the numbers behind it."""
     from realign_pipes.reporting.recommendation import recommend
 
-    return recommend(sweep_results, parameters.margin)
+    return recommend(
+        generations,
+        parameters.margin,
+        bootstrap_samples=alpha_sweep.bootstrap_samples,
+        bootstrap_seed=alpha_sweep.bootstrap_seed,
+    )
 
 
 def summarise_headline(sweep_results: DataFrame, recommendation: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 recommend_candidate,
-                inputs=["sweep_results", "params:reporting"],
+                inputs=["generations", "params:reporting", "params:alpha_sweep"],
                 outputs="recommendation",
                 name="recommend_candidate",
             ),

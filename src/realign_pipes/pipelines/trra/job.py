@@ -25,7 +25,6 @@ from realign_pipes.runtime.training import (
     student_device,
     train,
     trainer_arguments,
-    training_seconds,
     training_state,
 )
 from realign_pipes.runtime.work import do_once
@@ -137,7 +136,7 @@ def train_student(
                 title=student.name,
                 introduction=_introduction(metadata),
                 tags=["trra"],
-                metadata={**metadata, "train_seconds": training_seconds(folder / CURVES)},
+                metadata=metadata,
                 chat_template=chat_template,
             )
 
