@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from realign_pipes.sweep.metrics import bootstrap_means, lower_bound, pareto_front, summarise_budgets, summarise_sweep
+from realign_pipes.sweep.metrics import (
+    bootstrap_means,
+    lower_bound,
+    pareto_front,
+    saved_interval,
+    summarise_budgets,
+    summarise_sweep,
+)
 
 # tokens on AIME24, AIME25 and MATH-500, and the reduction that the paper prints
 PAPER = {
@@ -467,3 +474,30 @@ def test_no_budgets_give_no_rows():
 def test_budgets_that_cannot_be_compared_are_refused(broken: pd.DataFrame, message: str):
     with pytest.raises(ValueError, match=message):
         summarise_budget_frames(*baselines(TWO), broken)
+
+
+def test_the_interval_of_the_saving_is_scipys_paired_bootstrap_of_the_ratio():
+    """One task, 60 problems: percentile bootstrap of 1 - mean / mean, the same problems resampled for both."""
+    random = np.random.default_rng(3)
+    theirs = random.integers(20, 100, (60, 2))
+    ours = np.maximum(theirs * random.uniform(0.4, 0.9, (60, 1)), 1).astype(int)
+    right = {"a": np.ones((60, 2), int).tolist()}
+    frames = [frame(name, right, {"a": one.tolist()}) for name, one in (("reference", theirs), ("trra_2", ours))]
+    low, high = saved_interval(*frames, bootstrap_samples=20_000, bootstrap_seed=0)
+    expected = stats.bootstrap(
+        (theirs.mean(1), ours.mean(1)),
+        lambda x, y, axis: 1 - y.mean(axis) / x.mean(axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.001)
+    assert low < 1 - ours.mean() / theirs.mean() < high
+
+
+def test_the_saving_over_two_tasks_is_the_mean_of_both():
+    right = {"a": [[1], [1]], "b": [[1], [1]]}
+    reference = frame("reference", right, {"a": [[10], [10]], "b": [[100], [100]]})
+    candidate = frame("trra_2", right, {"a": [[5], [5]], "b": [[90], [90]]})
+    assert saved_interval(reference, candidate, bootstrap_samples=50, bootstrap_seed=0) == pytest.approx((0.3, 0.3))

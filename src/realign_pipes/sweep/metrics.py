@@ -276,6 +276,25 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
     return conform(results, BUDGET_RESULTS)
 
 
+def saved_interval(
+    reference: pd.DataFrame, candidate: pd.DataFrame, *, bootstrap_samples: int, bootstrap_seed: int
+) -> tuple[float, float]:
+    """95 % interval of the share of the reference's tokens that a candidate saves, the mean over the tasks.
+
+    Frames have the columns GENERATIONS and answer the same problems. A percentile bootstrap: each resample draws one
+    set of problems of each task for both, so that the saving is paired; the resamples are those of `summarise_sweep`.
+    """
+    by_problem = [frame.groupby(["task", "problem_id"])["completion_tokens"].mean() for frame in (reference, candidate)]
+    saved = []
+    for task in sorted(set(reference["task"])):
+        tokens = np.stack([means.loc[task].to_numpy(float) for means in by_problem])
+        seed = [bootstrap_seed, zlib.crc32(task.encode())]
+        theirs, ours = bootstrap_means(tokens, bootstrap_samples, seed)
+        saved.append(1 - ours / theirs)
+    low, high = _interval(np.mean(saved, axis=0)[None])[:, 0]
+    return float(low), float(high)
+
+
 def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:
     """Means of resampled problems: [candidates, problems] -> [candidates, samples].
 

@@ -90,6 +90,11 @@ class MeasureCandidates(Job[Generations]):
             costs=self._costs(sweep),
         )
 
+    def completions(self) -> int:
+        """How many completions the sweep draws, those inside token budgets not counted."""
+        problems = len(Dataset.load_from_disk(str(self.problems)))
+        return len(self._sweep_candidates()) * problems * self.parameters.sampling.samples
+
     def _sweep_candidates(self) -> list[Candidate]:
         """MissingFileError if a checkpoint that the parameters of trra name is missing."""
         students = self.trra.all_students()
