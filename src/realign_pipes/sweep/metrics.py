@@ -284,14 +284,9 @@ def saved_interval(
     Frames have the columns GENERATIONS and answer the same problems. A percentile bootstrap: each resample draws one
     set of problems of each task for both, so that the saving is paired; the resamples are those of `summarise_sweep`.
     """
-    by_problem = [frame.groupby(["task", "problem_id"])["completion_tokens"].mean() for frame in (reference, candidate)]
-    saved = []
-    for task in sorted(set(reference["task"])):
-        tokens = np.stack([means.loc[task].to_numpy(float) for means in by_problem])
-        seed = [bootstrap_seed, zlib.crc32(task.encode())]
-        theirs, ours = bootstrap_means(tokens, bootstrap_samples, seed)
-        saved.append(1 - ours / theirs)
-    low, high = _interval(np.mean(saved, axis=0)[None])[:, 0]
+    values = _by_problem({"reference": reference, "candidate": candidate}, ["reference", "candidate"])
+    reductions = resampled_reductions(values, 0, bootstrap_samples, bootstrap_seed)
+    low, high = _interval(reductions)[:, 1]
     return float(low), float(high)
 
 
