@@ -118,6 +118,10 @@ def _sweep(max_new_tokens: int = 8, budgets: tuple[int, ...] = (), prompts: dict
     return AlphaSweep.model_validate(
         {
             "dera_alphas": [],
+            "merge_alphas": [],
+            "ties": {"alphas": [], "density": 0.2},
+            "lora_scale_alphas": [],
+            "plausibility": 0.0,
             "inra_alphas": [],
             "close_biases": [],
             "prompts": prompts or {},

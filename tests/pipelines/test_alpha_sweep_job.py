@@ -192,7 +192,7 @@ def test_where_there_is_no_mask_nothing_is_measured_without_one(make_job, evalua
         parameters=make_parameters(plausibility=0.0), trra=make_trra(plausibility=0.0), inra_plausibility=0.0
     ).run()
     assert [c.name for c, _ in evaluated if c.plausibility or "unmasked" in c.name or "min-p" in c.name] == []
-    assert len(evaluated) == 14
+    assert len(evaluated) == 18
 
 
 def test_dera_without_mask_has_the_alphas_of_trra_s_ablation(make_job, evaluated):
@@ -224,7 +224,9 @@ def test_what_candidates_cost_is_read_from_their_checkpoints(make_job, evaluated
         "trra-1.5": 100, "trra-iter1-1.5": 1100, "trra-1.5-unmasked": 10_000, "inra-0": 100_000, "inra--0.25": 100_000,
     }  # fmt: skip
     size = (job.aligned / "model.safetensors").stat().st_size
-    assert {name for name, cost in costs.items() if cost.bytes == 0} == {"reference", "reference-min-p"}
+    assert {name for name, cost in costs.items() if cost.bytes == 0} == {
+        "reference", "reference-min-p", "close-bias-2", "prompt-brief",
+    }  # fmt: skip
     for name in ("aligned", "aligned-min-p", "dera-0.5", "dera-1.5-unmasked", "merge-2", "ties-1", "trra-1"):
         assert costs[name].bytes == size
     assert costs["inra-0"].bytes == (job.inra_checkpoint / "model.safetensors").stat().st_size > size
