@@ -23,7 +23,7 @@ DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 
 UNREAD = {
     ("trra", "trra"): {"alphas", "only_alpha"},
-    ("data_prep", "alpha_sweep"): set(AlphaSweep.model_fields) - {"sampling", "budgets"},
+    ("data_prep", "alpha_sweep"): set(AlphaSweep.model_fields) - {"sampling", "budgets", "prompts"},
     ("alpha_sweep", "inra"): set(InRa.model_fields) - {"plausibility"},
 }
 """What a stage does not read of a parameter that its nodes get."""

@@ -101,3 +101,26 @@ def test_a_catalog_entry_that_became_a_parameter_is_refused_with_its_new_name(tm
         pytest.raises(InputError, match=rf"{name} is the parameter folders\.{parameter} now"),
     ):
         session.load_context().catalog  # noqa: B018  a property that makes the catalog
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("teachers", {"mode": "cached"}, r"trra\.on_policy 0\.5 needs the teachers .* Set teachers\.mode=online"),
+        (
+            "launcher",
+            {"num_processes": 2},
+            r"works in one process, but launcher\.num_processes is 2",
+        ),
+    ],
+)
+def test_an_on_policy_training_that_cannot_work_stops_the_run_before_its_first_stage(stage, changes, message):
+    parameters = deepcopy(load("base"))
+    parameters["trra"]["on_policy"] = 0.5
+    parameters["teachers"]["mode"] = "online"
+    check_parameters(parameters)
+    parameters[stage].update(changes)
+    with pytest.raises(InputError, match=message):
+        check_parameters(parameters)
+    parameters["trra"]["on_policy"] = 0
+    check_parameters(parameters)

@@ -23,7 +23,7 @@ HEAD = """\
 # A stage's code is the packages of src that it imports, directly or not. It does not include the modules directly below
 # src/realign_pipes (command line, hooks, settings, registry) and those that .dvcignore names: they hold types, whose
 # values are tracked as params, or affect how fast a result comes, but not the result. The parameters `launcher` and
-# `folders` are not tracked for the same reason.
+# `folders` are not tracked for the same reason. `find_alpha` is not tracked, as its pipeline is not a stage here.
 #
 # trra has a stage for each alpha, which does not depend on trra.alphas: a new alpha adds a stage and leaves the others.
 #
@@ -32,7 +32,7 @@ HEAD = """\
 
 """
 PACKAGE = "realign_pipes"
-UNTRACKED_PARAMETERS = {"folders", "launcher"}
+UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha"}
 ALPHAS = "conf/base/parameters_trra.yml"
 SWEEP = "conf/base/parameters_alpha_sweep.yml"
 INRA = "conf/base/parameters_inra.yml"
@@ -115,9 +115,10 @@ def params(stage: str, pipeline: Pipeline, files: dict[str, str]) -> list[dict[s
     everything = "parameters" in pipeline.inputs()
     read = {files[name] for name in files if everything or f"params:{name}" in pipeline.inputs()}
     shared = [f"trra.{name}" for name in TrRa.model_fields if name not in ("alphas", "only_alpha")]
+    lengths = [f"alpha_sweep.{name}" for name in ("sampling", "budgets", "prompts")]
     keys = {
         ("trra", ALPHAS): shared,
-        ("data_prep", SWEEP): ["alpha_sweep.sampling", "alpha_sweep.budgets"],
+        ("data_prep", SWEEP): lengths,
         ("alpha_sweep", INRA): ["inra.plausibility"],
     }
     return [{file: keys.get((stage, file))} for file in sorted(read)]

@@ -91,7 +91,8 @@ alpha_sweep:
   merge_alphas: $merge_alphas
   ties: {alphas: null}
   inra_alphas: [0.0, 0.5, 1.0]
-  budgets: {tokens: []}        # budgets of thinking, such as [$half_budget, $budget]
+  close_biases: []
+  budgets: {tokens: [], answer_tokens: $answer_tokens}  # budgets of thinking, such as [$half_budget, $budget]
   sampling: {max_new_tokens: $max_new_tokens, batch_size: $sampling_batch}
 """)
 
@@ -182,6 +183,7 @@ def _sizes(paths: tuple[Path, ...]) -> dict[str, str]:
         "max_tokens": str(longest // 2),
         "budget": str(longest // 4),
         "half_budget": str(longest // 8),
+        "answer_tokens": str(longest // 32),
         "micro_batch": str(_power_of_two(1.6e13 / (parameters * longest), 16)),
         "sampling_batch": str(_power_of_two(1e15 / (parameters * longest), 256)),
     }

@@ -106,9 +106,10 @@ def check_parameters(parameters: dict[str, Any]) -> None:
 
     models = TypeExtractor(register_pipelines()).extract_types_from_pipelines()
     wrong = [unknown("parameter", name, models) for name in parameters if name not in models]
+    accepted: dict[str, Any] = {}
     for stage, model in models.items():
         try:
-            TypeAdapter(model).validate_python(parameters.get(stage))
+            accepted[stage] = TypeAdapter(model).validate_python(parameters.get(stage))
         except ValidationError as error:
             for one in error.errors():
                 where, what = one["loc"], one["msg"].removeprefix("Value error, ")
@@ -117,6 +118,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
                 wrong.append(f"{_place(stage, where, parameters)}: {what}")
     if wrong:
         raise InputError("wrong parameters, in the YAML of conf/ or in --params:\n" + "\n".join(wrong))
+    accepted["trra"].check_on_policy(accepted["teachers"].mode, accepted["launcher"].num_processes)
 
 
 def _place(stage: str, location: tuple[int | str, ...], parameters: dict[str, Any]) -> str:

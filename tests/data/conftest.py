@@ -112,14 +112,20 @@ def four_kinds() -> Callable[[int, int], str]:
     return _four_kinds
 
 
-def _sweep(max_new_tokens: int = 8, budgets: tuple[int, ...] = ()) -> AlphaSweep:
+def _sweep(max_new_tokens: int = 8, budgets: tuple[int, ...] = (), prompts: dict[str, str] | None = None) -> AlphaSweep:
     """How long the sweep's completions may be, which is all that data_prep asks of it."""
     sampling = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "batch_size": 4, "seed": 0}
     return AlphaSweep.model_validate(
         {
             "dera_alphas": [],
+            "merge_alphas": [],
+            "ties": {"alphas": [], "density": 0.2},
+            "lora_scale_alphas": [],
+            "plausibility": 0.0,
             "inra_alphas": [],
-            "budgets": {"tokens": list(budgets), "ramp": 0.5},
+            "close_biases": [],
+            "prompts": prompts or {},
+            "budgets": {"tokens": list(budgets), "ramp": 0.5, "answer_tokens": 1},
             "sampling": {**sampling, "max_new_tokens": max_new_tokens},
             "bootstrap_samples": 1,
             "bootstrap_seed": 0,

@@ -357,14 +357,18 @@ def test_completions_longer_than_the_model_s_positions_are_refused(
 
 @pytest.mark.parametrize(
     ("sweep", "name"),
-    [({"max_new_tokens": 400}, "sampling.max_new_tokens"), ({"budgets": [16, 400]}, "budgets.tokens")],
+    [
+        ({"max_new_tokens": 400}, "sampling.max_new_tokens is 400"),
+        ({"budgets": [16, 400]}, "budgets.tokens is 400"),
+        ({"prompts": {"brief": "x" * 300}}, r"sampling.max_new_tokens is 8 and the longest prompt has 3\d\d"),
+    ],
 )
 def test_a_sweep_longer_than_the_model_s_positions_is_refused_before_anything_is_drawn(
     sweep, name, collect, make_checkpoint, no_model, tmp_path, sampled
 ) -> None:
     """Found only when the sweep starts, it would cost the trainings."""
     reference = make_checkpoint(tmp_path / "short", max_position_embeddings=300)
-    with pytest.raises(ValueError, match=rf"alpha_sweep\.{name} is 400 and .* max_position_embeddings of .* is 300"):
+    with pytest.raises(ValueError, match=rf"alpha_sweep\.{name}.* max_position_embeddings of .* is 300"):
         collect(sampled(), reference, tmp_path / "work", **sweep)
 
 

@@ -76,7 +76,8 @@ def students(pair, examples, tmp_path):
         ablation_alphas=[], scaled_lora=False, adapter="full", lora={"rank": 4, "alpha": 8, "merge": False},
         divergence="forward_kl", temperature=1.0, steps=4, batch_size=8, micro_batch_size=2, learning_rate=1e-3,
         warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=1.0, gradient_checkpointing=False, chunk_tokens=16,
-        save_steps=4, seed=1,
+        save_steps=4, seed=1, on_policy=0,
+        on_policy_sampling={"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8},
     )  # fmt: skip
     teachers = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=100)
     reference, aligned = pair

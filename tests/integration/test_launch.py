@@ -67,6 +67,8 @@ STUDENT = {
     "scaled_lora": False,
     "adapter": "full",
     "lora": {"rank": 4, "alpha": 8, "merge": False},
+    "on_policy": 0,
+    "on_policy_sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8},
 }
 ADAPTER = {
     **TRAINING,
@@ -89,7 +91,9 @@ SWEEP = AlphaSweep.model_validate(
         "ties": {"alphas": [], "density": 0.5},
         "lora_scale_alphas": [],
         "plausibility": 0.1,
-        "budgets": {"tokens": [6], "ramp": 0.5},
+        "close_biases": [2.0],
+        "prompts": {"brief": "Be brief."},
+        "budgets": {"tokens": [6], "ramp": 0.5, "answer_tokens": 2},
         "sampling": {
             "samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 4, "seed": 1,
         },
@@ -267,7 +271,8 @@ def test_data_parallel_makes_what_one_process_makes(models, examples, students, 
     }
     made = in_one_process({"caches": caches, **jobs}, tmp_path)
     problems = Dataset.load_from_disk(examples).select_columns(["id", "prompt", "prompt_ids"])
-    columns = {"task": "sums", "answer": "7", "metadata": "{}", "think_open": "<think>", "think_close": "</think>"}
+    columns = {"task": "sums", "question": "?", "answer": "7", "metadata": "{}", "think_open": "<think>",
+               "think_close": "</think>"}  # fmt: skip
     for column, value in columns.items():
         problems = problems.add_column(column, [value] * 9)
     sweep = partial(

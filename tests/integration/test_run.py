@@ -102,7 +102,7 @@ def test_inra_at_alpha_0_writes_what_the_reference_writes(finished):
 
 def test_no_completion_is_longer_than_its_budget(finished):
     for budget in (24, 48):
-        for method in ("truncation", "token-budget"):
+        for method in ("truncation", "forced-close", "token-budget"):
             file = finished / "07_model_output" / "budget_generations" / f"{method}-{budget}.parquet"
             frame = pd.read_parquet(file)
             assert len(frame) == 30 * 2
@@ -335,3 +335,16 @@ def test_a_run_outside_git_works_and_the_model_card_says_so(project, finished, t
         monkeypatch.setenv("PATH", str(tmp_path))
     run("inra", inra={"steps": 1, "seed": 31 + git})
     assert f"| commit | {said} |" in (data / "06_models" / "inra" / "README.md").read_text()
+
+
+def test_the_alpha_for_a_wish_is_found_beside_the_default_run(project, finished):
+    """In it are neither its pipeline nor its data; any alpha of a smoke run loses less than all."""
+    run, data = project
+    assert not (data / "08_reporting" / "find_alpha.json").exists()
+    run("find_alpha", find_alpha={"lose_at_most": 0.99})
+    found = json.loads((data / "08_reporting" / "find_alpha.json").read_text())
+    assert (found["wish"], found["knob"], found["alpha"]) == ({"lose_at_most": 0.99}, "dera", 10.0)
+    assert found["completions_drawn"] == (3 + 2) * 20  # to search: the reference, the knob's end and the student
+    assert json.loads((data / "06_models" / "find_alpha" / "realignment.json").read_text())["alpha"] == 10.0
+    AutoModelForCausalLM.from_pretrained(data / "06_models" / "find_alpha")
+    assert (data / "08_reporting" / "search_figure.json").exists()

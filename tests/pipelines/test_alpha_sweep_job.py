@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 from pydantic import ValidationError
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
@@ -35,7 +36,9 @@ def make_parameters(**changes):
             "ties": {"alphas": [1.0], "density": 0.3},
             "lora_scale_alphas": [0.5],
             "plausibility": 0.1,
-            "budgets": {"tokens": [6, 3], "ramp": 0.25},
+            "close_biases": [2.0],
+            "prompts": {"brief": "Be brief."},
+            "budgets": {"tokens": [6, 3], "ramp": 0.25, "answer_tokens": 2},
             "bootstrap_samples": 10,
             "bootstrap_seed": 1,
             **changes,
@@ -58,6 +61,8 @@ def make_trra(**changes):
         "chunk_tokens": 7,
         "adapter": "full",
         "lora": {"rank": 4, "alpha": 8, "merge": False},
+        "on_policy": 0,
+        "on_policy_sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8},
         "steps": 4,
         "batch_size": 8,
         "micro_batch_size": 4,
@@ -139,34 +144,41 @@ def evaluated(monkeypatch):
 def test_candidates_are_those_of_the_parameters(make_job, evaluated, tmp_path):
     job = make_job()
     made = job.run()
-    described = [(c.name, c.kind, c.alpha, [p.name for p in c.checkpoints], c.budget, c.schedule, c.plausibility)
-                 for c, _ in evaluated]  # fmt: skip
+    described = [
+        (c.name, c.kind, c.alpha, [p.name for p in c.checkpoints], c.budget, c.schedule, c.plausibility, c.close_at)
+        for c, _ in evaluated
+    ]
     nan = math.nan
     assert str(described) == str(
         [
-            ("reference", "reference", nan, ["reference"], None, None, 0.0),
-            ("aligned", "aligned", nan, ["aligned"], None, None, 0.0),
-            ("reference-min-p", "reference", nan, ["reference"], None, None, 0.1),
-            ("aligned-min-p", "aligned", nan, ["aligned"], None, None, 0.1),
-            ("dera-0.5", "dera", 0.5, ["reference", "aligned"], None, None, 0.1),
-            ("dera-1.5-unmasked", "dera", 1.5, ["reference", "aligned"], None, None, 0.0),
-            ("merge-2", "merge", 2.0, ["reference", "aligned"], None, None, 0.0),
-            ("ties-1", "ties", 1.0, ["reference", "aligned"], None, None, 0.0),
-            ("trra-1", "trra", 1.0, ["1-trra-1"], None, None, 0.2),
-            ("trra-1.5", "trra", 1.5, ["1.5-trra-1.5"], None, None, 0.2),
-            ("trra-iter1-1.5", "trra_iter", 1.5, ["1.5-trra-iter1-1.5"], None, None, 0.2),
-            ("trra-1.5-unmasked", "trra", 1.5, ["1.5-trra-1.5-unmasked"], None, None, 0.0),
-            ("inra-0", "inra", 0.0, ["inra"], None, None, 0.3),
-            ("inra--0.25", "inra", -0.25, ["inra"], None, None, 0.3),
-            ("token-budget-6", "token_budget", nan, ["inra"], 6, TokenBudget(6, 0.25), 0.3),
-            ("token-budget-3", "token_budget", nan, ["inra"], 3, TokenBudget(3, 0.25), 0.3),
-            ("truncation-6", "truncation", nan, ["reference"], 6, None, 0.0),
-            ("truncation-3", "truncation", nan, ["reference"], 3, None, 0.0),
+            ("reference", "reference", nan, ["reference"], None, None, 0.0, None),
+            ("aligned", "aligned", nan, ["aligned"], None, None, 0.0, None),
+            ("reference-min-p", "reference", nan, ["reference"], None, None, 0.1, None),
+            ("aligned-min-p", "aligned", nan, ["aligned"], None, None, 0.1, None),
+            ("close-bias-2", "close_bias", 2.0, ["reference"], None, None, 0.0, None),
+            ("prompt-brief", "prompt", nan, ["reference"], None, None, 0.0, None),
+            ("dera-0.5", "dera", 0.5, ["reference", "aligned"], None, None, 0.1, None),
+            ("dera-1.5-unmasked", "dera", 1.5, ["reference", "aligned"], None, None, 0.0, None),
+            ("merge-2", "merge", 2.0, ["reference", "aligned"], None, None, 0.0, None),
+            ("ties-1", "ties", 1.0, ["reference", "aligned"], None, None, 0.0, None),
+            ("trra-1", "trra", 1.0, ["1-trra-1"], None, None, 0.2, None),
+            ("trra-1.5", "trra", 1.5, ["1.5-trra-1.5"], None, None, 0.2, None),
+            ("trra-iter1-1.5", "trra_iter", 1.5, ["1.5-trra-iter1-1.5"], None, None, 0.2, None),
+            ("trra-1.5-unmasked", "trra", 1.5, ["1.5-trra-1.5-unmasked"], None, None, 0.0, None),
+            ("inra-0", "inra", 0.0, ["inra"], None, None, 0.3, None),
+            ("inra--0.25", "inra", -0.25, ["inra"], None, None, 0.3, None),
+            ("token-budget-6", "token_budget", nan, ["inra"], 6, TokenBudget(6, 0.25), 0.3, 4),
+            ("token-budget-3", "token_budget", nan, ["inra"], 3, TokenBudget(3, 0.25), 0.3, 1),
+            ("forced-close-6", "forced_close", nan, ["reference"], 6, None, 0.0, 4),
+            ("forced-close-3", "forced_close", nan, ["reference"], 3, None, 0.0, 1),
+            ("truncation-6", "truncation", nan, ["reference"], 6, None, 0.0, None),
+            ("truncation-3", "truncation", nan, ["reference"], 3, None, 0.0, None),
         ]
     )
+    assert [(c.name, c.instruction) for c, _ in evaluated if c.instruction] == [("prompt-brief", "Be brief.")]
     assert {sampling for _, sampling in evaluated} == {job.parameters.sampling}
-    assert list(made.sweep) == [name for name, *_ in described[:14]]
-    assert list(made.budgets) == [name for name, *_ in described[14:]]
+    assert list(made.sweep) == [name for name, *_ in described[:16]]
+    assert list(made.budgets) == [name for name, *_ in described[16:]]
     assert made.sweep["trra-1"] == tmp_path / "work" / "trra-1"
 
 
@@ -180,7 +192,7 @@ def test_where_there_is_no_mask_nothing_is_measured_without_one(make_job, evalua
         parameters=make_parameters(plausibility=0.0), trra=make_trra(plausibility=0.0), inra_plausibility=0.0
     ).run()
     assert [c.name for c, _ in evaluated if c.plausibility or "unmasked" in c.name or "min-p" in c.name] == []
-    assert len(evaluated) == 14
+    assert len(evaluated) == 18
 
 
 def test_dera_without_mask_has_the_alphas_of_trra_s_ablation(make_job, evaluated):
@@ -212,7 +224,9 @@ def test_what_candidates_cost_is_read_from_their_checkpoints(make_job, evaluated
         "trra-1.5": 100, "trra-iter1-1.5": 1100, "trra-1.5-unmasked": 10_000, "inra-0": 100_000, "inra--0.25": 100_000,
     }  # fmt: skip
     size = (job.aligned / "model.safetensors").stat().st_size
-    assert {name for name, cost in costs.items() if cost.bytes == 0} == {"reference", "reference-min-p"}
+    assert {name for name, cost in costs.items() if cost.bytes == 0} == {
+        "reference", "reference-min-p", "close-bias-2", "prompt-brief",
+    }  # fmt: skip
     for name in ("aligned", "aligned-min-p", "dera-0.5", "dera-1.5-unmasked", "merge-2", "ties-1", "trra-1"):
         assert costs[name].bytes == size
     assert costs["inra-0"].bytes == (job.inra_checkpoint / "model.safetensors").stat().st_size > size
@@ -240,11 +254,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("positions", "changes", "message"),
         [
-            ((15, 512), {}, "sampling.max_new_tokens is 8 .* 16 tokens, but .*reference is 15. Set .* to 7"),
-            ((512, 15), {}, "sampling.max_new_tokens is 8 .* 16 tokens, but .*aligned is 15. Set .* to 7"),
+            (
+                (15, 512),
+                {"prompts": {}},
+                "sampling.max_new_tokens is 8 .* 16 tokens, but .*reference is 15. Set .* to 7",
+            ),
+            ((512, 15), {"prompts": {}}, "sampling.max_new_tokens is 8 .* 16 tokens, but .*aligned is 15. Set .* to 7"),
             (
                 (16, 16),
-                {"budgets": {"tokens": [8, 9, 3], "ramp": 0.5}},
+                {"budgets": {"tokens": [8, 9, 3], "ramp": 0.5, "answer_tokens": 2}, "prompts": {}},
                 "budgets.tokens is 9 .* longest prompt has 8 tokens. .* 17 tokens, but .*reference is 16. Set .* to 8",
             ),
         ],
@@ -286,14 +304,42 @@ def test_wrong_parameters_are_refused(changes, named):
         make_parameters(**changes)
 
 
+@pytest.mark.usefixtures("nothing_decoded")
+def test_questions_with_an_instruction_have_to_fit_too(make_job, tiny_tokenizer):
+    """Their prompts are longer than any other: the question's one byte, two line breaks and the instruction's nine."""
+    longest = len(tiny_tokenizer("<|im_start|>user\n?\n\nBe brief.<|im_end|>\n<|im_start|>assistant\n").input_ids)
+    limit = longest + 7
+    refused = rf"max_new_tokens is 8 and the longest prompt has {longest} tokens.*reference is {limit}"
+    with pytest.raises(InputError, match=refused):
+        make_job((limit, limit)).run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": {"tokens": [6, 3], "ramp": 0.5, "answer_tokens": 3}}, r"(?s)budgets.*answer_tokens is 3, which le"
+         r"aves nothing of the budget 3 for thinking. Set answer_tokens to less"),
+        ({"budgets": {"tokens": [3], "ramp": 0.5, "answer_tokens": 0}}, r"answer_tokens(?s:.*)greater than 0"),
+        ({"close_biases": [1, 1.0]}, "contain a value twice"),
+        ({"prompts": {"a/b": "Be brief."}}, "prompts(?s:.*)should match pattern"),
+        ({"prompts": {"brief": " "}}, "prompts.brief(?s:.*)at least 1 character"),
+    ],
+)  # fmt: skip
+def test_parameters_that_make_no_candidate_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_parameters(**changes)
+    make_parameters(budgets={"tokens": [], "ramp": 0.5, "answer_tokens": 3})
+
+
 def test_completions_that_just_fit_are_drawn(make_job, tmp_path):
     """The longest prompt has 8 tokens. And the job's results are files of graded completions."""
     import pandas as pd
 
-    made = make_job((16, 16)).run()
+    made = make_job((16, 16), parameters=make_parameters(prompts={})).run()
     frames = {name: pd.read_parquet(file) for name, file in {**made.sweep, **made.budgets}.items()}
-    assert len(frames) == 18 and all(len(frame) == 3 for frame in frames.values())
-    assert frames["truncation-3"]["completion_tokens"].max() <= 3
+    assert len(frames) == 21 and all(len(frame) == 3 for frame in frames.values())
+    for name in ("truncation-3", "forced-close-3", "token-budget-3"):
+        assert frames[name]["completion_tokens"].max() <= 3
     pd.testing.assert_series_equal(frames["inra-0"]["completion"], frames["reference"]["completion"])
 
 
@@ -303,6 +349,7 @@ def test_the_node_names_checkpoints_that_it_leaves_out(make_job, tmp_path, sampl
     arguments = {
         "data_prep": sampled_data_prep,
         "trra": job.trra,
+        "models": Models(chat_template=None, thinking=None),
         "inra": SimpleNamespace(plausibility=0.3),
         "launcher": Launcher(num_processes=1, config_file=None),
         "folders": Folders(work=tmp_path / "node", logs=tmp_path, validation=tmp_path),
@@ -316,8 +363,9 @@ def test_the_node_names_checkpoints_that_it_leaves_out(make_job, tmp_path, sampl
     assert "not measured, as the parameters of trra do not name them: 0.75/trra-0.75" in caplog.text
     assert list(generations) == list(costs) == [*job.run().sweep]
     assert costs["reference"] == {"train_seconds": 0, "bytes": 0}
-    assert set(budgets) == {"truncation-6", "truncation-3", "token-budget-6", "token-budget-3"}
-    assert results["candidate"].tolist() == ["truncation-3", "token-budget-3", "truncation-6", "token-budget-6"]
+    names = [f"{kind}-{budget}" for budget in (3, 6) for kind in ("truncation", "forced-close", "token-budget")]
+    assert set(budgets) == set(names)
+    assert results["candidate"].tolist() == names
 
 
 @pytest.fixture

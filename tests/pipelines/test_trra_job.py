@@ -37,7 +37,7 @@ def make_parameters(**changes):
         "only_alpha": None,
         "iterations": 1,
         "iteration_alphas": [1.5],
-        "plausibility": 0.2,
+        "plausibility": 0.0,
         "ablation_alphas": [],
         "scaled_lora": False,
         "divergence": "forward_kl",
@@ -55,6 +55,8 @@ def make_parameters(**changes):
         "seed": 5,
         "adapter": "full",
         "lora": {"rank": 4, "alpha": 8, "merge": False},
+        "on_policy": 0,
+        "on_policy_sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8},
     }
     return TrRa(**{**defaults, **changes})
 
@@ -441,7 +443,7 @@ def test_only_one_alpha_is_trained_where_it_is_asked_for(tmp_path, pair, example
     names = ["trra-1.5", "trra-iter1-1.5", "trra-iter2-1.5"]
     assert job.run().checkpoints == {f"1.5/{name}": tmp_path / name for name in names}
     assert trained == [
-        (StudentName(name, "trra_iter" if iteration else "trra", 1.5, 0.2, iteration), aligned)
+        (StudentName(name, "trra_iter" if iteration else "trra", 1.5, 0.0, iteration), aligned)
         for iteration, (name, aligned) in enumerate(zip(names, [pair[1], *(tmp_path / n for n in names)], strict=False))
     ]
 
@@ -480,7 +482,11 @@ def test_a_student_has_the_chat_template_that_the_models_were_given(tmp_path, pa
 
 def test_the_mask_is_left_out_and_lora_trained_beside_the_students_of_each_alpha():
     parameters = make_parameters(
-        alphas=[1, 1.5, 2.0], iteration_alphas=[1.5], ablation_alphas=[7.0, 2.0, 1.5], scaled_lora=True
+        alphas=[1, 1.5, 2.0],
+        iteration_alphas=[1.5],
+        plausibility=0.2,
+        ablation_alphas=[7.0, 2.0, 1.5],
+        scaled_lora=True,
     )
     assert {name: (one.kind, one.plausibility, one.lora) for name, one in parameters.all_students().items()} == {
         "1/trra-1": ("trra", 0.2, False),
@@ -528,7 +534,7 @@ def test_each_student_is_trained_as_it_is_named(tmp_path, pair, examples):
     ("changes", "message"),
     [
         (
-            {"divergence": "reverse_kl"},
+            {"divergence": "reverse_kl", "plausibility": 0.2},
             "trra.divergence is reverse_kl and trra.plausibility is 0.2.*Set trra.plausibility to 0, or trra.div",
         ),
         ({"plausibility": 1.0}, "plausibility"),

@@ -173,14 +173,17 @@ def wide_results() -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def budget_results() -> pd.DataFrame:
-    """Truncation and TokenBudget at three budgets: shares of 40 problems that finish, and of them are correct."""
+    """The three kinds at three budgets: shares of 40 problems that finish, and of them are correct."""
     generations = {}
     for kind, budget, finished, correct in [
         ("truncation", 24, 2, 2),
+        ("forced_close", 24, 40, 28),
         ("token_budget", 24, 36, 30),
         ("truncation", 48, 24, 23),
+        ("forced_close", 48, 40, 37),
         ("token_budget", 48, 38, 37),
         ("truncation", 96, 40, 39),
+        ("forced_close", 96, 40, 39),
         ("token_budget", 96, 40, 38),
     ]:
         generations[f"{kind}-{budget}"] = pd.DataFrame(

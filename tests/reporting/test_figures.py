@@ -122,6 +122,28 @@ def test_a_row_in_the_table_of_kinds_is_all_that_a_new_kind_needs(
     assert [trace.name for trace in budget_figure(budgets).data if trace.showlegend][-1] == "Capped"
 
 
+def test_the_panel_of_a_bias_has_the_reference_at_0_and_nothing_at_1(make_sweep: Callable):
+    generations = make_sweep(problems=5)
+    for bias in (2.0, 4.0):
+        name = f"close-bias-{bias:g}"
+        generations[name] = generations["trra_1.5"].assign(candidate=name, kind="close_bias", alpha=bias)
+    generations["prompt-brief"] = generations["aligned"].assign(candidate="prompt-brief", kind="prompt")
+    results = summarise_sweep(generations, bootstrap_samples=20, bootstrap_seed=0)
+    shown = traces(pareto_figure(results))
+    assert shown["Closing bias"].text == ("2", "4") and shown["Prompt"].text == ("",)
+    figure = alpha_figure(results)
+    assert [note.text for note in figure.layout.annotations][:4] == [
+        "DeRa", "TrRa, TrRa-iter (not joined)", "InRa", "Closing bias",
+    ]  # fmt: skip
+    titles = [figure.layout[f"xaxis{number}"].title.text for number in ("", 2, 3, 4)]
+    assert titles == ["alpha", "alpha", "alpha", "bias"]
+    last = [trace for trace in figure.data if trace.xaxis == "x4" and not trace.marker.symbol.endswith("-open")]
+    assert {(trace.marker.symbol, tuple(trace.x)) for trace in last} == {
+        ("hourglass", (0.0, 2.0, 4.0)), ("star", (0.0,)),
+    }  # fmt: skip
+    assert [shape.x0 for shape in figure.layout.shapes if shape.xref == "x4"] == [0]
+
+
 def test_rows_that_show_the_mask_s_effect_are_open_and_not_joined(wide_results: pd.DataFrame):
     figure = pareto_figure(wide_results, "trra_1.5")
     drawn = {(trace.legendgroup, trace.marker.symbol): trace for trace in figure.data if trace.legendgroup}
@@ -159,9 +181,10 @@ def test_alpha_figure_breaks_into_rows_of_three(wide_results: pd.DataFrame):
 def test_budget_figure_holds_the_tables_values(budget_results: pd.DataFrame):
     figure = budget_figure(budget_results)
     assert [(trace.name, trace.yaxis) for trace in figure.data] == [
-        ("Plain truncation", "y"), ("Plain truncation", "y2"), ("TokenBudget", "y"), ("TokenBudget", "y2"),
-    ]  # fmt: skip
-    for kind, (correct, truncated) in {"truncation": figure.data[:2], "token_budget": figure.data[2:]}.items():
+        (label, axis) for label in ("Plain truncation", "Forced closing", "TokenBudget") for axis in ("y", "y2")
+    ]
+    pairs = {"truncation": figure.data[:2], "forced_close": figure.data[2:4], "token_budget": figure.data[4:]}
+    for kind, (correct, truncated) in pairs.items():
         rows = budget_results[budget_results["kind"] == kind]
         assert list(correct.x) == list(truncated.x) == rows["budget"].tolist() == [24, 48, 96]
         assert list(correct.y) == pytest.approx(100 * rows["pass_at_1"])
@@ -171,9 +194,11 @@ def test_budget_figure_holds_the_tables_values(budget_results: pd.DataFrame):
         assert all(
             f"budget {row.budget}" in text for row, text in zip(rows.itertuples(), correct.customdata, strict=True)
         )
-    assert list(figure.data[1].y) == pytest.approx([95, 40, 0]) and list(figure.data[3].y) == pytest.approx([10, 5, 0])
-    assert len({(trace.marker.symbol, trace.marker.color) for trace in figure.data}) == 2
-    assert [trace.name for trace in figure.data if trace.showlegend] == ["Plain truncation", "TokenBudget"]
+    assert list(figure.data[1].y) == pytest.approx([95, 40, 0]) and list(figure.data[5].y) == pytest.approx([10, 5, 0])
+    for looks in ("symbol", "color"):
+        assert len({trace.marker[looks] for trace in figure.data}) == 3
+    shown = [trace.name for trace in figure.data if trace.showlegend]
+    assert shown == ["Plain truncation", "Forced closing", "TokenBudget"]
     assert figure.layout.xaxis2.matches == "x"
 
 

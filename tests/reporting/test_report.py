@@ -210,14 +210,16 @@ def test_report_is_the_same_again(page: str, render: Callable[..., str], budget_
 
 
 def test_report_explains_the_kinds_that_it_shows(
-    page: str, render: Callable[..., str], sweep_results: pd.DataFrame, no_budgets: pd.DataFrame
+    page: str,
+    render: Callable[..., str],
+    sweep_results: pd.DataFrame,
+    budget_results: pd.DataFrame,
+    no_budgets: pd.DataFrame,
 ):
     explained = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
-    for kind in KINDS.values():
-        if kind.of_budgets or kind.name in set(sweep_results["kind"]):
-            assert html.unescape(explained[kind.label]) == kind.about
-        else:
-            assert kind.label not in explained
+    for name, kind in KINDS.items():
+        shown = name in {*sweep_results["kind"], *budget_results["kind"]}
+        assert html.unescape(explained.get(kind.label, "")) == (kind.about if shown else "")
     assert "<dt>TokenBudget</dt>" not in render(no_budgets)
 
 

@@ -62,16 +62,24 @@ def test_several_tasks_have_a_column_each(make_sweep: Callable):
 
 def test_budgets_stand_beside_plain_truncation(budget_results: pd.DataFrame):
     cells = tables.budget_cells(budget_results)
-    assert cells.header == ["budget", "method", "pass@1 % [95 %]", "truncated", "tokens", "difference [95 %]"]
+    assert cells.header == [
+        "budget", "method", "pass@1 % [95 %]", "truncated", "tokens", "difference [95 %]", "to forced closing [95 %]",
+    ]  # fmt: skip
     assert [row[:2] for row in cells.rows] == [
-        [budget, method] for budget in ("24", "48", "96") for method in ("Plain truncation", "TokenBudget")
+        [budget, method]
+        for budget in ("24", "48", "96")
+        for method in ("Plain truncation", "Forced closing", "TokenBudget")
     ]
-    assert [row[3] for row in cells.rows] == ["95.0 %", "10.0 %", "40.0 %", "5.0 %", "0.0 %", "0.0 %"]
-    assert [row[4] for row in cells.rows] == ["23.8", "20.4", "31.2", "21.4", "20.0", "20.0"]
-    assert [row[5].split(" ")[0] for row in cells.rows] == ["–", "70.0", "–", "35.0", "–", "−2.5"]
-    one = budget_results.iloc[1]
-    assert cells.rows[1][2] == f"75.0 [{100 * one['pass_at_1_low']:.1f}, {100 * one['pass_at_1_high']:.1f}]"
-    assert cells.rows[1][5] == f"70.0 [{100 * one['difference_low']:.1f}, {100 * one['difference_high']:.1f}]"
+    rows = [[row[column].split(" ")[0] for row in cells.rows] for column in range(7)]
+    assert rows[3] == ["95.0", "0.0", "10.0", "40.0", "0.0", "5.0", "0.0", "0.0", "0.0"]
+    assert rows[4] == ["23.8", "20.0", "20.4", "31.2", "20.0", "21.4", "20.0", "20.0", "20.0"]
+    assert rows[5] == ["–", "65.0", "70.0", "–", "35.0", "35.0", "–", "0.0", "−2.5"]
+    assert rows[6] == ["–", "–", "5.0", "–", "–", "0.0", "–", "–", "−2.5"]
+    one = budget_results.iloc[2]
+    assert cells.rows[2][2] == f"75.0 [{100 * one['pass_at_1_low']:.1f}, {100 * one['pass_at_1_high']:.1f}]"
+    assert cells.rows[2][5] == f"70.0 [{100 * one['difference_low']:.1f}, {100 * one['difference_high']:.1f}]"
+    ends = [f"{100 * one[f'forced_difference_{end}']:.1f}" for end in ("low", "high")]
+    assert cells.rows[2][6] == f"5.0 [{', '.join(ends)}]" and ends[0] != f"{100 * one['difference_low']:.1f}"
 
 
 def test_no_budgets_give_a_table_without_rows(no_budgets: pd.DataFrame):

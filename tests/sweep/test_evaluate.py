@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from realign_pipes.generation import graded
+from realign_pipes.generation.closing import make_closing
 from realign_pipes.generation.engine import Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
@@ -21,6 +22,7 @@ from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.kinds import KINDS, Candidate
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS
+from realign_pipes.tasks.completion import ThinkingTags
 from realign_pipes.tasks.parameters import DatasetTask
 
 CPU = torch.device("cpu")
@@ -299,6 +301,107 @@ def test_processes_share_the_problems_and_the_main_one_joins_the_parts(
             assert kept == {"completions-1-of-5.jsonl", "completions-2-of-5.jsonl"}
     together = pd.read_parquet(files["reference"])
     pd.testing.assert_frame_equal(together.drop(columns="seconds"), alone)
+
+
+@pytest.fixture
+def thinking(problems, tiny_tokenizer):
+    """The problems with prompts that have opened the thinking."""
+
+    def opened(row):
+        prompt = f"{row['prompt']}<think>"
+        return {"prompt": prompt, "prompt_ids": tiny_tokenizer(prompt).input_ids}
+
+    return problems.map(opened)
+
+
+def closing_of(problems, tokenizer, **changes):
+    tags = ThinkingTags(open="<think>", close="</think>")
+    return [make_closing(tokenizer, tags, prompt, **changes) for prompt in problems["prompt"]]
+
+
+def texts_of(model, problems, closings, tokenizer, sampling=SAMPLING):
+    prompts = [Prompt(row["id"], row["prompt_ids"], None, one) for row, one in zip(problems, closings, strict=True)]
+    drawn = [one for group in TransformersEngine(model).draw(prompts, sampling) for one in group]
+    return {(one.key, one.sample): graded.completion_text(tokenizer, one.token_ids, one.finished) for one in drawn}
+
+
+def test_thinking_is_closed_where_an_answer_still_fits(
+    make_evaluator, tmp_path, checkpoints, inra, thinking, tiny_tokenizer, opened
+):
+    untrained = tmp_path / "untrained"
+    InRaForCausalLM.from_base(checkpoints[0]).save_pretrained(untrained)
+    load_tokenizer(checkpoints[0]).save_pretrained(untrained)
+    schedule = TokenBudget(9, 0.25)
+    candidates = [
+        Candidate("forced", "forced_close", math.nan, checkpoints[:1], 9, close_at=5),
+        Candidate("truncation", "truncation", math.nan, checkpoints[:1], 9),
+        Candidate("untrained", "token_budget", math.nan, (untrained,), 9, schedule, close_at=5),
+        Candidate("trained", "token_budget", math.nan, (inra,), 9, schedule, close_at=5),
+    ]
+    drawn = frames(make_evaluator(problems=thinking), candidates)
+    assert [name for _, name in opened] == ["forced", "untrained", "trained"]
+    short = SAMPLING.model_copy(update={"max_new_tokens": 9})
+    model = TransformersEngine.of_checkpoint(checkpoints[0]).model
+    expected = texts_of(model, thinking, closing_of(thinking, tiny_tokenizer, at=5), tiny_tokenizer, short)
+    forced = drawn["forced"]
+    assert dict(zip(zip(forced["problem_id"], forced["sample"], strict=True), forced["completion"], strict=True)) == (
+        expected
+    )
+    for name in ("forced", "untrained", "trained"):
+        frame = drawn[name]
+        assert frame["completion_tokens"].max() == 9, "what is forced counts"
+        assert (frame["completion"].str.contains("</think>") | (frame["completion_tokens"] <= 5)).all()
+    assert not (drawn["truncation"]["completion"].str.contains("</think>")).all()
+    pd.testing.assert_series_equal(drawn["untrained"]["completion"], forced["completion"])
+    assert not drawn["trained"]["completion"].equals(forced["completion"])
+
+
+def test_a_closing_bias_is_its_candidate_s_alpha(make_evaluator, checkpoints, thinking, tiny_tokenizer, opened):
+    candidates = [
+        Candidate("reference", "reference", math.nan, checkpoints[:1]),
+        *(Candidate(f"close-bias-{bias:g}", "close_bias", bias, checkpoints[:1]) for bias in (0.0, 3.0)),
+    ]
+    drawn = frames(make_evaluator(problems=thinking), candidates)
+    assert [name for _, name in opened] == ["reference"], "one engine for all biases"
+    pd.testing.assert_series_equal(drawn["close-bias-0"]["completion"], drawn["reference"]["completion"])
+    model = TransformersEngine.of_checkpoint(checkpoints[0]).model
+    closings = closing_of(thinking, tiny_tokenizer, bias=3.0)
+    biased = drawn["close-bias-3"]
+    assert set(biased["alpha"]) == {3.0}
+    expected = texts_of(model, thinking, closings, tiny_tokenizer)
+    assert biased["completion"].tolist() == [expected[key] for key in sorted(expected)]
+    assert not biased["completion"].equals(drawn["reference"]["completion"])
+
+
+def test_an_instruction_stands_at_the_end_of_each_question(
+    make_evaluator, checkpoints, problems, tiny_tokenizer, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(graded, "grade", lambda attempts: (asked.append(attempt) or True for attempt in attempts))
+    brief = Candidate("prompt-brief", "prompt", math.nan, checkpoints[:1], instruction="Be brief.")
+    questions = problems.map(lambda row: {"question": f"3 + {row['answer']}?"})
+    frame = frames(make_evaluator(problems=questions), [brief])["prompt-brief"]
+    prompts = [
+        f"<|im_start|>user\n3 + {answer}?\n\nBe brief.<|im_end|>\n<|im_start|>assistant\n" for answer in ("7", "8", "9")
+    ]
+    assert {(one.problem_id, one.prompt, one.answer) for one in asked} == set(
+        zip(("p0", "p1", "p2"), prompts, ("7", "8", "9"), strict=True)
+    )
+    rendered = Dataset.from_list(
+        [{"id": f"p{number}", "prompt_ids": tiny_tokenizer(prompt).input_ids} for number, prompt in enumerate(prompts)]
+    )
+    expected = completions_of(TransformersEngine.of_checkpoint(checkpoints[0]).model, rendered)
+    assert frame["completion_tokens"].tolist() == [len(expected[key].token_ids) for key in sorted(expected)]
+    texts = [
+        graded.completion_text(tiny_tokenizer, one.token_ids, one.finished)
+        for one in map(expected.get, sorted(expected))
+    ]
+    assert frame["completion"].tolist() == texts
+    assert frame["alpha"].isna().all()
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("assistant", "helper")
+    asked.clear()
+    frames(make_evaluator(problems=questions), [brief])
+    assert asked and all("helper" in one.prompt for one in asked), "another template is other work"
 
 
 def opened_model(kind, alpha, checkpoints, tokenizer, **about):

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from realign_pipes.sweep.metrics import bootstrap_means, lower_bound, pareto_front, summarise_budgets, summarise_sweep
+from realign_pipes.sweep.metrics import (
+    bootstrap_means,
+    lower_bound,
+    pareto_front,
+    saved_interval,
+    summarise_budgets,
+    summarise_sweep,
+)
 
 # tokens on AIME24, AIME25 and MATH-500, and the reduction that the paper prints
 PAPER = {
@@ -303,7 +310,7 @@ TWO = {"a": [[1, 0], [1, 1]]}
         (frame("aligned", TWO).head(0), r"hold no completion"),
         (frame("aligned", TWO, kind="base"), r"kind 'base'; known kinds are reference, aligned"),
         (frame("aligned", TWO, kind="reference"), r"needs one candidate of kind reference; this one has \['aligned', "),
-        (frame("aligned", TWO, alpha=1.0), r"aligned of kind aligned has alpha 1.0; reference and aligned have none"),
+        (frame("aligned", TWO, alpha=1.0), r"aligned of kind aligned has alpha 1.0; reference, aligned, prompt have n"),
         (frame("trra_2", TWO), r"trra_2 of kind trra has alpha nan"),
         (frame("aligned", {"all": [[1]]}), r"a task cannot be named 'all'"),
     ],
@@ -332,6 +339,11 @@ def budget_frame(kind: str, budget: int, correct: dict, tokens: dict | None = No
     return made.assign(finished=made["completion_tokens"] < budget)
 
 
+def baselines(correct: dict) -> list[pd.DataFrame]:
+    """What every budget has."""
+    return [budget_frame(kind, 24, correct) for kind in ("truncation", "forced_close")]
+
+
 def summarise_budget_frames(*frames: pd.DataFrame, samples: int = 200, seed: int = 0) -> pd.DataFrame:
     generations = {f"partition-{number}": one for number, one in enumerate(frames)}
     return summarise_budgets(generations, bootstrap_samples=samples, bootstrap_seed=seed)
@@ -346,6 +358,8 @@ def test_hand_computed_budgets():
             {"a": [[10, 20], [30, 40]], "b": [[100, 50], [60, 70], [80, 60]]},
         ),
         budget_frame("truncation", 32, {"a": [[0, 0], [0, 0]], "b": [[0, 0], [0, 0], [0, 1]]}),
+        budget_frame("forced_close", 32, {"a": [[1, 0], [1, 1]], "b": [[0, 0], [0, 0], [0, 1]]}),
+        budget_frame("forced_close", 100, {"a": [[1, 1], [1, 1]], "b": [[1, 0], [0, 0], [0, 0]]}),
         budget_frame(
             "truncation",
             100,
@@ -353,16 +367,25 @@ def test_hand_computed_budgets():
             {"a": [[100, 20], [100, 40]], "b": [[100, 100], [100, 70], [80, 60]]},
         ),
     )
-    assert results["candidate"].tolist() == ["truncation-32", "truncation-100", "token_budget-100"]
-    assert results["kind"].tolist() == ["truncation", "truncation", "token_budget"]
-    assert results["budget"].tolist() == [32, 100, 100]
+    assert results["candidate"].tolist() == [
+        "truncation-32", "forced_close-32", "truncation-100", "forced_close-100", "token_budget-100",
+    ]  # fmt: skip
+    kinds = ["truncation", "forced_close"]
+    assert results["kind"].tolist() == [*kinds, *kinds, "token_budget"]
+    assert results["budget"].tolist() == [32, 32, 100, 100, 100]
     # plain means over the two tasks, not over the five problems
-    assert results["pass_at_1"].tolist() == pytest.approx([1 / 12, (3 / 4 + 1 / 6) / 2, (1 + 5 / 6) / 2])
-    assert results["difference"].tolist() == pytest.approx([0, 0, (1 / 4 + 4 / 6) / 2])
-    assert results["truncated"].tolist() == pytest.approx([0, (2 / 4 + 3 / 6) / 2, (0 + 1 / 6) / 2])
-    assert results["mean_tokens"].tolist() == pytest.approx([10, (260 / 4 + 510 / 6) / 2, (100 / 4 + 420 / 6) / 2])
-    truncation = results[results["kind"] == "truncation"]
-    assert (truncation[["difference_low", "difference_high"]] == 0).all(axis=None)
+    assert results["pass_at_1"].tolist() == pytest.approx(
+        [1 / 12, (3 / 4 + 1 / 6) / 2, (3 / 4 + 1 / 6) / 2, (1 + 1 / 6) / 2, (1 + 5 / 6) / 2]
+    )
+    assert results["difference"].tolist() == pytest.approx([0, 3 / 8, 0, 1 / 8, (1 / 4 + 4 / 6) / 2])
+    assert results["forced_difference"].tolist() == pytest.approx([-3 / 8, 0, -1 / 8, 0, (0 + 4 / 6) / 2])
+    assert results["truncated"].tolist() == pytest.approx([0, 0, (2 / 4 + 3 / 6) / 2, 0, (0 + 1 / 6) / 2])
+    assert results["mean_tokens"].tolist() == pytest.approx(
+        [10, 10, (260 / 4 + 510 / 6) / 2, 10, (100 / 4 + 420 / 6) / 2]
+    )
+    for kind, column in (("truncation", "difference"), ("forced_close", "forced_difference")):
+        itself = results[results["kind"] == kind]
+        assert (itself[[f"{column}_low", f"{column}_high"]] == 0).all(axis=None)
 
 
 def test_budget_intervals_agree_with_a_loop_over_resamples():
@@ -370,7 +393,14 @@ def test_budget_intervals_agree_with_a_loop_over_resamples():
     correct = {
         (kind, budget): {task: random_correct(10 * number + len(task), size, 3, rate) for task, size in sizes.items()}
         for number, (kind, budget, rate) in enumerate(
-            [("truncation", 24, 0.2), ("token_budget", 24, 0.7), ("truncation", 64, 0.85), ("token_budget", 64, 0.9)]
+            [
+                ("truncation", 24, 0.2),
+                ("forced_close", 24, 0.5),
+                ("token_budget", 24, 0.7),
+                ("truncation", 64, 0.9),
+                ("forced_close", 64, 0.9),
+                ("token_budget", 64, 0.9),
+            ]
         )
     }
     frames = [budget_frame(kind, budget, answers) for (kind, budget), answers in correct.items()]
@@ -388,16 +418,20 @@ def test_budget_intervals_agree_with_a_loop_over_resamples():
             resampled[candidate].append(float(np.mean(by_task)))
     for one in results.itertuples():
         means = np.array(resampled[one.kind, one.budget])
-        differences = means - np.array(resampled["truncation", one.budget])
         assert (one.pass_at_1_low, one.pass_at_1_high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
-        expected = pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])))
-        assert (one.difference_low, one.difference_high) == expected
-    assert results["difference_low"].gt(0).tolist() == [False, True, False, False]
+        for kind, ends in (
+            ("truncation", (one.difference_low, one.difference_high)),
+            ("forced_close", (one.forced_difference_low, one.forced_difference_high)),
+        ):
+            differences = means - np.array(resampled[kind, one.budget])
+            assert ends == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])))
+    assert results["difference_low"].gt(0).tolist() == [False, True, True, False, False, False]
+    assert results["forced_difference_low"].gt(0).tolist() == [False, False, True, False, False, False]
 
 
 def test_budgets_and_sweep_draw_the_same_resamples():
     correct = {task: random_correct(number, 30, 2, 0.6) for number, task in enumerate("ab")}
-    budgets = summarise_budget_frames(budget_frame("truncation", 24, correct), seed=4).iloc[0]
+    budgets = summarise_budget_frames(*baselines(correct), seed=4).iloc[0]
     sweep = row(summarise(frame("reference", correct), seed=4), "reference")
     same = ["pass_at_1", "pass_at_1_low", "pass_at_1_high"]
     assert budgets[same].tolist() == sweep[same].tolist()
@@ -406,7 +440,7 @@ def test_budgets_and_sweep_draw_the_same_resamples():
 def test_no_budgets_give_no_rows():
     results = summarise_budgets({}, bootstrap_samples=10, bootstrap_seed=0)
     assert results.empty
-    assert results.columns.tolist() == summarise_budget_frames(budget_frame("truncation", 24, TWO)).columns.tolist()
+    assert results.columns.tolist() == summarise_budget_frames(*baselines(TWO)).columns.tolist()
 
 
 @pytest.mark.parametrize(
@@ -417,12 +451,19 @@ def test_no_budgets_give_no_rows():
             r"budget 48 of candidate token_budget-48 has no candidate of kind trunc",
         ),
         (
+            budget_frame("truncation", 48, TWO),
+            r"budget 48 of candidate truncation-48 has no candidate of kind forced_close to compare with",
+        ),
+        (
             budget_frame("token_budget", 24, {"a": [[1, 0]]}),
             r"token_budget-24 was not measured .* of truncation-24: .* l",
         ),
-        (budget_frame("token_budget", 24, TWO).drop(columns="budget"), r"of partition-1 lack the columns \['budget'\]"),
-        (budget_frame("token_budget", 24, TWO).head(0), r"partition-1 hold no completion"),
-        (budget_frame("reference", 24, TWO), r"kind 'reference'; known kinds are truncation, token_budget"),
+        (budget_frame("token_budget", 24, TWO).drop(columns="budget"), r"of partition-2 lack the columns \['budget'\]"),
+        (budget_frame("token_budget", 24, TWO).head(0), r"partition-2 hold no completion"),
+        (
+            budget_frame("reference", 24, TWO),
+            r"kind 'reference'; known kinds are truncation, forced_close, token_budget",
+        ),
         (budget_frame("truncation", 24, TWO).assign(candidate="b"), r"24 has two candidates of kind truncation: .*, b"),
         (
             budget_frame("token_budget", 24, TWO).assign(budget=[24, 24, 48, 48]),
@@ -432,4 +473,31 @@ def test_no_budgets_give_no_rows():
 )
 def test_budgets_that_cannot_be_compared_are_refused(broken: pd.DataFrame, message: str):
     with pytest.raises(ValueError, match=message):
-        summarise_budget_frames(budget_frame("truncation", 24, TWO), broken)
+        summarise_budget_frames(*baselines(TWO), broken)
+
+
+def test_the_interval_of_the_saving_is_scipys_paired_bootstrap_of_the_ratio():
+    """One task, 60 problems: percentile bootstrap of 1 - mean / mean, the same problems resampled for both."""
+    random = np.random.default_rng(3)
+    theirs = random.integers(20, 100, (60, 2))
+    ours = np.maximum(theirs * random.uniform(0.4, 0.9, (60, 1)), 1).astype(int)
+    right = {"a": np.ones((60, 2), int).tolist()}
+    frames = [frame(name, right, {"a": one.tolist()}) for name, one in (("reference", theirs), ("trra_2", ours))]
+    low, high = saved_interval(*frames, bootstrap_samples=20_000, bootstrap_seed=0)
+    expected = stats.bootstrap(
+        (theirs.mean(1), ours.mean(1)),
+        lambda x, y, axis: 1 - y.mean(axis) / x.mean(axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.001)
+    assert low < 1 - ours.mean() / theirs.mean() < high
+
+
+def test_the_saving_over_two_tasks_is_the_mean_of_both():
+    right = {"a": [[1], [1]], "b": [[1], [1]]}
+    reference = frame("reference", right, {"a": [[10], [10]], "b": [[100], [100]]})
+    candidate = frame("trra_2", right, {"a": [[5], [5]], "b": [[90], [90]]})
+    assert saved_interval(reference, candidate, bootstrap_samples=50, bootstrap_seed=0) == pytest.approx((0.3, 0.3))

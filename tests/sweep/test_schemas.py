@@ -45,6 +45,9 @@ def test_results_have_the_declared_columns():
     assert dtypes(results) == SWEEP_RESULTS
     truncation = generations(BUDGET_GENERATIONS, candidate="truncation-8", kind="truncation", budget=8)
     assert dtypes(truncation) == BUDGET_GENERATIONS
-    budgets = summarise_budgets({"truncation-8": truncation}, bootstrap_samples=10, bootstrap_seed=0)
+    forced = truncation.assign(candidate="forced-close-8", kind="forced_close")
+    budgets = summarise_budgets(
+        {"truncation-8": truncation, "forced-close-8": forced}, bootstrap_samples=10, bootstrap_seed=0
+    )
     assert dtypes(budgets) == BUDGET_RESULTS
     assert dtypes(summarise_budgets({}, bootstrap_samples=10, bootstrap_seed=0)) == BUDGET_RESULTS

@@ -265,7 +265,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"kind": "trar", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, p-3, 0, trar"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference and aligned have no alpha: does not hold in 1 of 10 rows (10 %)",
+            "candidates of kind reference, aligned, prompt have no alpha: does not hold in 1 of 10 rows (10 %)",
             ["reference, p-3, 0, 0.5"],
         ),
         (
@@ -297,7 +297,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"pass_at_1": math.nan}, f"pass_at_1 is never missing: {ONE_ROW}", ["reference, all, None"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference and aligned have no alpha: does not hold in 1 of 8 rows (12.5 %)",
+            "candidates of kind reference, aligned, prompt have no alpha: does not hold in 1 of 8 rows (12.5 %)",
             ["reference, all, 0.5"],
         ),
         (
@@ -318,6 +318,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"pass_at_1_high": 0.4}, f"no interval ends below its pass@1: {ONE_ROW}", ["reference, all, 0.4, 0.5"]),
         ({"difference_low": 0.1}, f"no lower bound is above its difference: {ONE_ROW}", ["reference, all, 0.0, 0.1"]),
         ({"mean_tokens": 0.9}, f"mean_tokens is 1 or more: {ONE_ROW}", ["reference, all, 0.9"]),
+        ({"plausibility": 1.0}, f"plausibility is at least 0 and below 1: {ONE_ROW}", ["reference, all, 1.0"]),
         ({"train_seconds": -1.0}, f"train_seconds is not negative: {ONE_ROW}", ["reference, all, -1.0"]),
         ({"bytes": -1}, f"bytes is not negative: {ONE_ROW}", ["reference, all, -1"]),
         ({"mean_tokens": math.inf}, f"mean_tokens is 1 or more: {ONE_ROW}", ["reference, all, Infinity"]),

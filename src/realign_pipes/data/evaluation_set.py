@@ -1,6 +1,6 @@
 """The evaluation set: problems that every candidate is measured on, none of which the calibration has seen."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
@@ -19,16 +19,19 @@ def make_evaluation_set(
     calibration_samples: Dataset,
     *,
     seed: int,
+    key: str = "data_prep.tasks",
+    excluded: Collection[str] = (),
 ) -> Dataset:
-    """The problems of all tasks with EVALUATION_COLUMNS.
+    """The problems of all tasks with EVALUATION_COLUMNS. `key` is the parameter that messages name.
 
     A problem that has any completion in `calibration_samples` is replaced by another one, even if none of them is in
-    the calibration set: preference pairs may be made from them.
+    the calibration set: preference pairs may be made from them. So is one
+    that is among `excluded` (normalised questions). Different keys draw different problems from one seed.
     """
-    excluded = {normalise(question) for question in calibration_samples.unique("question")}
+    calibrated = {normalise(question) for question in calibration_samples.unique("question")}
     rows = []
     for name, task in tasks.items():
-        for problem in draw_problems(f"data_prep.tasks.{name}", name, task, seed, excluded):
+        for problem in draw_problems(f"{key}.{name}", name, task, seed, {*calibrated, *excluded}):
             prompt, prompt_ids = render_prompt(tokenizer, problem.question)
             rows.append(
                 {
@@ -39,7 +42,7 @@ def make_evaluation_set(
                     "prompt_ids": prompt_ids,
                     "prompt_tokens": len(prompt_ids),
                     # Looked up again, independently of the drawing: the expectation suite checks it.
-                    "in_calibration": normalise(problem.question) in excluded,
+                    "in_calibration": normalise(problem.question) in calibrated,
                 }
             )
     return Dataset.from_list(rows, features=EVALUATION_COLUMNS)

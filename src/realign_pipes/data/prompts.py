@@ -22,6 +22,11 @@ def render_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> tuple[st
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def render_instructed(tokenizer: PreTrainedTokenizerFast, question: str, instruction: str) -> tuple[str, list[int]]:
+    """The same with an instruction at the end of what the user says."""
+    return render_prompt(tokenizer, f"{question}\n\n{instruction}")
+
+
 def thinking_tags(tokenizer: PreTrainedTokenizerFast) -> ThinkingTags:
     """The tags that the tokenizer's chat template names, else `<think>` and `</think>`."""
     return tags_named_in(tokenizer.get_chat_template()) or THINK

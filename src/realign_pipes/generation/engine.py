@@ -23,6 +23,25 @@ depend on its row in a batch, which is the engine's own business.
 
 
 @dataclass(frozen=True)
+class Closing:
+    """What acts on the tag that closes a completion's thinking, and how thinking is found among the tokens.
+
+    Thinking is open once the opening tag has been written, by the prompt or by the completion, until the closing tag
+    has. A tag is the token ids that the tokenizer gives for the tag alone.
+    """
+
+    open_ids: tuple[int, ...]
+    close_ids: tuple[int, ...]
+    opened: bool
+    """The prompt has opened the thinking."""
+    at: int | None = None
+    """From this token of the completion on (counted from 0), thinking that is open is closed: the ids of the closing
+    tag follow one after the other, whatever their probabilities. None: it is never forced."""
+    bias: float = 0.0
+    """Added to the logit of the closing tag's first id while thinking is open."""
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What a completion is drawn for."""
 
@@ -31,6 +50,8 @@ class Prompt:
     token_ids: list[int]
     alpha: Alpha | None = None
     """For a model that takes alpha as an argument (InRa); None for any other."""
+    closing: Closing | None = None
+    """None: nothing acts on the closing tag."""
 
 
 @dataclass(frozen=True)

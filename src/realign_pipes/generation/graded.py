@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from realign_pipes.errors import InputError
+from realign_pipes.generation.closing import make_closing
 from realign_pipes.generation.engine import Alpha, Completion, Engine, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.runtime.files import append_line
@@ -73,12 +74,15 @@ def sample_and_grade(
     *,
     description: str,
     alpha: Alpha | None = None,
+    close_at: int | None = None,
+    close_bias: float = 0.0,
 ) -> Iterator[GradedCompletion]:
     """Yield `sampling.samples` graded completions of each question: first those in `file`, then new ones as drawn.
 
     `file` (JSON lines) keeps what is drawn, one group of the engine a line, so that an interrupted run resumes after
     its last whole group. Put it in a work folder that is valid for exactly these questions, model and sampling.
-    `open_engine` is called only if a completion is missing. `description` is the progress bar's.
+    `open_engine` is called only if a completion is missing. `description` is the progress bar's. `close_at` and
+    `close_bias` are the `at` and `bias` of each prompt's `Closing`.
     """
     by_id = {question.id: question for question in questions}
     found = read_graded(file)
@@ -88,7 +92,17 @@ def sample_and_grade(
         if len(found) == len(questions) * sampling.samples:
             return
         engine = open_engine()
-        prompts = [Prompt(question.id, question.prompt_ids, alpha) for question in questions]
+        prompts = [
+            Prompt(
+                question.id,
+                question.prompt_ids,
+                alpha,
+                make_closing(tokenizer, question.tags, question.prompt, at=close_at, bias=close_bias)
+                if close_at is not None or close_bias
+                else None,
+            )
+            for question in questions
+        ]
         start = time.perf_counter()
         for group in engine.draw(prompts, sampling, done={(one.id, one.sample) for one in found}):
             attempts = [_attempt(by_id[one.key], one, tokenizer) for one in group]

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from realign_pipes.errors import InputError
+from realign_pipes.generation.closing import CloseThinking
 from realign_pipes.generation.engine import Alpha, Completion, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.models.load import default_device, load_model
@@ -84,6 +85,8 @@ class TransformersEngine:
     The alphas of the prompts become the argument `alpha` of the model's `generate`. With `min_p`, tokens whose
     probability at temperature 1 is below min_p times the likeliest token's are never drawn. A `plausibility` above 0
     becomes an argument of `generate` too, for a model that takes it (InRa).
+    A token that a prompt's `closing` forces takes its step's random number with it, so that the tokens after it have
+    their own.
     """
 
     def __init__(self, model: PreTrainedModel, *, min_p: float = 0.0, plausibility: float = 0.0) -> None:
@@ -159,11 +162,14 @@ def _decode(
         input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
         attention_mask[row, width - len(prompt.token_ids) :] = 1
     input_ids, attention_mask, uniforms = (x.to(model.device) for x in (input_ids, attention_mask, uniforms))
-    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    closing = CloseThinking([prompt.closing for prompt in prompts], width)
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
     if min_p > 0:  # before the temperature: of the model's own probabilities, as the mask where logits are mixed
-        warpers.insert(0, MinPLogitsWarper(min_p))
+        processors.insert(0, MinPLogitsWarper(min_p))
     if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    if any(prompt.closing for prompt in prompts):
+        processors.insert(0, closing)
     tokens: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # those still being decoded
     cache, step = None, 0
@@ -174,7 +180,7 @@ def _decode(
             attention_mask=attention_mask,
             past_key_values=cache,
             max_new_tokens=sampling.max_new_tokens - step,
-            logits_processor=LogitsProcessorList([*warpers, InverseCDFSampler(uniforms[:, step:])]),
+            logits_processor=LogitsProcessorList([*processors, InverseCDFSampler(uniforms[:, step:])]),
             stopping_criteria=StoppingCriteriaList([finished]),
             **_alpha_argument([prompts[row].alpha for row in rows], step),
             **options,
@@ -184,6 +190,7 @@ def _decode(
             tokens[row] += generated
         keep = (~finished.finished).nonzero()[:, 0]
         rows = [rows[place] for place in keep.tolist()]
+        closing.keep(keep.tolist())
         if rows:
             input_ids, uniforms, cache = output.sequences[keep], uniforms[keep], output.past_key_values
             attention_mask = torch.nn.functional.pad(attention_mask[keep], (0, new.shape[1]), value=1)

@@ -16,8 +16,8 @@ class TokenBudget:
     """A budget of tokens for a whole completion: late in it, alpha rises so that the model stops thinking and answers.
 
     For the first `ramp * budget` tokens alpha is `alpha`. It then rises linearly, reaches `fast` half-way to the end of
-    the budget, and stays there: the rest is for the answer. ValueError for a `budget` below 1, or a `ramp`
-    outside [0, 1].
+    the budget, and stays there: the rest is for the answer. Nothing is forced: that is for
+    `generation.closing.CloseThinking`. ValueError for a `budget` below 1, or a `ramp` outside [0, 1].
     """
 
     budget: int

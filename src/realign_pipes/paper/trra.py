@@ -9,10 +9,15 @@ Distils softmax(z(alpha)), Eq. 5, into a copy of the reference model by minimisi
     trainer.train()
 
 TrRa-iter repeats this, with the student as the aligned model of the next teacher.
+
+Beyond the paper, with `on_policy` the student itself draws a share of the completions, with its weights of that step,
+and so learns what the teacher would have said after prefixes of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from types import MethodType
 from typing import Any, Protocol, TypedDict
 
@@ -20,7 +25,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
-from realign_pipes.errors import UserError
+from realign_pipes.errors import InputError, UserError
 from realign_pipes.paper import Divergence
 from realign_pipes.paper.objective import check_plausibility, fused_linear_divergence
 
@@ -34,6 +39,25 @@ class Example(TypedDict):
 
     prompt_ids: list[int]
     completion_ids: list[int]
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """Which examples' completions the student draws in place of those that they have, and how."""
+
+    share: float
+    """In (0, 1], of the examples; evenly spread over the training."""
+    draw: Callable[[Mapping[int, list[int]]], Mapping[int, list[int]]]
+    """Prompts -> completions of the student, all token ids. The keys number the examples of the training from 0 through
+    all its steps: where random numbers depend only on a seed and that number, a resumed training draws the same."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"the share of on-policy examples must be above 0 and at most 1, not {self.share}.")
+
+    def includes(self, number: int) -> bool:
+        """Whether the student completes the example of this number itself."""
+        return int((number + 1) * self.share) > int(number * self.share)
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,16 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.T
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
+def examples_of(batch: Mapping[str, torch.Tensor]) -> list[Example]:
+    """The examples of a batch from `collate`."""
+    own = batch["labels"] != -100
+    prompts = batch["attention_mask"].bool() & ~own
+    return [
+        {"prompt_ids": ids[prompt].tolist(), "completion_ids": ids[completion].tolist()}
+        for ids, prompt, completion in zip(batch["input_ids"], prompts, own, strict=True)
+    ]
+
+
 class TrRaTrainer(Trainer):
     """Transformers' Trainer with the divergence from the fused teacher as its loss (Eq. 6).
 
@@ -95,6 +129,10 @@ class TrRaTrainer(Trainer):
     `row`, the example's number for the teacher (default: its place). Only completion tokens count. `vocab_size` is the
     tokenizer's; None is that of the smallest head. The other arguments are those of `fused_linear_divergence` and of
     Trainer. `train` raises TrainingDivergedError when the loss is no longer finite.
+
+    With `on_policy`, the student draws completions before each optimizer step, in eval mode and by its class's forward.
+    The teacher must then compute its signal from the batch's `input_ids`, as OnlineTeacher does. InputError in several
+    processes or with FSDP.
 
     During `train` the forward of this model instance is replaced by one that returns the loss, so that whatever wraps
     the model (DDP, FSDP, autocast) wraps the loss too. In there, the loss is computed by the head's forward, which is
@@ -115,6 +153,7 @@ class TrRaTrainer(Trainer):
         plausibility: float = 0.0,
         vocab_size: int | None = None,
         chunk_tokens: int = 256,
+        on_policy: OnPolicy | None = None,
         **kwargs: Any,
     ) -> None:
         check_plausibility(plausibility, divergence)
@@ -127,7 +166,9 @@ class TrRaTrainer(Trainer):
 
         super().__init__(model=model, train_dataset=train_dataset, data_collator=collate_rows, **kwargs)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of the whole optimizer step
-        self.teacher = teacher
+        self.teacher, self.on_policy = teacher, on_policy
+        if on_policy is not None and (self.args.world_size > 1 or self.is_fsdp_enabled):
+            raise InputError("an on-policy student is trained in one process, without FSDP.")
 
         def head_forward(
             head: torch.nn.Module, hidden: torch.Tensor, signal: TeacherSignal, num_tokens: torch.Tensor
@@ -170,6 +211,50 @@ class TrRaTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             del student.forward, head.forward
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Trainer's: a step's micro-batches and the number of their labels, which the student's completions change."""
+        if self.on_policy is not None:
+            batches = list(islice(epoch_iterator, num_batches))
+            epoch_iterator = iter(self._with_own_completions(batches, self.on_policy))
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _with_own_completions(
+        self, batches: list[dict[str, torch.Tensor]], on_policy: OnPolicy
+    ) -> list[dict[str, torch.Tensor]]:
+        first = self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps
+        examples = [
+            {**example, "row": row}
+            for batch in batches
+            for example, row in zip(examples_of(batch), batch["row"].tolist(), strict=True)
+        ]
+        prompts = {
+            number: example["prompt_ids"]
+            for number, example in enumerate(examples, start=first)
+            if on_policy.includes(number)
+        }
+        with self._own_forward():
+            drawn = on_policy.draw(prompts)
+        for number in prompts:
+            examples[number - first]["completion_ids"] = drawn[number]
+        left = iter(examples)
+        return [self.data_collator(list(islice(left, len(batch["row"])))) for batch in batches]
+
+    @contextmanager
+    def _own_forward(self) -> Iterator[None]:
+        """The student in eval mode and with its class's forward, in the middle of `train`."""
+        student, modules = self.model, (self.model, self.model.get_output_embeddings())
+        was_training, forwards = student.training, [module.forward for module in modules]
+        for module in modules:
+            del module.forward
+        student.eval()
+        try:
+            with self.accelerator.autocast():
+                yield
+        finally:
+            student.train(was_training)
+            for module, forward in zip(modules, forwards, strict=True):
+                module.forward = forward
 
     def compute_loss(
         self,

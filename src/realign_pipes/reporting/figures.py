@@ -14,6 +14,7 @@ from plotly.subplots import make_subplots
 from realign_pipes.reporting.tables import (
     alpha_text,
     difference_text,
+    forced_difference_text,
     interval_text,
     is_default,
     overall_rows,
@@ -85,8 +86,8 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
     """The paper's Fig. 4 for each method: pass@1 (left axis) and mean tokens (right axis) against alpha.
 
     One panel per method, at most three in a row, all with the same two scales. The reference is at alpha 0, and the
-    aligned model at alpha 1 unless that is an adapter or a student. Without any candidate that has an alpha, there is
-    one panel with these two.
+    aligned model at alpha 1 unless that is an adapter or a student, or alpha is a bias. Without any candidate that has
+    an alpha, there is one panel with these two.
     """
     rows = overall_rows(sweep_results)
     panels: dict[str, list[Kind]] = {}
@@ -122,7 +123,7 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
 def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
     """Thinking inside a budget: pass@1 with its 95 % interval (left) and the truncated share (right) at each budget.
 
-    One line for plain truncation and one for the schedule `TokenBudget`. Without budgets the figure says so.
+    A line for each kind: plain truncation, forced closing, `TokenBudget`. Without budgets the figure says so.
     """
     if budget_results.empty:
         note = {"text": "No token budgets were measured.", "showarrow": False, "font": {"size": 16}}
@@ -179,7 +180,7 @@ def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame, *, default: boo
 
 
 def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place: tuple[int, int]) -> None:
-    """One panel of the alpha figure: its kinds, the reference, and the aligned model unless alpha 1 is an adapter."""
+    """One panel of the alpha figure: its kinds, the reference, and the aligned model where that is alpha 1."""
     one = kinds[0].alpha_one if kinds else "aligned"
     models = {0.0: rows[is_reference(rows)], 1.0: rows[(rows["kind"] == one) & is_default(rows)]}
     models = {alpha: model.assign(alpha=alpha) for alpha, model in models.items() if len(model)}
@@ -195,6 +196,8 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place:
     for model in models.values():
         _add_pair(figure, model, place, KINDS[model["kind"].iloc[0]], joined=False)
     for alpha, name, side in ((0, "reference", "left"), (1, one, "right")):
+        if name is None:
+            continue
         figure.add_vline(
             x=alpha,
             line={"color": GREY, "width": 1, "dash": "dash"},
@@ -203,6 +206,7 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place:
             row=place[0],
             col=place[1],
         )
+    figure.update_xaxes(title_text="bias" if kinds and kinds[0].biases_close else "alpha", row=place[0], col=place[1])
 
 
 def _add_pair(
@@ -259,7 +263,6 @@ def _scale_axes(figure: go.Figure, rows: pd.DataFrame, places: list[tuple[int, i
     """The same two scales in all panels of the alpha figure; only the outer axes have numbers."""
     low, high = 100 * rows["pass_at_1_low"].min(), 100 * rows["pass_at_1_high"].max()
     room = 0.06 * max(high - low, 1)
-    figure.update_xaxes(title_text="alpha")
     for line, column in places:
         first, last = column == 1, (line, column + 1) not in places
         figure.update_yaxes(
@@ -318,7 +321,8 @@ def _budget_hover(rows: pd.DataFrame) -> list[str]:
     """The same for completions inside a budget."""
     return [
         f"<b>{KINDS[row.kind].label}</b>, budget {row.budget}<br>pass@1 % {interval_text(row)}<br>"
-        f"difference {difference_text(row)}<br>tokens {tokens_text(row.mean_tokens)}<br>"
+        f"difference {difference_text(row)}, to forced closing {forced_difference_text(row)}<br>"
+        f"tokens {tokens_text(row.mean_tokens)}<br>"
         f"truncated {percent(row.truncated)} %"
         for row in rows.itertuples()
     ]

@@ -73,6 +73,14 @@ def difference_text(row: Any) -> str:
     return f"{percent(row.difference)} [{percent(row.difference_low)}, {percent(row.difference_high)}]"
 
 
+def forced_difference_text(row: Any) -> str:
+    """The same against forced closing; a dash for this and for truncation."""
+    if row.kind in ("truncation", "forced_close"):
+        return NONE
+    low, high = percent(row.forced_difference_low), percent(row.forced_difference_high)
+    return f"{percent(row.forced_difference)} [{low}, {high}]"
+
+
 def overall_rows(sweep_results: pd.DataFrame) -> pd.DataFrame:
     """The rows for all tasks, one per candidate."""
     return sweep_results[sweep_results["task"] == ALL_TASKS].reset_index(drop=True)
@@ -168,10 +176,12 @@ def budget_cells(budget_results: pd.DataFrame) -> Cells:
             f"{percent(row.truncated)} %",
             tokens_text(row.mean_tokens),
             difference_text(row),
+            forced_difference_text(row),
         ]
         for row in budget_results.itertuples()
     ]
-    return Cells(["budget", "method", "pass@1 % [95 %]", "truncated", "tokens", "difference [95 %]"], rows, left=2)
+    header = ["budget", "method", "pass@1 % [95 %]", "truncated", "tokens"]
+    return Cells([*header, "difference [95 %]", "to forced closing [95 %]"], rows, left=2)
 
 
 def validation_cells(validations: Mapping[str, Mapping[str, Any]]) -> Cells:

@@ -1,7 +1,7 @@
 """Measuring candidates: every one answers the same problems with the same random numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.data.prompts import render_instructed
 from realign_pipes.generation.engine import Engine
 from realign_pipes.generation.graded import Question, completion_text, read_graded, sample_and_grade, seconds_taken
 from realign_pipes.generation.parameters import Sampling
@@ -27,8 +28,9 @@ ORDER = ["task", "problem_id", "sample"]
 class Evaluator:
     """Measures candidates on one evaluation set. What an interrupted run finished in the folder `work` is kept.
 
-    `fingerprints` has those of all checkpoints. Of n processes, number r lets the candidate answer the problems r,
-    r + n, …; the main process puts the parts together.
+    `fingerprints` has those of all checkpoints; candidates with an instruction need the `tokenizer`'s chat template.
+    Of n processes, number r lets the candidate answer the problems r, r + n, …; the main process puts the parts
+    together.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Evaluator:
             )
             for row in problems
         ]
+        self.texts = dict(zip(problems["id"], problems["question"], strict=True))
         self.task_names = dict(zip(problems["id"], problems["task"], strict=True))
         read = ("id", "prompt_ids", "answer", "metadata", "think_open", "think_close")
         self.problems = {
@@ -77,10 +80,12 @@ class Evaluator:
         names = [f"completions-{number}-of-{count}.jsonl" for number in range(count)]
         if candidate.budget is not None:
             sampling = sampling.model_copy(update={"max_new_tokens": candidate.budget})
-        alpha = (candidate.schedule or candidate.alpha) if KINDS[candidate.kind].takes_alpha else None
+        kind = KINDS[candidate.kind]
+        alpha = (candidate.schedule or candidate.alpha) if kind.takes_alpha else None
+        questions = self._questions(candidate)
 
         def do(folder: Path) -> Callable[[Path], None]:
-            if own := self.questions[rank::count]:
+            if own := questions[rank::count]:
                 drawn = sample_and_grade(
                     lambda: self._engine(candidate),
                     own,
@@ -89,25 +94,39 @@ class Evaluator:
                     folder / names[rank],
                     description=f"evaluating {candidate.name}",
                     alpha=alpha,
+                    close_at=candidate.close_at,
+                    close_bias=candidate.alpha if kind.biases_close else 0.0,
                 )
                 for _ in drawn:
                     pass  # the file keeps them
             state.wait_for_everyone()
             return lambda path: self._frame(candidate, [folder / name for name in names]).to_parquet(path, index=False)
 
-        return do_once(self.work / candidate.name, "generations.parquet", self._description(candidate, sampling), do)
+        description = self._description(candidate, questions, sampling)
+        return do_once(self.work / candidate.name, "generations.parquet", description, do)
+
+    def _questions(self, candidate: Candidate) -> list[Question]:
+        """The evaluation set's, with the candidate's instruction if it has one."""
+        if candidate.instruction is None:
+            return self.questions
+        questions = []
+        for question in self.questions:
+            prompt, prompt_ids = render_instructed(self.tokenizer, self.texts[question.id], candidate.instruction)
+            questions.append(replace(question, prompt=prompt, prompt_ids=prompt_ids))
+        return questions
 
     def _engine(self, candidate: Candidate) -> Engine:
         """The engine of the last candidate if it also serves this one, else a new one in its place."""
         kind = KINDS[candidate.kind]
-        fixed_alpha = candidate.alpha if kind.has_alpha and not kind.takes_alpha else None
+        of_the_model = kind.has_alpha and not kind.takes_alpha and not kind.biases_close
+        fixed_alpha = candidate.alpha if of_the_model else None
         serves = (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density)
         if self._opened is None or self._opened[0] != serves:
             self._opened = None  # before the next one needs the memory
             self._opened = serves, kind.open(candidate, len(self.tokenizer))
         return self._opened[1]
 
-    def _description(self, candidate: Candidate, sampling: Sampling) -> dict[str, Any]:
+    def _description(self, candidate: Candidate, questions: Sequence[Question], sampling: Sampling) -> dict[str, Any]:
         """Everything that the candidate's completions depend on."""
         return {
             "candidate": {
@@ -115,6 +134,7 @@ class Evaluator:
                 "checkpoints": [self.fingerprints[path] for path in candidate.checkpoints],
             },
             **self.problems,
+            "prompts": fingerprint([question.prompt_ids for question in questions]),
             "sampling": sampling.model_dump(),
             "stops": [read_stops(path) for path in candidate.checkpoints],
         }

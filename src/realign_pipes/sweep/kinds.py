@@ -34,6 +34,10 @@ class Candidate:
     """Beta of the mask: where logits are mixed, in the teacher of TrRa, or as a min-p of the one model. 0: no mask."""
     density: float | None = None
     """Share of the difference of the weights that `ties` keeps."""
+    close_at: int | None = None
+    """The token from which thinking that is still open is closed by force."""
+    instruction: str | None = None
+    """What is added to each question, for the kind `prompt`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Kind:
     has_alpha: bool = True
     takes_alpha: bool = False
     """Alpha is an argument of each completion, so one engine serves every alpha."""
+    biases_close: bool = False
+    """Alpha is not a mixture's but a bias on the logit of the tag that closes the thinking."""
     of_budgets: bool = False
     """In the table of token budgets, and not in the sweep's."""
     panel: str | None = None
@@ -60,9 +66,9 @@ class Kind:
     joined: bool = True
     """Lines join its candidates in the order of their alphas."""
     is_models_at_ends: bool = False
-    """Alpha 0 and 1 are the reference and the aligned model themselves, so its line runs through them."""
-    alpha_one: str = "aligned"
-    """What alpha 1 is: the aligned model, or the kind's own adapter."""
+    """Alpha 0 is the reference itself, and 1 the aligned model if `alpha_one` says so: its line runs through them."""
+    alpha_one: str | None = "aligned"
+    """What alpha 1 is: the aligned model, or the kind's own adapter; None for nothing that has a name."""
     alternative: bool = False
     """What somebody could do instead of the paper's methods."""
     trains: bool = False
@@ -156,12 +162,20 @@ _KINDS = (
     Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter", trains=True,
          kv_streams=2, passes=2,
          about="One model with a trained adapter layer; alpha is set as it generates."),
+    Kind("close_bias", "Closing bias", "#999999", "hourglass", _open_model, biases_close=True, alternative=True,
+         is_models_at_ends=True, alpha_one=None,
+         about="The reference with a bias on the logit of the tag that closes its thinking, given as its alpha."),
+    Kind("prompt", "Prompt", "#56B4E9", "triangle-right", _open_model, has_alpha=False, alternative=True,
+         about="The reference with an instruction at the end of each question."),
     Kind("truncation", "Plain truncation", "#222222", "circle", _open_model, has_alpha=False, of_budgets=True,
          about="The reference, cut off at the budget."),
+    Kind("forced_close", "Forced closing", "#0072B2", "square", _open_model, has_alpha=False, of_budgets=True,
+         about="The reference, whose thinking is closed by force where just enough of the budget is left for the "
+               "answer."),
     Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True, trains=True,
          kv_streams=2, passes=2,
-         about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1, so "
-               "that it still answers."),
+         about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1; "
+               "thinking that is still open where Forced closing closes it is closed there too."),
 )
 # fmt: on
 

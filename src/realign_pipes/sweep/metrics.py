@@ -198,8 +198,8 @@ def _ordered(about: Mapping[str, pd.Series]) -> tuple[list[str], int]:
     for name, row in about.items():
         if (row["kind"] in bare) != bool(np.isnan(row["alpha"])):
             raise InputError(
-                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {' and '.join(bare)} have "
-                "none (NaN), all others have one."
+                f"candidate {name} of kind {row['kind']} has alpha {row['alpha']}; {', '.join(bare)} have none (NaN), "
+                "all others have one."
             )
     names = sorted(
         about, key=lambda name: (kinds.index(about[name]["kind"]), np.nan_to_num(about[name]["alpha"]), name)
@@ -213,7 +213,9 @@ def _ordered(about: Mapping[str, pd.Series]) -> tuple[list[str], int]:
 
 
 def summarise_budgets(generations: Generations, *, bootstrap_samples: int, bootstrap_seed: int) -> pd.DataFrame:
-    """Measure thinking inside a budget against plain truncation; rates and differences are shares in [0, 1].
+    """Measure thinking inside a budget against plain truncation and against closing the thinking by force.
+
+    Rates and differences are shares in [0, 1].
 
     Args:
         generations: candidate -> frame with the columns BUDGET_GENERATIONS (or a function that loads it); `alpha`,
@@ -222,11 +224,11 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
         bootstrap_seed: seed of the resamples, which equal those of `summarise_sweep` for the same problems.
 
     Returns:
-        A frame with the columns BUDGET_RESULTS, ordered by budget, truncation first. No generations give no rows.
+        A frame with the columns BUDGET_RESULTS, ordered by budget and kind. No generations give no rows.
 
     Raises:
-        InputError: a budget without its truncation, two candidates of one kind and budget, or candidates that were not
-            measured on the same problems and samples.
+        InputError: a budget without its truncation or forced closing, two candidates of one kind and budget, or
+            candidates that were not measured on the same problems and samples.
     """
     if not generations:
         return conform(pd.DataFrame(columns=list(BUDGET_RESULTS)), BUDGET_RESULTS)
@@ -241,19 +243,23 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
             raise InputError(
                 f"budget {budget} has two candidates of kind {kind}: {name}, {names[places[budget, kind]]}."
             )
-        if (budget, "truncation") not in places:
-            raise InputError(
-                f"budget {budget} of candidate {name} has no candidate of kind truncation to compare with; run "
-                "alpha_sweep again."
-            )
+        for baseline in ("truncation", "forced_close"):
+            if (budget, baseline) not in places:
+                raise InputError(
+                    f"budget {budget} of candidate {name} has no candidate of kind {baseline} to compare with; run "
+                    "alpha_sweep again."
+                )
     _check_same_problems(frames, names[0])
 
     values = _by_problem(frames, names)
     measured = _mean_over_tasks([_means(one) for one in values.values()])
     means = np.mean(list(_resampled(values, bootstrap_samples, bootstrap_seed).values()), axis=0)
-    truncation = [places[about[name][0], "truncation"] for name in names]  # beside each candidate
     low, high = _interval(means)
-    difference_low, difference_high = _interval(means - means[truncation])
+    differences: dict[str, Floats] = {}
+    for column, kind in (("difference", "truncation"), ("forced_difference", "forced_close")):
+        beside = [places[about[name][0], kind] for name in names]  # at the same budget
+        differences[column] = measured["pass_at_1"] - measured["pass_at_1"][beside]
+        differences[f"{column}_low"], differences[f"{column}_high"] = _interval(means - means[beside])
     results = pd.DataFrame(
         {
             "candidate": names,
@@ -262,14 +268,26 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
             "pass_at_1": measured["pass_at_1"],
             "pass_at_1_low": low,
             "pass_at_1_high": high,
-            "difference": measured["pass_at_1"] - measured["pass_at_1"][truncation],
-            "difference_low": difference_low,
-            "difference_high": difference_high,
+            **differences,
             "mean_tokens": measured["mean_tokens"],
             "truncated": measured["truncated"],
         }
     )
     return conform(results, BUDGET_RESULTS)
+
+
+def saved_interval(
+    reference: pd.DataFrame, candidate: pd.DataFrame, *, bootstrap_samples: int, bootstrap_seed: int
+) -> tuple[float, float]:
+    """95 % interval of the share of the reference's tokens that a candidate saves, the mean over the tasks.
+
+    Frames have the columns GENERATIONS and answer the same problems. A percentile bootstrap: each resample draws one
+    set of problems of each task for both, so that the saving is paired; the resamples are those of `summarise_sweep`.
+    """
+    values = _by_problem({"reference": reference, "candidate": candidate}, ["reference", "candidate"])
+    reductions = resampled_reductions(values, 0, bootstrap_samples, bootstrap_seed)
+    low, high = _interval(reductions)[:, 1]
+    return float(low), float(high)
 
 
 def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:

@@ -2,24 +2,37 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.runtime.parameters import Parameters, Plausibility, Seed, SomeAlphas, check_distinct
 
 
 class Budgets(Parameters):
-    """Thinking inside a token budget: InRa with the schedule TokenBudget against cutting the reference off."""
+    """Thinking inside a token budget: InRa with the schedule TokenBudget, against closing the reference's thinking by
+    force and against cutting the reference off."""
 
     tokens: list[PositiveInt]
     """The budgets: tokens of a whole completion."""
     ramp: Annotated[float, Field(ge=0, le=1)]
     """Share of a budget after which alpha rises from 0 to 1."""
+    answer_tokens: PositiveInt
+    """Thinking is closed by force when this many tokens of a budget are left: the closing tag and the answer have to
+    fit into them."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.tokens)) != len(self.tokens):
             raise ValueError(f"tokens {self.tokens} name one budget twice")
+        return self
+
+    @model_validator(mode="after")
+    def _some_thinking(self) -> Self:
+        if self.tokens and self.answer_tokens >= min(self.tokens):
+            raise ValueError(
+                f"answer_tokens is {self.answer_tokens}, which leaves nothing of the budget {min(self.tokens)} for "
+                "thinking. Set answer_tokens to less, as many tokens as an answer has, or remove that budget."
+            )
         return self
 
 
@@ -50,6 +63,14 @@ class AlphaSweep(Parameters):
     """By what the matrices of TrRa's LoRA student are scaled. It needs `trra.scaled_lora`."""
     plausibility: Plausibility
     """Beta of the mask where DeRa mixes, and of the min-p with which both models are measured once more."""
+    close_biases: list[float]
+    """Biases on the logit of the tag that closes the reference's thinking, while it thinks."""
+    prompts: dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")],
+        Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)],
+    ]
+    """Instructions for the reference, such as to be brief, by the name of their candidate. One is added to the end of
+    each question, so it needs a model that follows instructions."""
     budgets: Budgets
     sampling: Sampling
     bootstrap_samples: PositiveInt
@@ -64,4 +85,5 @@ class AlphaSweep(Parameters):
     def _distinct(self) -> Self:
         for alphas in (self.dera_alphas, self.inra_alphas, self.merge_alphas, self.lora_scale_alphas):
             check_distinct(alphas)
+        check_distinct(self.close_biases)
         return self

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 GENERATIONS = {
     "candidate": "str",
     "kind": "str",  # a name in `sweep.kinds.KINDS`
-    "alpha": "float64",  # NaN for a kind without one
+    "alpha": "float64",  # NaN for a kind without one; of close_bias its bias
     "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",
     "problem_id": "str",
@@ -34,7 +34,7 @@ BUDGET_GENERATIONS = {
 SWEEP_RESULTS = {
     "candidate": "str",
     "kind": "str",
-    "alpha": "float64",  # NaN for a kind without one
+    "alpha": "float64",  # NaN for a kind without one; of close_bias its bias
     "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
     "task": "str",  # `all` for the mean over tasks
     "problems": "int64",  # for `all` the sum over tasks
@@ -67,6 +67,9 @@ BUDGET_RESULTS = {
     "difference": "float64",  # pass@1 less that of plain truncation at the same budget
     "difference_low": "float64",  # 95 % paired bootstrap
     "difference_high": "float64",
+    "forced_difference": "float64",  # pass@1 less that of forced closing at the same budget
+    "forced_difference_low": "float64",  # 95 % paired bootstrap
+    "forced_difference_high": "float64",
     "mean_tokens": "float64",
     "truncated": "float64",  # share of completions cut off by the budget
 }

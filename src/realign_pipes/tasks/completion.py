@@ -61,6 +61,11 @@ def tags_named_in(template: str) -> ThinkingTags | None:
     return ThinkingTags(open=f"{left}{name}{right}", close=f"{left}/{name}{right}")
 
 
+def opens_thinking(prompt: str, tags: ThinkingTags) -> bool:
+    """Whether `prompt` ends inside the thinking, because the chat template has opened it."""
+    return prompt.rstrip().endswith(tags.open)
+
+
 def answer_part(prompt: str, completion: str, tags: ThinkingTags = THINK) -> str | None:
     """The part of `completion` that is the answer to the user, or None if it has none.
 
@@ -70,5 +75,5 @@ def answer_part(prompt: str, completion: str, tags: ThinkingTags = THINK) -> str
     """
     if tags.close in completion:
         return completion.rpartition(tags.close)[2].strip()
-    thinking = prompt.rstrip().endswith(tags.open) or tags.open in completion
+    thinking = opens_thinking(prompt, tags) or tags.open in completion
     return None if thinking else completion.strip()

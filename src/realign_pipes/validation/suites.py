@@ -270,7 +270,7 @@ def _candidates() -> list[Expectation]:
         gxe.ExpectColumnValuesToBeNull(
             column="alpha",
             row_condition=Column("kind").is_in(bare),
-            notes=f"candidates of kind {' and '.join(bare)} have no alpha",
+            notes=f"candidates of kind {', '.join(bare)} have no alpha",
         ),
         gxe.ExpectColumnValuesToNotBeNull(
             column="alpha",

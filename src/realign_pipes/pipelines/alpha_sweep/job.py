@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from pydantic import BaseModel
+from transformers import PreTrainedTokenizerFast
 
+from realign_pipes.data.prompts import render_instructed
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.graded import check_length
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import check_pair, load_model, max_positions
+from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, max_positions
 from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
@@ -58,6 +60,8 @@ class MeasureCandidates(Job[Generations]):
     problems: AbsolutePath
     """The evaluation set."""
     work: AbsolutePath
+    chat_template: AbsolutePath | None = None
+    """In place of the reference's own; for the candidates with an instruction."""
 
     def run(self) -> Generations:
         """The completions of all candidates.
@@ -68,8 +72,9 @@ class MeasureCandidates(Job[Generations]):
         """
         problems = Dataset.load_from_disk(str(self.problems))
         sweep, budgets = self._sweep_candidates(), self._budget_candidates()
-        tokenizer = check_pair(self.reference, self.aligned)
-        self._check_lengths(problems)
+        check_pair(self.reference, self.aligned)
+        tokenizer = load_chat_tokenizer(self.reference, self.chat_template)
+        self._check_lengths(problems, tokenizer)
         self._check_merging()
         evaluator = Evaluator(
             problems,
@@ -85,6 +90,11 @@ class MeasureCandidates(Job[Generations]):
             costs=self._costs(sweep),
         )
 
+    def completions(self) -> int:
+        """How many completions the sweep draws, those inside token budgets not counted."""
+        problems = len(Dataset.load_from_disk(str(self.problems)))
+        return len(self._sweep_candidates()) * problems * self.parameters.sampling.samples
+
     def _sweep_candidates(self) -> list[Candidate]:
         """MissingFileError if a checkpoint that the parameters of trra name is missing."""
         students = self.trra.all_students()
@@ -95,6 +105,7 @@ class MeasureCandidates(Job[Generations]):
             )
         return [
             *self._models(),
+            *self._steered(),
             *self._mixed(),
             *self._students(students),
             *(
@@ -117,6 +128,20 @@ class MeasureCandidates(Job[Generations]):
             Candidate(f"{name}{suffix}", name, math.nan, (model,), plausibility=min_p)
             for suffix, min_p in [("", 0.0)] + ([("-min-p", beta)] if beta > 0 else [])
             for name, model in models.items()
+        ]
+
+    def _steered(self) -> list[Candidate]:
+        """The reference with a bias on its closing tag, or with an instruction."""
+        reference = (self.reference,)
+        return [
+            *(
+                Candidate(f"close-bias-{bias:g}", "close_bias", bias, reference)
+                for bias in self.parameters.close_biases
+            ),
+            *(
+                Candidate(f"prompt-{name}", "prompt", math.nan, reference, instruction=instruction)
+                for name, instruction in self.parameters.prompts.items()
+            ),
         ]
 
     def _mixed(self) -> list[Candidate]:
@@ -173,23 +198,32 @@ class MeasureCandidates(Job[Generations]):
         return costs
 
     def _budget_candidates(self) -> list[Candidate]:
-        """At each token budget, InRa whose alpha follows TokenBudget, and the reference cut off there."""
-        inra, reference = self.inra_checkpoint, (self.reference,)
-        tokens, ramp = self.parameters.budgets.tokens, self.parameters.budgets.ramp
+        """At each token budget: InRa whose alpha follows TokenBudget, and the reference, each with its thinking closed
+        in time for an answer; and the reference cut off there."""
+        inra, reference, budgets = (self.inra_checkpoint,), (self.reference,), self.parameters.budgets
+        closed = [(budget, budget - budgets.answer_tokens) for budget in budgets.tokens]
         return [
             *(
                 Candidate(
                     f"token-budget-{budget}",
                     "token_budget",
                     math.nan,
-                    (inra,),
+                    inra,
                     budget,
-                    TokenBudget(budget, ramp),
+                    TokenBudget(budget, budgets.ramp),
                     self.inra_plausibility,
+                    close_at=close_at,
                 )
-                for budget in tokens
+                for budget, close_at in closed
             ),
-            *(Candidate(f"truncation-{budget}", "truncation", math.nan, reference, budget) for budget in tokens),
+            *(
+                Candidate(f"forced-close-{budget}", "forced_close", math.nan, reference, budget, close_at=close_at)
+                for budget, close_at in closed
+            ),
+            *(
+                Candidate(f"truncation-{budget}", "truncation", math.nan, reference, budget)
+                for budget in budgets.tokens
+            ),
         ]
 
     def _check_merging(self) -> None:
@@ -202,12 +236,19 @@ class MeasureCandidates(Job[Generations]):
         except InputError as error:
             raise InputError(f"{error} Set alpha_sweep.merge_alphas and alpha_sweep.ties.alphas to [].") from None
 
-    def _check_lengths(self, problems: Dataset) -> None:
+    def _check_lengths(self, problems: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
         """Raise InputError if a completion could be longer than the positions of the reference or the aligned model.
 
         Trained models have the reference's positions.
         """
-        prompt_ids = list(problems["prompt_ids"])
+        prompt_ids = [
+            *problems["prompt_ids"],
+            *(
+                render_instructed(tokenizer, question, instruction)[1]
+                for instruction in self.parameters.prompts.values()
+                for question in problems["question"]
+            ),
+        ]
         for path in (self.reference, self.aligned):
             for name, tokens in self.parameters.longest_completions():
                 check_length(prompt_ids, tokens, max_positions(path), parameter=name, model=str(path))

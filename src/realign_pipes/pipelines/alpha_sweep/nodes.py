@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.inra.parameters import InRa
@@ -18,6 +19,7 @@ def sweep(
     data_prep: DataPrep,
     trra: TrRa,
     inra: InRa,
+    models: Models,
     launcher: Launcher,
     folders: Folders,
     reference_model: Path,
@@ -51,6 +53,7 @@ def sweep(
         inra_checkpoint=inra_checkpoint,
         problems=folder_of(evaluation_set),
         work=folders.work / "alpha_sweep",
+        chat_template=models.chat_template,
     )
     made = launch(job, Generations, launcher, folders.work / "launch" / "alpha_sweep", training=None)
     generations, budgets = (

@@ -14,6 +14,7 @@ def create_pipeline() -> Pipeline:
                     "params:data_prep",
                     "params:trra",
                     "params:inra",
+                    "params:models",
                     "params:launcher",
                     "params:folders",
                     "reference_model",

@@ -29,7 +29,7 @@ def collect_samples(
     """
     from realign_pipes.data import samples
     from realign_pipes.data.problems import draw_problems
-    from realign_pipes.data.prompts import render_prompt, thinking_tags
+    from realign_pipes.data.prompts import render_instructed, render_prompt, thinking_tags
     from realign_pipes.generation.graded import check_length
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
@@ -41,6 +41,8 @@ def collect_samples(
     for name, task in parameters.tasks.items():
         problems = draw_problems(f"data_prep.tasks.{name}", name, task, seed)
         prompt_ids = [render_prompt(tokenizer, problem.question)[1] for problem in problems]
+        for instruction in alpha_sweep.prompts.values():
+            prompt_ids += [render_instructed(tokenizer, problem.question, instruction)[1] for problem in problems]
         for path in (reference_model, aligned_model):
             for parameter, tokens in alpha_sweep.longest_completions():
                 check_length(prompt_ids, tokens, max_positions(path), parameter=parameter, model=str(path))

@@ -1,21 +1,26 @@
 """The job of the stage trra: distil softmax(z(alpha)) into copies of the reference, one for each alpha and round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel
 from transformers import PreTrainedModel, TrainingArguments
 
+from realign_pipes.generation.engine import Prompt
+from realign_pipes.generation.graded import check_length
+from realign_pipes.generation.parameters import Sampling
+from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.card import checkpoint_name, describe_checkpoint
 from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
-from realign_pipes.models.load import load_model
+from realign_pipes.models.load import load_chat_tokenizer, load_model, max_positions
 from realign_pipes.models.trust import read_config
-from realign_pipes.paper.trra import Teacher, TrRaTrainer
+from realign_pipes.paper.trra import OnPolicy, Teacher, TrRaTrainer
 from realign_pipes.pipelines.trra.parameters import Distillation, StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.parameters import Training
@@ -89,9 +94,13 @@ def train_student(
     """
     reference, alpha = teachers.reference, float(student.alpha)
     parameters = parameters.of_student(student)
+    if parameters.on_policy:
+        check_on_policy(parameters, teachers, chat_template)
     unread = {"alphas", "only_alpha", "iterations", "iteration_alphas", "ablation_alphas", "scaled_lora"}
     if parameters.adapter == "full":
         unread.add("lora")
+    if not parameters.on_policy:
+        unread.add("on_policy_sampling")
     metadata = {
         "method": "TrRa",
         "alpha": alpha,
@@ -123,6 +132,7 @@ def train_student(
             vocab_size=len(teachers.tokenizer),
             folder=folder,
             description=f"training {student.name}",
+            on_policy=on_policy(model, parameters),
         )
 
         def write(checkpoint: Path) -> None:
@@ -145,6 +155,33 @@ def train_student(
     return do_once(work / student.name, "checkpoint", metadata, do)
 
 
+def check_on_policy(parameters: TrRa, teachers: FusedTeachers, chat_template: Path | None) -> None:
+    """InputError, before any training, for a student that cannot draw completions of the calibration set's prompts."""
+    parameters.check_on_policy(teachers.teachers.mode, PartialState().num_processes)
+    load_chat_tokenizer(teachers.reference, chat_template)  # what the prompts went through, or they are none to answer
+    check_length(
+        teachers.examples["prompt_ids"],
+        parameters.on_policy_sampling.max_new_tokens,
+        max_positions(teachers.reference),
+        parameter="trra.on_policy_sampling.max_new_tokens",
+        model=str(teachers.reference),
+    )
+
+
+def on_policy(student: PreTrainedModel, parameters: TrRa) -> OnPolicy | None:
+    """What `student` draws in a training with these parameters, with the weights that it then has; None for nothing."""
+    if not parameters.on_policy:
+        return None
+    engine = TransformersEngine(student)
+    sampling = Sampling(**parameters.on_policy_sampling.model_dump(), samples=1, seed=parameters.seed)
+
+    def draw(prompts: Mapping[int, list[int]]) -> dict[int, list[int]]:
+        asked = [Prompt(str(number), prompt_ids) for number, prompt_ids in prompts.items()]
+        return {int(one.key): one.token_ids for group in engine.draw(asked, sampling) for one in group}
+
+    return OnPolicy(parameters.on_policy, draw)
+
+
 def train_trra(
     student: PreTrainedModel,
     teacher: Teacher,
@@ -157,6 +194,7 @@ def train_trra(
     vocab_size: int,
     folder: Path,
     description: str,
+    on_policy: OnPolicy | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train `student` to follow the teacher's softmax(z(alpha)); its state dict after that, whole on the main process.
 
@@ -175,6 +213,7 @@ def train_trra(
         plausibility=plausibility,
         vocab_size=vocab_size,
         chunk_tokens=distillation.chunk_tokens,
+        on_policy=on_policy,
         args=TrainingArguments(**trainer_arguments(training, training_state(folder))),
     )
     return train(trainer, description)

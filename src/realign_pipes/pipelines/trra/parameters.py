@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from realign_pipes.errors import InputError
 from realign_pipes.paper import Divergence
-from realign_pipes.runtime.parameters import Parameters, Plausibility, SomeAlphas, Training, check_distinct
+from realign_pipes.runtime.parameters import Parameters, Plausibility, Probability, SomeAlphas, Training, check_distinct
 
 
 class Distillation(Parameters):
@@ -32,6 +33,17 @@ class StudentLora(Lora):
 
     merge: bool
     """Save a plain checkpoint, the matrices added to the weights; else PEFT's adapter, which needs the reference."""
+
+
+class OnPolicySampling(Parameters):
+    """How the student draws completions during its training. The random numbers come from the training's seed."""
+
+    temperature: PositiveFloat
+    top_p: Probability
+    max_new_tokens: PositiveInt
+    """What is cut off here is learned from as well: every token has its own divergence."""
+    batch_size: PositiveInt
+    """Completions decoded together, of one optimizer step at most."""
 
 
 SCALED_LORA = "trra-lora-1"
@@ -84,6 +96,10 @@ class TrRa(Training, Distillation):
     adapter: Literal["full", "lora"]
     """What is trained in the student: all its weights, or LoRA matrices on them."""
     lora: StudentLora
+    on_policy: Annotated[float, Field(ge=0, le=1)]
+    """Share of the examples whose completion the student draws itself, before each step; 0 is the paper. Above 0 it
+    needs teachers.mode online, and one process."""
+    on_policy_sampling: OnPolicySampling
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -94,6 +110,19 @@ class TrRa(Training, Distillation):
             raise ValueError(f"only_alpha {self.only_alpha} is not among alphas {self.alphas}")
         check_divergence(self.divergence, self.plausibility, names=("trra.divergence", "trra.plausibility"))
         return self
+
+    def check_on_policy(self, teachers_mode: str, num_processes: int) -> None:
+        """InputError for an on-policy training whose teacher is cached or that would run in several processes."""
+        if self.on_policy and teachers_mode == "cached":
+            raise InputError(
+                f"trra.on_policy {self.on_policy:g} needs the teachers at completions that no cache can have yet. Set "
+                "teachers.mode=online, or trra.on_policy=0."
+            )
+        if self.on_policy and num_processes > 1:
+            raise InputError(
+                f"trra.on_policy {self.on_policy:g} works in one process, but launcher.num_processes is "
+                f"{num_processes}. Set it to 1, or trra.on_policy=0."
+            )
 
     def measured_ablation(self) -> list[int | float]:
         """Those of `ablation_alphas` that are among `alphas`."""

@@ -1,0 +1,50 @@
+"""Two sets of fresh problems: those on which an alpha is searched, and those on which it is confirmed."""
+
+from collections.abc import Mapping
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from realign_pipes.data.evaluation_set import make_evaluation_set
+from realign_pipes.data.problems import draw_problems, normalise
+from realign_pipes.errors import InputError
+from realign_pipes.tasks.completion import ThinkingTags
+from realign_pipes.tasks.parameters import DatasetTask, Problems
+
+
+def make_search_sets(
+    tasks: Mapping[str, Problems],
+    tokenizer: PreTrainedTokenizerFast,
+    tags: ThinkingTags,
+    calibration_samples: Dataset,
+    *,
+    search: int,
+    confirm: int,
+    seed: int,
+) -> tuple[Dataset, Dataset]:
+    """`search` and `confirm` problems of each task, with EVALUATION_COLUMNS; all distinct, none of the calibration's.
+
+    Problems of reasoning-gym are made anew from the seed. Of a dataset, at most half of what there is goes into the
+    first set, and at most the rest into the second. InputError where there are too few problems.
+    """
+    calibrated = {normalise(question) for question in calibration_samples.unique("question")}
+    sizes = {}
+    for name, task in tasks.items():
+        sizes[name] = (search, confirm)
+        if isinstance(task, DatasetTask):
+            every = task.model_copy(update={"problems": None})
+            there = len(draw_problems(f"data_prep.tasks.{name}", name, every, seed, calibrated))
+            if there < 2:
+                raise InputError(f"data_prep.tasks.{name}: to search an alpha and to confirm it, two problems are "
+                                 f"needed that are not the calibration's, and there is {there}.")  # fmt: skip
+            first = min(search, there // 2)
+            sizes[name] = (first, min(confirm, there - first))
+    sets: list[Dataset] = []
+    for number, key in enumerate(("find_alpha.search", "find_alpha.confirm")):
+        sized = {name: task.model_copy(update={"problems": sizes[name][number]}) for name, task in tasks.items()}
+        taken = [normalise(question) for one in sets for question in one["question"]]
+        sets.append(
+            make_evaluation_set(sized, tokenizer, tags, calibration_samples, seed=seed, key=key, excluded=taken)
+        )
+    first_set, second_set = sets
+    return first_set, second_set

@@ -1,0 +1,112 @@
+"""Stage find_alpha: the alpha that fulfils a wish, and the student there."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realign_pipes.data.parameters import Models
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.find_alpha.parameters import FindAlpha
+from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.runtime.launch import Folders, Launcher, launch
+from realign_pipes.sweep.parameters import AlphaSweep
+from realign_pipes.teachers.parameters import Teachers
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from plotly.graph_objects import Figure
+else:  # Kedro evaluates these annotations when a run starts; the imports would slow it down
+    Dataset = Figure = Any
+
+logger = logging.getLogger(__name__)
+
+
+def draw_problems(
+    parameters: FindAlpha, data_prep: DataPrep, models: Models, reference_model: Path, calibration_samples: Dataset
+) -> tuple[Dataset, Dataset]:
+    """Fresh problems of the evaluation's tasks, to search on and to confirm with. InputError if the run has no wish."""
+    from realign_pipes.data.prompts import thinking_tags
+    from realign_pipes.data.search_sets import make_search_sets
+    from realign_pipes.models.load import load_chat_tokenizer
+
+    parameters.wish()
+    tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
+    return make_search_sets(
+        data_prep.tasks,
+        tokenizer,
+        models.thinking or thinking_tags(tokenizer),
+        calibration_samples,
+        search=parameters.search.problems,
+        confirm=parameters.confirm.problems,
+        seed=parameters.seed,
+    )
+
+
+def search_alpha(
+    parameters: FindAlpha,
+    alpha_sweep: AlphaSweep,
+    data_prep: DataPrep,
+    trra: TrRa,
+    inra: InRa,
+    teachers: Teachers,
+    models: Models,
+    launcher: Launcher,
+    folders: Folders,
+    reference_model: Path,
+    aligned_model: Path,
+    inra_checkpoint: Path,
+    calibration_set: Dataset,
+    teacher_cache: Path,
+    search_problems: Dataset,
+    confirming_problems: Dataset,
+    evaluation_set: Dataset,
+) -> tuple[dict[str, Any], Path, Figure]:
+    """What was found and what it cost, the student's checkpoint, and a picture of the search."""
+    from realign_pipes.datasets.arrow import folder_of
+    from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
+    from realign_pipes.pipelines.find_alpha.job import Found, SearchAlpha
+    from realign_pipes.reporting.search import search_figure, summarise_search
+
+    job = SearchAlpha(
+        parameters=parameters,
+        alpha_sweep=alpha_sweep,
+        trra=trra,
+        teachers=teachers,
+        tasks=data_prep.tasks,
+        reference=reference_model,
+        aligned=aligned_model,
+        inra_checkpoint=inra_checkpoint,
+        examples=folder_of(calibration_set),
+        teacher_cache=teacher_cache,
+        search_problems=folder_of(search_problems),
+        confirming_problems=folder_of(confirming_problems),
+        chat_template=models.chat_template,
+        work=folders.work / "find_alpha",
+        students=folders.work / "trra",
+    )
+    found = launch(job, Found, launcher, folders.work / "launch" / "find_alpha", training=trra)
+    # Only to count what the stage alpha_sweep draws: any student stands in for those that it measures.
+    grid = MeasureCandidates(
+        parameters=alpha_sweep,
+        tasks=data_prep.tasks,
+        trra=trra,
+        inra_plausibility=inra.plausibility,
+        reference=reference_model,
+        aligned=aligned_model,
+        trra_checkpoints=dict.fromkeys(trra.all_students(), found.checkpoint),
+        inra_checkpoint=inra_checkpoint,
+        problems=folder_of(evaluation_set),
+        work=folders.work / "alpha_sweep",
+    )
+    summary = summarise_search(
+        parameters.wish(),
+        found.knob,
+        found.steps,
+        found.confirmed,
+        problems=len(confirming_problems),
+        completions_drawn=found.completions_drawn,
+        sweep_completions=grid.completions(),
+    )
+    logger.info("%s", summary["sentence"])
+    return summary, found.checkpoint, search_figure(summary)
