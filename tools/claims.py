@@ -210,7 +210,7 @@ def between_its_ends_inra_is_no_worse(results: Results) -> Checked:
 def more_thinking_than_the_original(results: Results) -> Checked:
     """Below alpha 0, InRa, and TrRa or DeRa, think 10 % longer than the reference and are right more often"""
     longest = 1.1 * results.sweep.loc["reference", "mean_tokens"]
-    found = {}
+    found: dict[tuple[str, ...], tuple[str, Gain]] = {}
     for kinds in (("inra",), ("trra", "dera")):
         rows = pd.concat([results.of_kind(kind) for kind in kinds])
         for name in rows.index[(rows["alpha"] < 0) & (rows["mean_tokens"] >= longest)]:
