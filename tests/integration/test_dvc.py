@@ -265,7 +265,8 @@ def test_metrics_fit_on_a_line(project):
         ("reporting/report.html.jinja", {"reporting"}),
         ("teachers/fused.py", {"teacher_logits", "trra@0.5", "inra"}),
         # The report takes its labels from the table of kinds, which also opens what draws their completions.
-        ("generation/graded.py", {"demo_models", "data_prep", "alpha_sweep", "reporting"}),
+        # On-policy students draw through the same seam, and the adapter's stage reads their parameters.
+        ("generation/graded.py", {"demo_models", "data_prep", "trra@0.5", "inra", "alpha_sweep", "reporting"}),
         ("demo/traces.py", {"demo_models"}),
         ("pipelines/alpha_sweep/job.py", {"alpha_sweep"}),
         ("pipelines/trra/parameters.py", set()),

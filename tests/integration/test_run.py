@@ -66,6 +66,7 @@ def test_the_sweep_has_every_candidate_and_figures_that_follow_from_the_generati
         ("inra-0", "inra", "0.0"),
         ("inra-0.5", "inra", "0.5"),
         ("inra-1", "inra", "1.0"),
+        ("close-bias-2", "close_bias", "2.0"),
     }
     assert not table.duplicated(["kind", "alpha", "plausibility"])[table["kind"] != "trra_iter"].any()
     masked = table["kind"].isin(["dera", "trra", "trra_iter", "inra", "lora_scale"]) | table["candidate"].str.endswith(
@@ -187,7 +188,7 @@ def test_every_data_set_was_checked_and_the_page_on_them_is_linked(finished):
         "calibration", "evaluation", "generations", "preference_pairs", "samples", "short_solutions", "sweep_results",
     }  # fmt: skip
     assert all(one["success"] and one["failed"] == 0 for one in found.values())
-    assert found["generations"]["rows"] == 10 * 30 * 2
+    assert found["generations"]["rows"] == 20 * 30 * 2
     page = (reporting / "report.html").read_text()
     assert all(f'<td class="word">{name}</td><td>{one["rows"]:,}</td>' in page for name, one in found.items())
     (link,) = re.findall(r'href="(data_docs[^"]*)"', page)
@@ -284,6 +285,7 @@ def test_one_alpha_is_trained_alone_and_a_checkpoint_that_is_missing_is_named(pr
         run("trra", trra={"only_alpha": 1.5})
         assert sorted(path.relative_to(trra).as_posix() for path in trra.glob("*/*")) == [
             "1.5/trra-1.5",
+            "1.5/trra-1.5-unmasked",
             "1.5/trra-iter1-1.5",
         ]
         with pytest.raises(FileNotFoundError, match=r"are missing: 0.5/trra-0.5.*kedro run --pipeline trra"):
