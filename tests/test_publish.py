@@ -39,30 +39,33 @@ def test_every_marker_in_a_page_names_a_table_and_is_closed(file):
     assert text.count("<!-- table:") == text.count("<!-- /table -->") == len(found)
 
 
-def test_the_short_table_has_five_rows(reporting):
+def test_the_short_table_has_rows_of_each_kind_and_the_recommended_one(reporting):
     (reporting / "recommendation.json").write_text(json.dumps({"candidate": "inra-0.5", "margin": 0.02}))
     rows = [
         ("reference", "reference", None, 0.98, 60, 0.0, 0.0),
         ("aligned", "aligned", None, 0.97, 48, 0.2, -0.03),
         ("dera-0.5", "dera", 0.5, 0.98, 54, 0.1, 0.0),
-        ("dera-1.5", "dera", 1.5, 0.98, 42, 0.3, -0.021),
-        ("trra-1.5", "trra", 1.5, 0.98, 42, 0.3, -0.02),
-        ("trra-iter1-1.5", "trra_iter", 1.5, 0.98, 36, 0.4, 0.0),
-        ("inra-0", "inra", 0.0, 0.98, 60, 0.0, 0.0),
+        ("dera-3", "dera", 3, 0.98, 42, 0.3, -0.021),
+        ("merge-3", "merge", 3, 0.5, 42, 0.3, -0.021),
+        ("trra-3", "trra", 3, 0.98, 42, 0.3, -0.02),
+        ("inra--0.25", "inra", -0.25, 0.99, 66, -0.1, 0.0),
         ("inra-0.5", "inra", 0.5, 0.985, 15, 0.75, -0.02),
         ("inra-1", "inra", 1.0, 0.985, 12, 0.8, -0.021),
     ]
     columns = ["candidate", "kind", "alpha", "pass_at_1", "mean_tokens", "token_reduction", "difference_low"]
-    frame = pd.DataFrame(rows, columns=columns).assign(pass_at_1_low=0.9, pass_at_1_high=1.0, plausibility=0.0)
+    frame = pd.DataFrame(rows, columns=columns).assign(pass_at_1_low=0.4, pass_at_1_high=1.0, plausibility=0.0)
     frame.to_csv(reporting / "sweep_table.csv", index=False)
     assert publish.short_table() == (
         "| candidate | alpha | pass@1 % [95 %] | tokens | reduction |\n"
         "| --- | ---: | ---: | ---: | ---: |\n"
-        "| reference | – | 98.0 [90.0, 100.0] | 60.0 | – |\n"
-        "| aligned | – | 97.0 [90.0, 100.0] | 48.0 | 20.0 % |\n"
-        "| dera-1.5 | 1.5 | 98.0 [90.0, 100.0] | 42.0 | 30.0 % |\n"
-        "| trra-1.5 | 1.5 | 98.0 [90.0, 100.0] | 42.0 | 30.0 % |\n"
-        "| **inra-0.5** | **0.5** | **98.5 [90.0, 100.0]** | **15.0** | **75.0 %** |\n"
+        "| reference | – | 98.0 [40.0, 100.0] | 60.0 | – |\n"
+        "| aligned | – | 97.0 [40.0, 100.0] | 48.0 | 20.0 % |\n"
+        "| dera-3 | 3 | 98.0 [40.0, 100.0] | 42.0 | 30.0 % |\n"
+        "| merge-3 | 3 | 50.0 [40.0, 100.0] | 42.0 | 30.0 % |\n"
+        "| trra-3 | 3 | 98.0 [40.0, 100.0] | 42.0 | 30.0 % |\n"
+        "| inra--0.25 | −0.25 | 99.0 [40.0, 100.0] | 66.0 | −10.0 % |\n"
+        "| **inra-0.5** | **0.5** | **98.5 [40.0, 100.0]** | **15.0** | **75.0 %** |\n"
+        "| inra-1 | 1 | 98.5 [40.0, 100.0] | 12.0 | 80.0 % |\n"
     )
 
 
