@@ -33,7 +33,7 @@ WIDTH = 1300
 
 
 def short_table() -> str:
-    """Both models, what goes further than the aligned one, InRa on either side of the reference, and the recommended."""
+    """Both models, what goes beyond the aligned one, InRa on either side of the reference, and the recommended."""
     rows = pd.read_csv(REPORTING / "sweep_table.csv").set_index("candidate", drop=False)
     recommendation = json.loads((REPORTING / "recommendation.json").read_text())
     names = ["reference", "aligned", "merge-3", "dera-3", "trra-3", "inra--0.25", "inra-1"]
