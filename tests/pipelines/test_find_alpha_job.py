@@ -39,7 +39,7 @@ def base(kind, stage, **changes):
 
 
 def make_parameters(**changes):
-    measurement = {"problems": 2, "samples": 1}
+    measurement = {"share": 1.0, "samples": 1}
     few = {"search": {**measurement, "seed": 1}, "confirm": {**measurement, "seed": 2}}
     return base(FindAlpha, "find_alpha", **{**few, **changes})
 
@@ -225,7 +225,7 @@ def test_weights_that_cannot_be_merged_are_refused_before_anything_is_drawn(make
     assert told.evaluated == []
 
 
-MANY = {"problems": 2, "samples": 200}
+MANY = {"share": 1.0, "samples": 200}
 
 
 def test_a_loss_is_searched_where_there_is_a_mask(make_job, world):
@@ -271,7 +271,7 @@ def test_an_inra_of_another_reference_is_refused(make_job, world, tmp_path):
         ({"save": 1.0}, "less than 1"),
         ({"lose_at_most": -0.01}, "greater than or equal to 0"),
         ({"save": 0.4, "knobs": []}, "at least 1"),
-        ({"save": 0.4, "confirm": {"problems": 2, "samples": 1, "seed": 1}}, "the same seed 1"),
+        ({"save": 0.4, "confirm": {"share": 1.0, "samples": 1, "seed": 1}}, "the same seed 1"),
     ],
 )
 def test_wrong_wishes_are_refused(changes, message):
@@ -336,7 +336,9 @@ def test_the_nodes_with_real_models(tmp_path, make_job, problems_file, monkeypat
         "reference_pass_at_1", "completions_drawn", "sweep_completions", "sentence", "steps",
     }  # fmt: skip
     assert (found["alpha"], found["wish"], found["knob"]) == (2.0, {"lose_at_most": 0.01}, "dera")
-    assert found["completions_drawn"] == 3 * 2 + 2 * 2  # reference, dera and student; reference and student
+    assert (
+        found["completions_drawn"] == 3 * 4 + 2 * 4
+    )  # reference, dera and student; reference and student: half of 8 problems each
     assert found["saved_low"] <= found["saved"] <= found["saved_high"]
     assert all(math.isfinite(found[name]) for name in ("pass_at_1", "difference", "difference_low"))
     assert load_model(checkpoint, device="cpu").num_parameters() > 0

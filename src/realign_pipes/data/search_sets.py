@@ -18,27 +18,33 @@ def make_search_sets(
     tags: ThinkingTags,
     calibration_samples: Dataset,
     *,
-    search: int,
-    confirm: int,
+    search: float,
+    confirm: float,
     seed: int,
 ) -> tuple[Dataset, Dataset]:
-    """`search` and `confirm` problems of each task, with EVALUATION_COLUMNS; all distinct, none of the calibration's.
+    """Problems of each task, with EVALUATION_COLUMNS; all distinct, none of the calibration's.
 
-    Problems of reasoning-gym are made anew from the seed. Of a dataset, at most half of what there is goes into the
-    first set, and at most the rest into the second. InputError where there are too few problems.
+    `search` and `confirm` are the sizes of the two sets as shares of the sweep's problems of each task. Problems of
+    reasoning-gym are made anew from the seed. Of a dataset, at most half of what there is goes into the first set, and
+    at most the rest into the second. InputError where there are too few problems.
     """
     calibrated = {normalise(question) for question in calibration_samples.unique("question")}
     sizes = {}
     for name, task in tasks.items():
-        sizes[name] = (search, confirm)
-        if isinstance(task, DatasetTask):
+        if not isinstance(task, DatasetTask):
+            wanted = task.problems
+        else:
             every = task.model_copy(update={"problems": None})
             there = len(draw_problems(f"data_prep.tasks.{name}", name, every, seed, calibrated))
             if there < 2:
                 raise InputError(f"data_prep.tasks.{name}: to search an alpha and to confirm it, two problems are "
                                  f"needed that are not the calibration's, and there is {there}.")  # fmt: skip
-            first = min(search, there // 2)
-            sizes[name] = (first, min(confirm, there - first))
+            wanted = task.problems or there
+        first, second = (max(1, round(share * wanted)) for share in (search, confirm))
+        if isinstance(task, DatasetTask):
+            first = min(first, there // 2)
+            second = min(second, there - first)
+        sizes[name] = (first, second)
     sets: list[Dataset] = []
     for number, key in enumerate(("find_alpha.search", "find_alpha.confirm")):
         sized = {name: task.model_copy(update={"problems": sizes[name][number]}) for name, task in tasks.items()}

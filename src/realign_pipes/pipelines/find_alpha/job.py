@@ -99,7 +99,7 @@ class SearchAlpha(Job[Found]):
             least = min((one for one in search.measured if one.alpha != 0), key=lambda one: abs(one.alpha))
             raise InputError(
                 f"only the reference itself, alpha 0, fulfils {wish.text()}: {describe(least)}. Wish for something "
-                "that another alpha can fulfil, or raise find_alpha.search.problems to measure more precisely."
+                "that another alpha can fulfil, or raise find_alpha.search.share to measure more precisely."
             )
         student = self._measure_student(search, on_knob.alpha, self._train(on_knob.alpha, teachers))
         if wish.missed_by(student) > self.parameters.retrain:

@@ -37,8 +37,8 @@ def draw_problems(
         tokenizer,
         models.thinking or thinking_tags(tokenizer),
         calibration_samples,
-        search=parameters.search.problems,
-        confirm=parameters.confirm.problems,
+        search=parameters.search.share,
+        confirm=parameters.confirm.share,
         seed=parameters.seed,
     )
 

@@ -24,8 +24,9 @@ class Knob(Parameters):
 class Measurement(Parameters):
     """On how many problems alphas are measured; temperature, top_p and lengths are those of alpha_sweep.sampling."""
 
-    problems: PositiveInt
-    """Of each task. Of a task with a dataset at most half of what there is are searched on."""
+    share: PositiveFloat
+    """How many problems of each task, as a share of those that the sweep has. Of a task with a dataset at most half of
+    what there is are searched on."""
     samples: PositiveInt
     """Completions per problem."""
     seed: Seed
