@@ -31,7 +31,6 @@ SMALL = {
         "reference": {"steps": 250, "learning_rate": 0.004, "save_steps": 250},  # it solves a quarter
         "aligned": {
             "problems": 40,
-            "max_terms": 2,
             "steps": 4,
             "save_steps": 4,
             "sampling": {"samples": 2, "max_new_tokens": 40},

@@ -42,7 +42,6 @@ PARAMETERS = {
         "reference": {"steps": 240, "learning_rate": 0.004, "save_steps": 60},
         "aligned": {
             "problems": 40,
-            "max_terms": 2,
             "batch_size": 8,
             **TRAINING,
             "sampling": {"samples": 2, "max_new_tokens": 40},

@@ -346,7 +346,7 @@ def test_the_alpha_for_a_wish_is_found_beside_the_default_run(project, finished)
     run("find_alpha", find_alpha={"lose_at_most": 0.99})
     found = json.loads((data / "08_reporting" / "find_alpha.json").read_text())
     assert (found["wish"], found["knob"], found["alpha"]) == ({"lose_at_most": 0.99}, "dera", 10.0)
-    assert found["completions_drawn"] == (3 + 2) * 20  # to search: the reference, the knob's end and the student
+    assert found["completions_drawn"] == (3 + 2) * 15  # to search: the reference, the knob's end and the student
     assert json.loads((data / "06_models" / "find_alpha" / "realignment.json").read_text())["alpha"] == 10.0
     AutoModelForCausalLM.from_pretrained(data / "06_models" / "find_alpha")
     assert (data / "08_reporting" / "search_figure.json").exists()
