@@ -36,7 +36,7 @@ def short_table() -> str:
     """Both models, what goes beyond the aligned one, InRa on either side of the reference, and the recommended."""
     rows = pd.read_csv(REPORTING / "sweep_table.csv").set_index("candidate", drop=False)
     recommendation = json.loads((REPORTING / "recommendation.json").read_text())
-    names = ["reference", "aligned", "merge-3", "dera-3", "trra-3", "inra--0.25", "inra-1"]
+    names = ["reference", "aligned", "merge-2", "dera-3", "trra-3", "inra--0.25", "inra-1"]
     shown = rows[rows.index.isin([*names, recommendation["candidate"]])]
     cells = [
         [row.candidate, alpha_text(row.alpha), interval_text(row), tokens_text(row.mean_tokens), reduction_text(row)]
