@@ -149,7 +149,7 @@ def thinking_has_no_ceiling(results: Results) -> Checked:
 
 
 def beyond_alpha_1_saves_more(results: Results) -> Checked:
-    """TrRa beyond alpha 1 saves half of the tokens and 1.6 times what the aligned model does, and loses no point"""
+    """TrRa beyond alpha 1 saves half of the tokens and 1.6 times what the aligned model does, and loses at most a point"""
     students = results.of_kind("trra")
     gains = {name: results.gain(name) for name in students.index[students["alpha"] > 1]}
     qualified = students.loc[[name for name, gain in gains.items() if gain.low >= -0.01]]
@@ -162,7 +162,7 @@ def beyond_alpha_1_saves_more(results: Results) -> Checked:
 
 
 def nothing_collapses(results: Results) -> Checked:
-    """TrRa and DeRa do not collapse: at any alpha up to 10 they lose less than 5 points"""
+    """TrRa and DeRa do not collapse: at no alpha measured, DeRa's up to 10, do they lose 5 points"""
     rows = pd.concat([results.of_kind("trra"), results.of_kind("dera")])
     gains = {name: results.gain(name) for name in rows.index[rows["alpha"] > 1]}
     if not gains or rows["alpha"].max() < 10:
