@@ -35,9 +35,11 @@ off-policy, with its paired 95 % interval from {resamples:,} resamples of the pr
 teacher's mask (0: none). An on-policy student draws all of its completions (`trra.on_policy: 1`), at temperature
 {temperature:g}; everything else is as in `conf/base/parameters_trra.yml`, with online teachers for both. On-policy,
 training took {ratio:.1f} times the CPU seconds. The reference has {reference}; `teacher` is the mixture itself, decoded
-with both models (DeRa). To come closer to its teacher makes a student right more often only where the teacher is.
+with both models (DeRa). A student that follows its
+teacher more closely is right more often only where the teacher is.
 
 Of the {pairs} pairs, pass@1 is higher on-policy in {better} and lower in {worse}, with the interval on one side of 0.
+By chance alone about one interval in twenty would be on one side of 0.
 [What on-policy training is](explanation/method.md#on-policy-students)
 
 ## As many steps: {steps}

@@ -149,7 +149,7 @@ def thinking_has_no_ceiling(results: Results) -> Checked:
 
 
 def beyond_alpha_1_saves_more(results: Results) -> Checked:
-    """TrRa beyond alpha 1 saves half of the tokens and 1.6 times what the aligned model does, and loses at most a point"""
+    """TrRa beyond alpha 1 saves half of the tokens, 1.6 times what the aligned model saves, losing at most a point"""
     students = results.of_kind("trra")
     gains = {name: results.gain(name) for name in students.index[students["alpha"] > 1]}
     qualified = students.loc[[name for name, gain in gains.items() if gain.low >= -0.01]]
