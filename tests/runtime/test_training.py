@@ -1,6 +1,7 @@
 """What all trainings share: their curves, and that nothing but the curves' own files is written for them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -106,6 +107,9 @@ def test_a_dvc_project_around_it_stays_as_it_is(make_checkpoint, tmp_path, monke
         subprocess.run(command, cwd=project, check=True)
     monkeypatch.chdir(project)
     run(make_checkpoint(tmp_path / "model"), project / "work")
+    opened = len(os.listdir("/proc/self/fd"))
+    run(tmp_path / "model", project / "work")
+    assert len(os.listdir("/proc/self/fd")) == opened  # DVC's databases are closed: a process trains many students
     status = subprocess.check_output([*git, "status", "--porcelain"], text=True).split()
     assert status == ["??", "work/"]
     refs = subprocess.check_output([*git, "for-each-ref", "--format=%(refname)"], text=True).split()

@@ -104,6 +104,8 @@ class CurvesCallback(TrainerCallback):
         self.live.summary["train_seconds"] = time.perf_counter() - self.start
         self.live.make_summary()  # type: ignore[no-untyped-call]
         self.live.end()  # type: ignore[no-untyped-call]  # of dvclive
+        if (repository := self.live._dvc_repo) is not None:  # dvclive leaves its databases and git's packs open
+            repository.close()
 
     def _write(self, logged: dict[str, Any], step: int) -> None:
         self.live.step = step
