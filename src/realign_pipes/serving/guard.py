@@ -1,10 +1,10 @@
-"""Runs a server, and ends it with all its processes when the process that asked for it ends, however it ends.
+"""Runs a server, and ends it with all its processes when the process that asked for it ends, however that ends.
 
     python -m realign_pipes.serving.guard <process id of who asks> <command of the server>
 
-vLLM starts processes of its own, which a kill of its first one would leave running, with the GPU's memory. All of them
-stay in the process group of this guard, which kills the group as the last thing it does. It looks for the process that
-asked instead of trusting it to say goodbye: nobody says goodbye after `kill -9`.
+vLLM starts processes of its own, which would outlive a kill of its first one and keep the GPU's memory. All of them are
+in one process group, so the guard can end them together. It looks for the process that asked instead of waiting for a
+word from it: `kill -9` leaves no time for one.
 """
 
 import os
@@ -17,11 +17,12 @@ from realign_pipes.runtime.processes import end_with_parent
 
 INTERVAL = 0.2
 """Seconds between two looks."""
-GRACE = 20
-"""Seconds that the server has to end by itself, and to remove what it keeps in shared memory."""
+GRACE = 20.0
+"""Seconds that the server's processes have to end by themselves, and to clear what they keep in shared memory."""
 
 
 def main() -> None:
+    """Run the server until it ends, the process that asked ends, or SIGTERM comes; then end the whole group."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     asked_to_end = False
 
@@ -30,16 +31,32 @@ def main() -> None:
         asked_to_end = True
 
     signal.signal(signal.SIGTERM, ask_to_end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},  # that is for us
+        process_group=0,
+        preexec_fn=end_with_parent,  # noqa: PLW1509  this process has one thread
+    )
     while server.poll() is None and os.getppid() == parent and not asked_to_end:
         time.sleep(INTERVAL)
-    server.terminate()  # does nothing to one that has ended
+    server.terminate()  # its first process ends the others; this does nothing to a process that has ended
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline and _is_alive(server):
+        time.sleep(INTERVAL)
+    if _is_alive(server):
+        print(f"vLLM did not end within {GRACE:.0f} s, so it is killed", file=sys.stderr, flush=True)
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def _is_alive(server: subprocess.Popen[bytes]) -> bool:
+    """Whether the server's group has a process left."""
+    server.poll()  # so that its first process counts no more once it has ended
     try:
-        server.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        print(f"vLLM did not end within {GRACE} s and is killed", file=sys.stderr, flush=True)
-    os.killpg(0, signal.SIGKILL)
+        os.killpg(server.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

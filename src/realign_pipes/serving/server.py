@@ -39,7 +39,9 @@ LOG_LINES = 25
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Those that attention on the CPU has kernels for (vllm/v1/attention/backends/cpu_attn.py, 0.32)."""
 CPU_BATCHED_TOKENS = 4096
-CPU_CACHE_GIB = "4"
+CPU_CACHE_GIB = "2"
+OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that `accelerate launch` sets for our processes, and that would mean something to vLLM's."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""
 
@@ -131,7 +133,7 @@ def start_server(model: ServedModel, parameters: ServerParameters, log: Path) ->
         yield Server(f"http://{HOST}:{port}", served_name(model), installed.version, dtype)
     finally:
         guard.terminate()
-        guard.wait()
+        guard.wait()  # within GRACE
 
 
 def find_vllm(environment: Path) -> Installed:
@@ -175,7 +177,7 @@ def serve_command(model: ServedModel, parameters: ServerParameters, installed: I
     command += ["--dtype", dtype, "--generation-config", "vllm"]  # sampling comes from the requests alone
     command += ["--data-parallel-size", str(parameters.data_parallel_size)]
     command += ["--tensor-parallel-size", str(parameters.tensor_parallel_size)]
-    command += ["--disable-uvicorn-access-log"]
+    command += ["--disable-uvicorn-access-log", "--shutdown-timeout", "5"]
     if model.lora is None:
         command += ["--served-model-name", served_name(model)]
     else:
@@ -198,15 +200,18 @@ def _cpu_options(checkpoint: Path) -> list[str]:
     config: Any = read_config(checkpoint).get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size not in CPU_HEAD_SIZES:
-        raise InputError(f"{checkpoint} has attention heads of size {size}, and vLLM on the CPU serves only sizes "
-                         f"{', '.join(map(str, CPU_HEAD_SIZES))}. Draw with generation.engine: transformers.")  # fmt: skip
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        raise InputError(f"{checkpoint} has attention heads of size {size}. On the CPU, vLLM serves only the sizes "
+                         f"{sizes}. Choose generation.engine: transformers.")  # fmt: skip
     tokens = max(CPU_BATCHED_TOKENS, getattr(config, "max_position_embeddings", 0))
     return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
 
 
 def server_environment(installed: Installed) -> dict[str, str]:
-    """The variables that vLLM's processes see: no hub, no statistics of its use, none of our packages."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    """The variables of the guard, and of vLLM's processes: no hub, no statistics of its use, no rank of ours."""
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if installed.cpu:
         # By default it takes nine tenths of the memory for its cache, and its threads claim cores for themselves.
