@@ -15,7 +15,7 @@ import hashlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -125,7 +125,7 @@ class VLLMEngine:
 
     def draw(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
-    ) -> Iterator[list[Completion]]:
+    ) -> Generator[list[Completion], None, None]:
         """As `Engine.draw`; a group has the completions that have come since the last one was taken."""
         for prompt in prompts:
             _check_servable(prompt)
