@@ -39,7 +39,11 @@ class InRaServing(VerifyAndUpdateConfig):
 
 def _unsupported(vllm_config: VllmConfig) -> list[tuple[Any, str]]:
     """Each thing that is not supported: whether this configuration has it, and its name with what to do."""
-    model, parallel, text = vllm_config.model_config, vllm_config.parallel_config, vllm_config.model_config.hf_text_config
+    model, parallel, text = (
+        vllm_config.model_config,
+        vllm_config.parallel_config,
+        vllm_config.model_config.hf_text_config,
+    )
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     return [
         (vllm_config.use_v2_model_runner, "Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=0"),
