@@ -121,7 +121,9 @@ def ask(tmp_path, folder, architecture, phases, staggered=(), **options):
 def count_equal(requests, answers, model):
     expected = [request.expected(model) for request in requests]
     assert len({tuple(tokens[:8]) for tokens in expected}) == len(expected), "the completions must tell requests apart"
-    return sum(one["tokens"] == [tokens] * request.n for request, one, tokens in zip(requests, answers, expected))
+    return sum(
+        one["tokens"] == [tokens] * request.n for request, one, tokens in zip(requests, answers, expected, strict=True)
+    )
 
 
 def test_mixed_alphas_and_all_that_a_request_can_ask(tmp_path):
@@ -134,10 +136,12 @@ def test_mixed_alphas_and_all_that_a_request_can_ask(tmp_path):
         for index, ids in enumerate(draw_ids(6, seed=2))
     ]
     masked = [Request(ids, {"inra_alpha": 4.0, "inra_plausibility": beta})
-              for ids, beta in zip(draw_ids(6, seed=3), (0.0, 0.1, 0.1, 0.5, 0.9, 0.02))]  # fmt: skip
+              for ids, beta in zip(draw_ids(6, seed=3), (0.0, 0.1, 0.1, 0.5, 0.9, 0.02), strict=True)]  # fmt: skip
     at_an_end = [Request(ids, {"inra_alpha": alpha, "inra_plausibility": 0.9})
-                 for ids, alpha in zip(draw_ids(2, seed=4), (0.0, 1.0))]  # fmt: skip
-    several = [Request(ids, {"inra_alpha": alpha}, n=3) for ids, alpha in zip(draw_ids(4, seed=5), ALPHAS)]
+                 for ids, alpha in zip(draw_ids(2, seed=4), (0.0, 1.0), strict=True)]  # fmt: skip
+    several = [
+        Request(ids, {"inra_alpha": alpha}, n=3) for ids, alpha in zip(draw_ids(4, seed=5), ALPHAS[:4], strict=True)
+    ]
     without = [Request(ids, {}) for ids in draw_ids(2, seed=6)]
     scored = [replace(one, prompt_logprobs=0) for one in mixed(6, seed=7)]
     scored += [Request(ids, {"inra_alpha": 0.8, "inra_plausibility": 0.001}, prompt_logprobs=0)
@@ -205,7 +209,7 @@ def test_architectures_and_placements(tmp_path, architecture, name, shape):
 
 @pytest.mark.full
 def test_the_authors_form(tmp_path):
-    """No inra_config.json, untied heads, in shards: one adapter layer at the bottom. And an alpha for who names none."""
+    """No inra_config.json, untied heads, in shards: one adapter layer at the bottom. And a default alpha."""
     model = make_model("llama", tmp_path / "model", tied=False)
     model.expanded.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
     assert not (tmp_path / "theirs" / "inra_config.json").exists()

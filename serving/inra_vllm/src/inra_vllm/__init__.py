@@ -27,8 +27,8 @@ def register() -> None:
 
     if not __version__.startswith(f"{VLLM}."):
         raise RuntimeError(
-            f"inra-vllm is for vLLM {VLLM}, and this is {__version__}. Uninstall it, or set VLLM_PLUGINS to the plug-ins "
-            "that you want."
+            f"inra-vllm is for vLLM {VLLM}, and this is {__version__}. Uninstall it, or set VLLM_PLUGINS to the "
+            "plug-ins that you want."
         )
     for architecture in ARCHITECTURES:
         name = f"InRa{architecture}"

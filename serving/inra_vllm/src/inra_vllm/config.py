@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from realign_pipes.paper.expansion import InRaConfig
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from realign_pipes.paper.expansion import InRaConfig
 
 REQUESTS = "inra_vllm.requests:Requests"
 

@@ -11,7 +11,6 @@ alpha, so a cached prefix serves every alpha. An adapter on top leaves the strea
 from collections.abc import Iterable
 
 import torch
-from realign_pipes.paper.objective import mix_streams
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
@@ -22,6 +21,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from inra_vllm.config import read_inra_config
 from inra_vllm.requests import Requests
+from realign_pipes.paper.objective import mix_streams
 
 
 class TwoStreams(nn.Module):

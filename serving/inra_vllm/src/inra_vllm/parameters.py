@@ -60,8 +60,8 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name} must be a number, not {value!r}.")
     try:
         (number,) = struct.unpack("f", struct.pack("f", value))
-    except OverflowError:
+    except (OverflowError, struct.error):  # beyond float32, and an integer beyond float64
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, not {value}.")
+        raise ValueError(f"{name} must be a finite number.")
     return float(number)
