@@ -53,7 +53,7 @@ class Front:
 
 
 def translate(body: bytes) -> bytes:
-    """A request's JSON with `control` as `vllm_xargs.inra_alpha`; anything else unchanged. ValueError if it has both."""
+    """A request's JSON with `control` as `vllm_xargs.inra_alpha`, else unchanged. ValueError if it has both."""
     try:
         request = json.loads(body)
     except ValueError:
