@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.schedules import TokenBudget
@@ -65,37 +66,40 @@ class Running:
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
             )
         ids = torch.tensor([self.tokenizer(prompt)["input_ids"]])
-        output = self.model.generate(ids, attention_mask=torch.ones_like(ids), alpha=alpha, plausibility=plausibility,
-                                     do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=None, pad_token_id=1)  # fmt: skip
+        output = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), alpha=alpha, plausibility=plausibility, do_sample=False,
+            max_new_tokens=MAX_TOKENS, eos_token_id=None, pad_token_id=1,
+        )  # fmt: skip
         return output[0, ids.shape[1] :].tolist()
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory, build_tiny_tokenizer, make_session_checkpoint):
+def running(tmp_path_factory, byte_tokenizer):
     folder = tmp_path_factory.mktemp("serve")
-    tokenizer = build_tiny_tokenizer
-    base = make_session_checkpoint(folder / "base", hidden_size=64, num_attention_heads=2, num_key_value_heads=1,
-                                   num_hidden_layers=3, tokenizer=tokenizer)  # fmt: skip
-    model = InRaForCausalLM.from_base(base)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = Qwen2Config(**shape, vocab_size=len(byte_tokenizer), num_key_value_heads=1, max_position_embeddings=512,
+                         initializer_range=0.2, eos_token_id=byte_tokenizer.eos_token_id)  # fmt: skip
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
+        model = InRaForCausalLM.from_base(Qwen2ForCausalLM(config))
         for layer in model.adapter_layers:
             for parameter in layer.parameters():
                 parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     model.save_pretrained(folder / "inra")
-    tokenizer.save_pretrained(folder / "inra")
+    byte_tokenizer.save_pretrained(folder / "inra")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / "log"
     limits = ["--max-model-len", str(MAX_LENGTH), "--max-tokens", str(MAX_TOKENS), "--max-n", str(MAX_N)]
+    variables = {"PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "realign_pipes", "serve", str(folder / "inra"), "--port", str(port), *limits],
             cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+            env={**os.environ, **variables},
         )  # fmt: skip
-    server = Running(model, port, process, log, tokenizer)
+    server = Running(model, port, process, log, byte_tokenizer)
     try:
         server.wait()
         yield server
@@ -135,7 +139,9 @@ def test_budgets_plausibility_control_n_and_streams(running):
     assert status == 200
     events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     assert len(events) > 1
-    assert [token for event in events for token in event["choices"][0]["token_ids"] or []] == running.expected("add", 0.3)
+    assert [token for event in events for token in event["choices"][0]["token_ids"] or []] == running.expected(
+        "add", 0.3
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +191,9 @@ def test_200_seeded_requests_in_flight(running):
 def test_an_engine_that_dies_is_started_again_and_leaves_nothing(running):
     """The last test: it ends the server."""
     processes = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    guard = next(line for line in processes.splitlines() if "serving.guard" in line and str(running.process.pid) in line)
+    guard = next(
+        line for line in processes.splitlines() if "serving.guard" in line and str(running.process.pid) in line
+    )
     children = descendants(int(guard.split()[0]))
     engine = next(pid for pid in children if "EngineCore" in name_of(pid))
     os.kill(engine, signal.SIGKILL)

@@ -171,7 +171,7 @@ def test_mixed_alphas_and_all_that_a_request_can_ask(tmp_path):
         torch.testing.assert_close(torch.tensor(answer["prompt_logprobs"]), logprobs, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_chunked_prefill_and_preemption(tmp_path):
     """Prompts of up to 70 tokens in pieces of 32, in a cache of 8 blocks, where two or three requests fit."""
     model = make_model("qwen2", tmp_path / "model", layers=2, tied=False)
@@ -190,7 +190,7 @@ def test_chunked_prefill_and_preemption(tmp_path):
     assert count_equal(requests, answers[1], model) == len(requests)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "name", "shape"),
     [
@@ -207,7 +207,7 @@ def test_architectures_and_placements(tmp_path, architecture, name, shape):
     assert count_equal(requests, answers[0], model) == 12
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_authors_form(tmp_path):
     """No inra_config.json, untied heads, in shards: one adapter layer at the bottom. And a default alpha."""
     model = make_model("llama", tmp_path / "model", tied=False)
