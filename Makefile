@@ -4,7 +4,8 @@
 # make dvc-yaml  rewrite dvc.yaml after a change to the registry, the catalog, the parameters or imports
 # make test      the same set-up plus the test tools, and the tests; of those that start processes, one of each kind
 # make test-all  all tests (.ci/run leaves out those marked `slow`)
-# make serve-setup  vLLM's own environment in .venv-serve, for generation.engine: vllm; SERVE=cpu or SERVE=cuda chooses
+# make serve     the demo's InRa model at http://127.0.0.1:8000, after make run (or dvc pull)
+# make serve-setup  vLLM's own environment in .venv-serve, for that and generation.engine: vllm; SERVE=cpu or SERVE=cuda chooses
 #                a build, otherwise the one for GPUs is taken where nvidia-smi finds one
 # make test-serve  the tests that start vLLM, after that set-up
 # make test-gpu  the tests that need CUDA; they are skipped where there is none
@@ -14,7 +15,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run claims publish dvc-yaml test test-all test-gpu serve-setup test-serve lint format lock docs bench
+.PHONY: run claims publish dvc-yaml test test-all test-gpu serve-setup serve test-serve lint format lock docs bench
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.lock pyproject.toml
@@ -31,13 +32,17 @@ BIN := .venv/bin
 # not fit the CPU's build of torch. That build is the one to have here: where the usual index has only the one for GPUs,
 # name PyTorch's CPU index in PIP_EXTRA_INDEX_URL.
 SERVE ?= $(shell nvidia-smi --list-gpus > /dev/null 2>&1 && echo cuda || echo cpu)
-.venv-serve/installed-%: requirements-serve-%.lock
+.venv-serve/installed-%: requirements-serve-%.lock serving/inra_vllm/pyproject.toml
 	$(PYTHON) -m venv --clear .venv-serve
 	.venv-serve/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check --no-deps --editable . --editable serving/inra_vllm
 	rm -f .venv-serve/installed-*
 	touch $@
 
 serve-setup: .venv-serve/installed-$(SERVE)
+
+serve: .venv/installed serve-setup
+	$(BIN)/realign-pipes serve data/06_models/inra
 
 run: .venv/installed
 	$(BIN)/kedro run
@@ -65,7 +70,7 @@ test-gpu: .venv/installed-dev
 test-serve: .venv/installed-dev serve-setup
 	$(BIN)/pytest -m serve
 
-CHECKED = src tests tools benchmarks notebooks
+CHECKED = src tests tools benchmarks notebooks serving
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)

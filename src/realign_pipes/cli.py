@@ -1,4 +1,4 @@
-"""The commands `run` (of `kedro` and `realign-pipes`) and `init`, and what a run says on the console.
+"""The commands `run` (of `kedro` and `realign-pipes`), `init` and `serve`, and what a run says on the console.
 
 Kedro takes `cli` from here and uses its `run` instead of its own.
 """
@@ -167,5 +167,38 @@ def init(name: str, reference: str, aligned: str, **files: Path | None) -> None:
 
     try:
         click.echo(write_environment(Path.cwd(), name, reference, aligned, **files))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@program.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another needs an API key in VLLM_API_KEY.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--environment", default=".venv-serve", show_default=True, type=click.Path(path_type=Path),
+              help="The virtual environment of `make serve-setup`.")  # fmt: skip
+@click.option("--max-model-len", type=click.IntRange(min=2), help="Tokens of a prompt and its completion, at most.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of a completion, at most.")
+@click.option("--max-n", default=16, show_default=True, type=click.IntRange(min=1),
+              help="Completions of one prompt, at most.")  # fmt: skip
+@click.option("--log-requests", is_flag=True, help="Log each request, with its prompt.")
+def serve(
+    model: Path,
+    host: str,
+    port: int,
+    environment: Path,
+    max_model_len: int | None,
+    max_tokens: int | None,
+    max_n: int,
+    log_requests: bool,
+) -> None:
+    """Serve the InRa model in the folder MODEL with vLLM: alpha is an argument of each request."""
+    from realign_pipes.serving.foreground import Address, Limits, serve_inra
+
+    set_up_console(verbose=False)
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    limits = Limits(max_model_len, max_tokens, max_n)
+    try:
+        serve_inra(model, environment, Address(host, port), limits, log_requests=log_requests)
     except UserError as error:
         raise click.ClickException(str(error)) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -31,10 +31,13 @@ class InRaConfig:
     """Below layer 0 (the paper), or above the last layer (its ablation, Table 3)."""
     base_fingerprint: str | None = None
     """`fingerprint_model` of the checkpoint that was expanded; None if unknown."""
+    default_alpha: FiniteFloat | None = None
+    """The alpha of a request that names none, where the model is served; None: 1."""
 
     def save(self, folder: Path) -> None:
         """Write inra_config.json into a checkpoint folder."""
-        (folder / CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        noted = {name: value for name, value in asdict(self).items() if name != "default_alpha" or value is not None}
+        (folder / CONFIG_NAME).write_text(json.dumps(noted, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "InRaConfig":

@@ -81,6 +81,21 @@ def fuse_logits(
     return mixed.masked_fill(implausible(z_ref, z_aligned, plausibility), -torch.inf)
 
 
+def mix_streams(
+    reference: torch.Tensor, aligned: torch.Tensor, alphas: torch.Tensor, plausibility: float = 0.0
+) -> torch.Tensor:
+    """`fuse_logits` for rows that each have their own alpha, as InRa mixes its two streams: [..., n] in float32.
+
+    `alphas` broadcasts against [..., 1]. With a `plausibility` above 0 rows whose alpha is exactly 0 or 1 are not
+    masked: they stay the base and the expanded model.
+    """
+    mixed = fuse_logits(reference, aligned, alphas, plausibility)
+    if plausibility == 0:
+        return mixed
+    at_an_end = (alphas == 0) | (alphas == 1)
+    return torch.where(at_an_end, torch.where(alphas == 0, reference, aligned).to(mixed.dtype), mixed)
+
+
 def divergence_between(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, divergence: Divergence, temperature: float = 1.0
 ) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from realign_pipes.paper.objective import fuse_logits
+from realign_pipes.paper.objective import mix_streams
 
 
 class Streams:
@@ -53,19 +53,14 @@ class Streams:
         return tensor[self.rows]
 
     def mix(self, states: torch.Tensor, plausibility: float = 0.0) -> torch.Tensor:
-        """Eq. 5: (1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, as `fuse_logits` mixes.
+        """Eq. 5: (1 - alpha) R + alpha A [B, T, n] of the streams' hidden states or logits, as `mix_streams` mixes.
 
-        With a `plausibility` above 0 the states must be logits. Rows whose alpha is exactly 0 or 1 are never masked:
-        they stay the base and the expanded model.
+        With a `plausibility` above 0 the states must be logits.
         """
         if self.single:
             return states
         reference, aligned = (states[place] for place in self.places)
-        mixed = fuse_logits(reference, aligned, self.weights, plausibility)
-        if plausibility == 0:
-            return mixed
-        at_an_end = (self.weights == 0) | (self.weights == 1)
-        return torch.where(at_an_end, torch.where(self.weights == 0, reference, aligned).to(mixed.dtype), mixed)
+        return mix_streams(reference, aligned, self.weights, plausibility)
 
 
 class StreamsCache(DynamicCache):

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from realign_pipes.errors import InputError, MissingFileError, UserError
 from realign_pipes.models.trust import check_checkpoint, read_config, read_json
 from realign_pipes.runtime.progress import progress_bar
+from realign_pipes.serving.inra import check_plugin, inra_environment, inra_options, is_inra
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ def start_server(model: ServedModel, parameters: ServerParameters, log: Path) ->
     checkpoint that vLLM cannot serve here; ServerError, with the end of the log, if vLLM ends before it is ready.
     """
     installed = find_vllm(parameters.environment)
+    if is_inra(model.checkpoint):
+        check_plugin(installed.python)
     dtype = read_dtype(model.checkpoint)
     port = _free_port()
     command = [*serve_command(model, parameters, installed, dtype), "--host", HOST, "--port", str(port)]
@@ -127,7 +130,7 @@ def start_server(model: ServedModel, parameters: ServerParameters, log: Path) ->
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=server_environment(installed),
+            env=server_environment(installed, model),
             start_new_session=True,  # a process group of its own; and Ctrl-C reaches us alone, who then stop it
         )
     try:
@@ -189,6 +192,8 @@ def serve_command(model: ServedModel, parameters: ServerParameters, installed: I
         command += ["--served-model-name", f"{served_name(model)}-base"]
         command += ["--enable-lora", "--max-lora-rank", str(min(one for one in LORA_RANKS if one >= rank))]
         command += ["--lora-modules", f"{served_name(model)}={model.lora.absolute()}"]
+    if is_inra(model.checkpoint):
+        command += inra_options(model.checkpoint)
     if installed.cpu:
         command += _cpu_options(model.checkpoint)
     return command
@@ -209,12 +214,14 @@ def _cpu_options(checkpoint: Path) -> list[str]:
     return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
 
 
-def server_environment(installed: Installed) -> dict[str, str]:
+def server_environment(installed: Installed, model: ServedModel) -> dict[str, str]:
     """The variables of the guard, and of vLLM's processes: no hub, no statistics of its use, no rank of ours."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if is_inra(model.checkpoint):
+        environment |= inra_environment()
     if installed.cpu:
         # By default it takes nine tenths of the memory for its cache, and its threads claim cores for themselves.
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
@@ -232,7 +239,7 @@ def _free_port() -> int:
 def _wait_until_ready(model: ServedModel, guard: subprocess.Popen[bytes], port: int, log: Path) -> None:
     start = time.monotonic()
     with progress_bar(f"starting vLLM for {served_name(model)}", 1) as advance:
-        while not _is_ready(port):
+        while not is_ready(port):
             if guard.poll() is not None:
                 raise ServerError(f"vLLM ended before it was ready to serve {model.checkpoint}. The end of its log, "
                                   f"{log}:\n{end_of_log(log)}")  # fmt: skip
@@ -248,15 +255,16 @@ def _wait_until_ready(model: ServedModel, guard: subprocess.Popen[bytes], port: 
     logger.info("vLLM serves %s after %.0f s; its log is %s", model.checkpoint, time.monotonic() - start, log)
 
 
-def _is_ready(port: int) -> bool:
+def is_ready(port: int, host: str = HOST) -> bool:
+    """Whether a server there says that it can be asked."""
     try:
-        return _get(port, "/health")[0] == 200
+        return _get(port, "/health", host)[0] == 200
     except (OSError, HTTPException):
         return False
 
 
-def _get(port: int, path: str) -> tuple[int, bytes]:
-    connection = HTTPConnection(HOST, port, timeout=10)
+def _get(port: int, path: str, host: str = HOST) -> tuple[int, bytes]:
+    connection = HTTPConnection(host, port, timeout=10)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

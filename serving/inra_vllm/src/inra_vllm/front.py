@@ -1,0 +1,78 @@
+"""What stands before vLLM's HTTP server: `--middleware inra_vllm.front.Front`."""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
+SERVED = (*COMPLETIONS, "/v1/models", "/health", "/metrics", "/version")
+"""All that is served. vLLM has more, some of it outside the protection of its API key, such as /invocations."""
+
+
+class Front:
+    """Serves only `SERVED`, and translates `control`, the field of the paper's authors' clients, into `inra_alpha`."""
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http" or scope["path"] not in SERVED:
+            return await _answer(send, 404, f"there is nothing at {scope['path']}. Served are {', '.join(SERVED)}.")
+        if scope["method"] != "POST" or scope["path"] not in COMPLETIONS:
+            return await self.app(scope, receive, send)
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        try:
+            body = translate(body)
+        except ValueError as error:
+            return await _answer(send, 400, str(error))
+        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        first = True
+
+        async def replay() -> Message:
+            nonlocal first
+            if first:
+                first = False
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        return await self.app(scope, replay, send)
+
+
+def translate(body: bytes) -> bytes:
+    """A request's JSON with `control` as `vllm_xargs.inra_alpha`, else unchanged. ValueError if it has both."""
+    try:
+        request = json.loads(body)
+    except ValueError:
+        return body  # vLLM says what is wrong with it
+    if not isinstance(request, dict) or "control" not in request:
+        return body
+    arguments = request.get("vllm_xargs") or {}
+    if not isinstance(arguments, dict):
+        return body
+    if "inra_alpha" in arguments:
+        raise ValueError("control and inra_alpha are two names of one thing: give one of them.")
+    control = request.pop("control")
+    return json.dumps({**request, "vllm_xargs": {**arguments, "inra_alpha": control}}).encode()
+
+
+async def _answer(send: Send, status: int, message: str) -> None:
+    """An error in the form that vLLM's have."""
+    kind = "BadRequestError" if status == 400 else "NotFoundError"
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

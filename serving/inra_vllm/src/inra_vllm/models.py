@@ -1,0 +1,129 @@
+"""The stock models of vLLM with a second stream.
+
+Stream A runs through the adapter layers, stream R around them. Both go through the base's layers as 2N rows of one
+batch (N tokens are scheduled): only attention tells them apart, for each has a KV cache of its own. Neither depends on
+alpha, so a cached prefix serves every alpha. An adapter on top leaves the streams equal below it: N rows run there.
+
+`forward` returns, for each token, both streams' final hidden states and how to mix them: vLLM picks rows from it, and
+`compute_logits` mixes those as `realign_pipes.paper.objective.mix_streams` does, once they are logits or before.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.mistral import MistralForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+
+from inra_vllm.config import read_inra_config
+from inra_vllm.requests import Requests
+from realign_pipes.paper.objective import mix_streams
+
+
+class TwoStreams(nn.Module):
+    """Attention for 2N rows: those of stream A, then those of stream R, each with a KV cache of its own."""
+
+    def __init__(self, attention: nn.Module, vllm_config: VllmConfig) -> None:
+        """`attention` is a layer's `self_attn`, with its projections and its `attn`."""
+        super().__init__()
+        self.aligned: Attention = attention.attn
+        self.reference = Attention(
+            attention.num_heads,
+            attention.head_dim,
+            attention.scaling,
+            num_kv_heads=attention.num_kv_heads,
+            cache_config=vllm_config.cache_config,
+            prefix=self.aligned.layer_name.removesuffix("attn") + "reference.attn",
+        )
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[2N, n] of queries, keys and values to [2N, m]."""
+        half = len(query) // 2
+        aligned = self.aligned(query[:half], key[:half], value[:half])
+        return torch.cat([aligned, self.reference(query[half:], key[half:], value[half:])])
+
+
+class _InRa(nn.Module):
+    """What makes two streams of a stock model; it stands before the stock class among the bases."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        inra = read_inra_config(vllm_config.model_config.model)
+        count, layers = inra.num_adapter_layers, list(self.model.layers)
+        self.on_top = inra.placement == "top"
+        # plain tuples: the layers stay where vLLM looks for their weights
+        self.adapter = tuple(layers[-count:] if self.on_top else layers[:count])
+        self.base = tuple(layers[:-count] if self.on_top else layers[count:])
+        self.attention_name = layers[0].self_attn.attn.layer_name
+        if not self.on_top:
+            for layer in self.base:
+                layer.self_attn.attn = TwoStreams(layer.self_attn, vllm_config)
+        self.requests = Requests.in_process
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The final hidden states of both streams, and alpha and plausibility: [N, 2d and two float32]."""
+        embedded = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        # vLLM's layers write into their arguments, so the streams must not share memory.
+        if self.on_top:
+            hidden, residual = _run(self.base, positions, embedded)
+            above = _run(self.adapter, positions, hidden.clone(), residual.clone())
+            hidden, residual = torch.cat([above[0], hidden]), torch.cat([above[1], residual])
+        else:
+            hidden, residual = _run(self.adapter, positions, embedded.clone())
+            both = torch.cat([hidden + residual, embedded])
+            hidden, residual = _run(self.base, positions.repeat(2), both)
+        aligned, reference = self.model.norm(hidden, residual)[0].chunk(2)
+        mixing = self.requests.per_token(positions, self.attention_name)
+        # As bits: a bfloat16 would round alpha.
+        return torch.cat([aligned, reference, mixing.view(aligned.dtype)], dim=-1)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """z(alpha) of rows of what `forward` returned."""
+        size = self.config.hidden_size
+        aligned, reference = hidden_states[:, :size].contiguous(), hidden_states[:, size : 2 * size].contiguous()
+        alphas, plausibilities = hidden_states[:, 2 * size :].contiguous().view(torch.float32).split(1, dim=-1)
+        if not self.requests.any_plausible:
+            # The head is linear: hidden states are mixed, and projected once.
+            return super().compute_logits(mix_streams(reference, aligned, alphas).to(aligned.dtype))
+        reference, aligned = (super(_InRa, self).compute_logits(stream) for stream in (reference, aligned))
+        logits = torch.empty_like(aligned, dtype=torch.float32)
+        for plausibility in plausibilities.unique():
+            rows = plausibilities[:, 0] == plausibility
+            logits[rows] = mix_streams(reference[rows], aligned[rows], alphas[rows], float(plausibility))
+        return logits
+
+
+def _run(
+    layers: Iterable[nn.Module], positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the layers make of the hidden states, as vLLM's layers hand it on: the sum of both is the state."""
+    for layer in layers:
+        hidden, residual = layer(positions, hidden, residual)
+    assert residual is not None, "there is at least one layer"  # noqa: S101
+    return hidden, residual
+
+
+class InRaLlamaForCausalLM(_InRa, LlamaForCausalLM):
+    """Llama with two streams."""
+
+
+class InRaMistralForCausalLM(_InRa, MistralForCausalLM):
+    """Mistral with two streams."""
+
+
+class InRaQwen2ForCausalLM(_InRa, Qwen2ForCausalLM):
+    """Qwen2 with two streams."""
+
+
+class InRaQwen3ForCausalLM(_InRa, Qwen3ForCausalLM):
+    """Qwen3 with two streams."""

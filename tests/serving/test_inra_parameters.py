@@ -1,0 +1,76 @@
+"""What a request may say of InRa, and its translation; without vLLM."""
+
+import json
+import re
+
+import pytest
+from inra_vllm import ARCHITECTURES
+from inra_vllm.front import translate
+from inra_vllm.parameters import Realignment, read_realignment
+
+from realign_pipes.paper.schedules import TokenBudget
+from realign_pipes.serving import inra
+
+
+@pytest.mark.parametrize(
+    ("arguments", "realignment"),
+    [
+        (None, Realignment(0.75)),
+        ({"session_id": "mine"}, Realignment(0.75)),
+        ({"inra_alpha": 0.5}, Realignment(0.5)),
+        ({"inra_alpha": -1, "inra_plausibility": 0.25}, Realignment(-1.0, 0.25)),
+        ({"inra_alpha": 100}, Realignment(100.0)),
+        ({"inra_budget": 64}, Realignment(TokenBudget(64))),
+        ({"inra_budget": 64.0, "inra_ramp": 0, "inra_alpha": 0.25, "inra_fast": 2},
+         Realignment(TokenBudget(64, 0.0, 0.25, 2.0))),
+    ],
+)  # fmt: skip
+def test_what_requests_ask_for(arguments, realignment):
+    assert read_realignment(arguments, default_alpha=0.75) == realignment
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inra_alpha": float("nan")}, "inra_alpha must be a finite number"),
+        ({"inra_alpha": float("-inf")}, "inra_alpha must be a finite number"),
+        ({"inra_alpha": 1e300}, "inra_alpha must be a finite number"),
+        ({"inra_alpha": 10**400}, "inra_alpha must be a finite number"),
+        ({"inra_alpha": "0.5"}, "inra_alpha must be a number, not '0.5'"),
+        ({"inra_alpha": [0.5, 1.0]}, r"inra_alpha must be a number, not \[0.5, 1.0\]"),
+        ({"inra_alpha": True}, "inra_alpha must be a number, not True"),
+        ({"inra_alpha": None}, "inra_alpha must be a number, not None"),
+        ({"inra_alpha": 100.5}, "inra_alpha must be between -100 and 100, not 100.5"),
+        ({"inra_budget": 9, "inra_fast": -101}, "inra_fast must be between"),
+        (
+            {"inra_alfa": 0.5, "inra_lambda": 1},
+            "there is no inra_alfa, inra_lambda: InRa knows inra_alpha, inra_budget",
+        ),
+        ({"inra_plausibility": 1}, r"inra_plausibility must be at least 0 and below 1, not 1.0"),
+        ({"inra_plausibility": 0.999999999}, r"below 1"),  # 1 in float32
+        ({"inra_plausibility": -0.1}, r"inra_plausibility must be"),
+        ({"inra_budget": 0}, "inra_budget: a budget is at least one token"),
+        ({"inra_budget": 2.5}, "inra_budget must be a whole number of tokens, not 2.5"),
+        ({"inra_budget": 8, "inra_ramp": 1.5}, "inra_budget: ramp is a share of the budget between 0 and 1, not 1.5"),
+        ({"inra_ramp": 0.5, "inra_fast": 1}, "inra_ramp and inra_fast belong to an inra_budget, which is missing"),
+    ],
+)
+def test_what_requests_are_refused_for(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        read_realignment(arguments)
+
+
+def test_the_authors_control_is_an_alpha():
+    request = {"model": "inra", "prompt": "é", "vllm_xargs": {"session_id": "mine"}, "control": 0.25}
+    translated = json.loads(translate(json.dumps(request).encode()))
+    assert translated == {
+        "model": "inra", "prompt": "é", "vllm_xargs": {"session_id": "mine", "inra_alpha": 0.25},
+    }  # fmt: skip
+    for other in (b'{"prompt": "a"}', b"[1]", b"not JSON", b'{"control": 1, "vllm_xargs": 3}'):
+        assert translate(other) == other
+    with pytest.raises(ValueError, match=re.escape("control and inra_alpha are two names of one thing")):
+        translate(b'{"control": 1, "vllm_xargs": {"inra_alpha": 1}}')
+
+
+def test_both_sides_know_the_same_architectures():
+    assert inra.ARCHITECTURES == ARCHITECTURES
