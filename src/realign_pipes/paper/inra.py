@@ -112,8 +112,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         num_adapter_layers: int = 1,
         init: Literal["identity", "random"] = "identity",
         placement: Literal["bottom", "top"] = "bottom",
+        *,
+        attn_implementation: str | None = None,
     ) -> "InRaForCausalLM":
         """Add an adapter to a base model (which is copied) or checkpoint directory.
+
+        `attn_implementation` is Transformers' name of how attention is computed, for a directory; None: its choice.
 
         Each adapter layer is a copy of the layer next to it. `identity` sets what its attention and MLP add to the
         hidden states to zero (output projections, weights and biases), `random` draws all its weights as the
@@ -129,7 +133,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             if config.is_encoder_decoder:
                 raise InputError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
             check_checkpoint(path)
-            model = read_model(path)
+            model = read_model(path, attn_implementation=attn_implementation)
             fingerprint = fingerprint_model(path)
         if model.config.is_encoder_decoder:
             raise InputError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
@@ -155,9 +159,16 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, base: str | Path | None = None, dtype: torch.dtype | str = "auto"
+        cls,
+        path: str | Path,
+        *,
+        base: str | Path | None = None,
+        dtype: torch.dtype | str = "auto",
+        attn_implementation: str | None = None,
     ) -> "InRaForCausalLM":
         """Load an expanded checkpoint: from `save_pretrained`, or any other with an extra layer at the bottom.
+
+        `attn_implementation` is Transformers' name of how attention is computed; None: its choice.
 
         `base`, if given, is the checkpoint that the adapter is for: ValueError if it was made from another.
         """
@@ -171,7 +182,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                 f"the adapter in {path} was trained from another base than {base}: their fingerprints differ."
             )
         check_checkpoint(Path(path))
-        return cls(read_model(Path(path), dtype).eval(), inra)
+        return cls(read_model(Path(path), dtype, attn_implementation=attn_implementation).eval(), inra)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the expanded checkpoint: L + n layers of a stock architecture. Stock tools load stream A from it."""

@@ -271,7 +271,7 @@ def _factor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _multiply(
     out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, scale: float = 1.0, keep: float = 0.0
 ) -> None:
-    """out = keep * out + scale * left @ right, with `out` and all sums in float32; `keep` 0 ignores what `out` holds."""
+    """out = keep * out + scale * left @ right; `out` and all sums are float32. With `keep` 0, `out` is not read."""
     if left.dtype == torch.float32:
         out.addmm_(left, right, beta=keep, alpha=scale)
     elif keep == 0:

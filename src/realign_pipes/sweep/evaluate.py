@@ -41,7 +41,9 @@ class Evaluator:
         fingerprints: Mapping[Path, str],
         tokenizer: PreTrainedTokenizerFast,
         work: Path,
+        attn_implementation: str | None = None,
     ) -> None:
+        self.attn_implementation = attn_implementation
         self.fingerprints, self.tokenizer, self.work = fingerprints, tokenizer, work
         self._opened: tuple[Any, Engine] | None = None
         self.questions = [
@@ -123,12 +125,14 @@ class Evaluator:
         serves = (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density)
         if self._opened is None or self._opened[0] != serves:
             self._opened = None  # before the next one needs the memory
-            self._opened = serves, kind.open(candidate, len(self.tokenizer))
+            self._opened = serves, kind.open(candidate, len(self.tokenizer), self.attn_implementation)
         return self._opened[1]
 
     def _description(self, candidate: Candidate, questions: Sequence[Question], sampling: Sampling) -> dict[str, Any]:
         """Everything that the candidate's completions depend on."""
+        chosen = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
         return {
+            **chosen,
             "candidate": {
                 **asdict(candidate),
                 "checkpoints": [self.fingerprints[path] for path in candidate.checkpoints],

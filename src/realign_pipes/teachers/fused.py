@@ -1,6 +1,7 @@
 """The teachers that one pair of models makes over one calibration set, cached or online."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -22,7 +23,7 @@ class CachedTeacher:
         self.reference_head = reference.head().to(device)
         self.aligned_head = aligned.head().to(device)
 
-    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+    def signal(self, batch: dict[str, Any]) -> TeacherSignal:
         """Hidden states of the examples numbered `row` [B], in the cache's dtype."""
         rows = batch["row"].tolist()
         return TeacherSignal(*(cache.hidden_states(rows).to(self.device) for cache in self.caches))
@@ -36,8 +37,16 @@ class FusedTeachers:
     """
 
     def __init__(
-        self, reference: Path, aligned: Path, examples: Dataset, *, teachers: Teachers, teacher_cache: Path
+        self,
+        reference: Path,
+        aligned: Path,
+        examples: Dataset,
+        *,
+        teachers: Teachers,
+        teacher_cache: Path,
+        attn_implementation: str | None = None,
     ) -> None:
+        self.attn_implementation = attn_implementation
         self.reference, self.examples = reference, examples.select_columns(["id", "prompt_ids", "completion_ids"])
         self.teachers = teachers
         self.tokenizer = check_pair(reference, aligned)
@@ -56,7 +65,8 @@ class FusedTeachers:
         """
         if self.teachers.mode == "online":
             reference_model, aligned_model = (
-                load_model(path, device=self.device) for path in (self.reference, aligned)
+                load_model(path, device=self.device, attn_implementation=self.attn_implementation)
+                for path in (self.reference, aligned)
             )
             check_linear_head(reference_model, "reference")
             check_linear_head(aligned_model, "aligned model")
@@ -68,6 +78,7 @@ class FusedTeachers:
                 self.examples,
                 self._cache_source(aligned),
                 teachers=self.teachers,
+                attn_implementation=self.attn_implementation,
                 description=f"caching {aligned.parent.name}'s hidden states",
             )
         return CachedTeacher(self.caches[self.reference], self.caches[aligned], self.device)

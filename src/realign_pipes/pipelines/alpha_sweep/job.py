@@ -62,6 +62,7 @@ class MeasureCandidates(Job[Generations]):
     work: AbsolutePath
     chat_template: AbsolutePath | None = None
     """In place of the reference's own; for the candidates with an instruction."""
+    attn_implementation: str | None = None
 
     def run(self) -> Generations:
         """The completions of all candidates.
@@ -82,6 +83,7 @@ class MeasureCandidates(Job[Generations]):
             fingerprints=self._fingerprints([*sweep, *budgets]),
             tokenizer=tokenizer,
             work=self.work,
+            attn_implementation=self.attn_implementation,
         )
         sampling = self.parameters.sampling
         return Generations(

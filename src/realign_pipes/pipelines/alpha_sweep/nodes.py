@@ -54,6 +54,7 @@ def sweep(
         problems=folder_of(evaluation_set),
         work=folders.work / "alpha_sweep",
         chat_template=models.chat_template,
+        attn_implementation=models.attn_implementation,
     )
     made = launch(job, Generations, launcher, folders.work / "launch" / "alpha_sweep", training=None)
     generations, budgets = (

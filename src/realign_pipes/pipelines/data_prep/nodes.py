@@ -48,7 +48,7 @@ def collect_samples(
                 check_length(prompt_ids, tokens, max_positions(path), parameter=parameter, model=str(path))
     if isinstance(calibration, SampledCalibration):
         return samples.draw_samples(
-            lambda: TransformersEngine.of_checkpoint(reference_model),
+            lambda: TransformersEngine.of_checkpoint(reference_model, attn_implementation=models.attn_implementation),
             calibration.task,
             calibration.sampling,
             tokenizer,

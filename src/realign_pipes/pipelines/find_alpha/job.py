@@ -73,6 +73,7 @@ class SearchAlpha(Job[Found]):
     confirming_problems: AbsolutePath
     chat_template: AbsolutePath | None = None
     """A file with the chat template that the checkpoint gets; None: the reference's own."""
+    attn_implementation: str | None = None
     work: AbsolutePath
     students: AbsolutePath
     """The work folder of the stage trra, whose finished students are not trained again."""
@@ -90,6 +91,7 @@ class SearchAlpha(Job[Found]):
             Dataset.load_from_disk(str(self.examples)),
             teachers=self.teachers,
             teacher_cache=self.teacher_cache,
+            attn_implementation=self.attn_implementation,
         )
         knobs = [knob for knob in self.parameters.knobs if self._serves(knob)]
         search = _Bench(self, self.search_problems, self.parameters.search, self.work / "search")
@@ -251,6 +253,7 @@ class _Bench:
             fingerprints={path: fingerprint_model(path) for path in candidate.checkpoints},
             tokenizer=self.tokenizer,
             work=self.work,
+            attn_implementation=self.job.attn_implementation,
         )
         frame = pd.read_parquet(evaluator.evaluate([candidate], self.sampling)[candidate.name])
         self.drawn += len(frame)

@@ -34,6 +34,7 @@ class WriteCaches(Job[Caches]):
     aligned: AbsolutePath
     examples: AbsolutePath
     """Columns `id`, `prompt`, `prompt_ids` and `completion_ids`."""
+    attn_implementation: str | None = None
     work: AbsolutePath
 
     def run(self) -> Caches:
@@ -65,6 +66,7 @@ class WriteCaches(Job[Caches]):
                 examples,
                 sources[name],
                 teachers=self.teachers,
+                attn_implementation=self.attn_implementation,
                 description=f"caching the {name}'s hidden states",
             )
             report[name] = cache.report(len(tokenizer))
