@@ -48,6 +48,18 @@ def test_a_cache_holds_what_the_model_computes_one_example_at_a_time(tmp_path, p
         torch.testing.assert_close(logits, model(ids).logits[0, len(example["prompt_ids"]) - 1 : -1].detach())
 
 
+def test_a_cache_without_padding_holds_the_same(tmp_path, pair, examples):
+    model = load_model(pair[0], device=CPU)
+    for name, padding_free in (("padded", False), ("flat", True)):
+        write_cache(
+            tmp_path / name, model, examples, SOURCE, dtype=torch.float32, batch_size=4, shard_tokens=12,
+            advance=lambda done: None, padding_free=padding_free,
+        )  # fmt: skip
+    padded, flat = (open_cache(tmp_path / name, SOURCE, examples) for name in ("padded", "flat"))
+    rows = list(range(len(examples)))
+    torch.testing.assert_close(flat.hidden_states(rows), padded.hidden_states(rows), rtol=1e-5, atol=1e-5)
+
+
 def test_cached_and_online_give_the_same_signal(tmp_path, pair, examples):
     models = [load_model(path, device=CPU) for path in pair]
     for name, model in zip(("reference", "aligned"), models, strict=True):

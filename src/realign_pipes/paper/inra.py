@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
@@ -220,6 +221,9 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         `plausibility` is beta in [0, 1), ValueError outside: tokens that neither stream finds plausible get the logit
         -inf (`objective.implausible`), but in rows whose alpha is exactly 0 or 1.
 
+        Several sequences may share a row, by `position_ids` that start again at 0 in each, `use_cache` False (with a
+        cache, Transformers does not look for them) and no `attention_mask`. ValueError for both streams of such a row with flash attention, which knows them only in a batch of one.
+
         A cache remembers which streams it holds. Continuing from it at an `alpha` that needs another stream raises
         ValueError.
         """
@@ -229,6 +233,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         elif use_cache and past_key_values is None:
             past_key_values = self._new_cache()
         streams = self._streams(alpha, input_ids, past_key_values, both_streams)
+        if not streams.single and attention_mask is None and position_ids is not None:
+            self._check_packing(position_ids)
         inputs = {
             "input_ids": streams.gather(input_ids),
             "attention_mask": streams.gather(attention_mask),
@@ -286,6 +292,14 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                 f"alpha must be one number, or one for each of the {batch} rows; got {list(alphas.shape)}."
             )
         return alphas
+
+    def _check_packing(self, position_ids: torch.Tensor) -> None:
+        flash = (self.expanded.config._attn_implementation or "").startswith("flash")
+        if flash and find_packed_sequence_indices(position_ids) is not None:
+            raise ValueError(
+                "flash attention cannot tell the sequences of a row apart where two streams run: give each sequence a "
+                "row of its own, or load the model with attn_implementation sdpa."
+            )
 
     def _new_cache(self) -> StreamsCache:
         return StreamsCache(self.config, self._adapter_cache_layers())
