@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -187,9 +186,7 @@ def test_weights_and_the_optimizers_states_have_the_dtypes_asked_for(
                 noted["weights"] = {p.dtype for p in model.parameters()}
                 inner = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
                 noted["states"] = {
-                    name: value.dtype
-                    for name, value in next(iter(inner.state.values())).items()
-                    if name != "step"
+                    name: value.dtype for name, value in next(iter(inner.state.values())).items() if name != "step"
                 }
 
         patch.setattr(trainings, "ProgressCallback", lambda advance: Note())
@@ -240,8 +237,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, tmp_pat
         with pytest.raises(killed):
             train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
     saved = sorted(path.name for path in (tmp_path / "cut" / "trainer").glob("checkpoint-*"))
-    assert saved == ["checkpoint-2", "checkpoint-4"]
-    shutil.rmtree(tmp_path / "cut" / "trainer" / "checkpoint-2")
+    assert saved == ["checkpoint-4"]
     resumed = train(pair, examples, vocab_size, tmp_path / "cut", steps=6)
     for (name, ours), theirs in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name

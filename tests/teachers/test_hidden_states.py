@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 
 from realign_pipes.datasets.folders import FolderDataset
+from realign_pipes.models import fingerprint as fingerprints
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.trra import collate
 from realign_pipes.teachers import hidden_states
@@ -198,6 +200,34 @@ def test_a_cache_is_read_once_to_be_checked_however_often_it_is_opened(tmp_path,
     files = {path.name for path in (tmp_path / "cache").glob("*.safetensors")}
     assert len(files) > 3
     assert Counter(path.name for path in hashed.elements()) == dict.fromkeys(files, 1)
+
+
+def test_the_processes_of_a_launch_read_a_cache_once_and_find_a_later_change(
+    tmp_path, pair, examples, hashed, monkeypatch
+):
+    write(tmp_path / "cache", load_model(pair[0], device=CPU), examples)
+    state = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr("accelerate.PartialState", lambda: state)
+    sent = []
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda shared: sent.append(dict(shared[0])))
+    monkeypatch.setattr(fingerprints, "_digests", {})
+    hashed.clear()
+    fingerprints.read_in_main_process([tmp_path / "cache"])  # the main process
+    assert set(hashed.values()) == {1} and len(sent[0]) == len(hashed) > 3
+
+    state.is_main_process = False
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda shared: shared.__setitem__(slice(None), sent))
+    monkeypatch.setattr(fingerprints, "_digests", {})
+    hashed.clear()
+    fingerprints.read_in_main_process([tmp_path / "cache"])
+    open_cache(tmp_path / "cache", SOURCE, examples)
+    assert not hashed
+    shard = tmp_path / "cache" / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CacheMismatchError, match=r"shard-00001\.safetensors is missing, truncated or altered"):
+        open_cache(tmp_path / "cache", SOURCE, examples)
 
 
 def test_no_cache_at_all_is_refused(tmp_path, examples):

@@ -222,7 +222,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         -inf (`objective.implausible`), but in rows whose alpha is exactly 0 or 1.
 
         Several sequences may share a row, by `position_ids` that start again at 0 in each, `use_cache` False (with a
-        cache, Transformers does not look for them) and no `attention_mask`. ValueError for both streams of such a row with flash attention, which knows them only in a batch of one.
+        cache, Transformers does not look for them) and no `attention_mask`. ValueError for both streams of such a row
+        with flash attention, which knows them only in a batch of one.
 
         A cache remembers which streams it holds. Continuing from it at an `alpha` that needs another stream raises
         ValueError.

@@ -82,13 +82,13 @@ class Kind:
     """Passes through the layers for each token: what it computes, though not how long that takes in one batch."""
 
 
-def _open_student(candidate: Candidate, vocab_size: int, attention: str | None) -> Engine:
+def _open_student(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
 
     return TransformersEngine.of_checkpoint(candidate.checkpoints[0], attn_implementation=attention)
 
 
-def _open_model(candidate: Candidate, vocab_size: int, attention: str | None) -> Engine:
+def _open_model(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
 
     return TransformersEngine.of_checkpoint(
@@ -96,7 +96,7 @@ def _open_model(candidate: Candidate, vocab_size: int, attention: str | None) ->
     )
 
 
-def _open_dera(candidate: Candidate, vocab_size: int, attention: str | None) -> Engine:
+def _open_dera(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device, load_model
     from realign_pipes.paper.dera import DeRaForCausalLM
@@ -108,7 +108,7 @@ def _open_dera(candidate: Candidate, vocab_size: int, attention: str | None) -> 
     return TransformersEngine(pair)
 
 
-def _open_merge(candidate: Candidate, vocab_size: int, attention: str | None) -> Engine:
+def _open_merge(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     import torch
 
     from realign_pipes.generation.transformers_engine import TransformersEngine
@@ -120,7 +120,7 @@ def _open_merge(candidate: Candidate, vocab_size: int, attention: str | None) ->
     return TransformersEngine(merge(reference, aligned, candidate.alpha, candidate.density).to(default_device()))
 
 
-def _open_lora(candidate: Candidate, vocab_size: int, attention: str | None) -> Engine:
+def _open_lora(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from peft.tuners.lora import LoraLayer
 
     from realign_pipes.generation.transformers_engine import TransformersEngine
@@ -135,7 +135,7 @@ def _open_lora(candidate: Candidate, vocab_size: int, attention: str | None) -> 
     return TransformersEngine(model)
 
 
-def _open_inra(candidate: Candidate, vocab_size: int, attention: str | None) -> Engine:
+def _open_inra(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device
     from realign_pipes.paper.inra import InRaForCausalLM

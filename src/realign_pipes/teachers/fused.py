@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer
+from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer, read_in_main_process
 from realign_pipes.models.load import check_pair, default_device, load_model
 from realign_pipes.paper.trra import Teacher, TeacherSignal
 from realign_pipes.teachers.hidden_states import HiddenStateCache, cache_model, open_cache
@@ -50,6 +50,7 @@ class FusedTeachers:
         self.reference, self.examples = reference, examples.select_columns(["id", "prompt_ids", "completion_ids"])
         self.teachers = teachers
         self.tokenizer = check_pair(reference, aligned)
+        read_in_main_process([reference, aligned, teacher_cache / "reference", teacher_cache / "aligned"])
         self.tokenizer_fingerprint = fingerprint_tokenizer(self.tokenizer)
         self.device = default_device()
         self.data_fingerprint = fingerprint_examples(self.examples)

@@ -13,7 +13,7 @@ from realign_pipes.data.prompts import render_instructed
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.graded import check_length
 from realign_pipes.models.card import read_metadata
-from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.fingerprint import fingerprint_model, read_in_main_process
 from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, max_positions
 from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.paper.schedules import TokenBudget
@@ -258,6 +258,7 @@ class MeasureCandidates(Job[Generations]):
     def _fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
         """Those of all checkpoints. InputError for one that was trained from another reference."""
         paths = dict.fromkeys(path for one in candidates for path in one.checkpoints)
+        read_in_main_process(paths)
         fingerprints = {path: fingerprint_model(path) for path in paths}
         for path in paths:
             if path in (self.reference, self.aligned):
