@@ -58,7 +58,7 @@ def accuracy(results: Results, examples: int) -> None:
     exact, rounded, top = [], {}, []
     for name in ("reference", "aligned"):
         model = load_model(models / name, device=torch.device("cpu"), dtype=torch.float64)
-        hidden = completion_hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+        hidden = completion_hidden_states(model, **batch)
         head = model.get_output_embeddings().weight
         logits = hidden @ head.T
         exact.append(logits)
@@ -99,8 +99,7 @@ def speed(results: Results, size: str, count: int, tokens: int, batch_size: int,
         def forward() -> None:
             for example in examples:
                 batch = collate([example], 0)
-                inputs = (batch[key].to(DEVICE) for key in ("input_ids", "attention_mask", "labels"))
-                completion_hidden_states(model, *inputs)
+                completion_hidden_states(model, **{name: tensor.to(DEVICE) for name, tensor in batch.items()})
 
         times = results.time(case, {"write_cache": write, "forward passes alone": forward}, repetitions)
         results.figure(case, "write_cache / forward passes alone", times.ratio("write_cache", "forward passes alone"))

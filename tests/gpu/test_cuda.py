@@ -56,6 +56,25 @@ def test_the_fused_loss_equals_the_plain_one(dtype, tolerance, divergence):
         assert error < tolerance
 
 
+@pytest.mark.parametrize("plausibility", [0.0, 0.1])
+def test_bfloat16_products_on_a_gpu_give_the_numbers_of_a_cpu(plausibility):
+    """A CPU multiplies the rounded factors in float32; tests/paper compares that with a formula."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator).div(4) for shape in [(300, 64), (1000, 64)] * 3]
+    found = []
+    for device in (CPU, CUDA):
+        own = [tensor.to(device) for tensor in inputs]
+        for tensor in own[:2]:
+            tensor.requires_grad_()
+        loss = fused_linear_divergence(
+            *own, 1.5, chunk_tokens=70, temperature=2.0, plausibility=plausibility, matmul_dtype=torch.bfloat16
+        )
+        found.append([loss.detach().to(CPU), *(gradient.to(CPU) for gradient in torch.autograd.grad(loss, own[:2]))])
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-7)
+    for on_gpu, on_cpu in zip(found[1][1:], found[0][1:], strict=True):
+        assert (on_gpu - on_cpu).norm() / on_cpu.norm() < 1e-3
+
+
 def test_the_fused_loss_never_holds_all_logits():
     """[4096, 50000] in float32 are 781 MiB; two heads' gradients and a chunk's three buffers are 147."""
     hidden, head = (torch.randn(rows, 64, device=CUDA) for rows in (4096, 50_000))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from realign_pipes.paper import objective
 from realign_pipes.paper.objective import fused_linear_divergence
 
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd"]
@@ -213,3 +214,68 @@ def test_shapes_that_do_not_fit_are_refused():
         fused_linear_divergence(*inputs[:4], inputs[4][1:], inputs[5], 1.0)
     with pytest.raises(ValueError, match=r"reference: hidden \[37, 12\] and head \[60, 24\]"):
         fused_linear_divergence(*inputs[:3], inputs[5], *inputs[4:], 1.0)
+
+
+def rounded(tensor):
+    return tensor.detach().bfloat16().double()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("alpha", [0.3, 2.5])
+def test_bfloat16_products_round_the_factors_and_nothing_else(alpha, beta):
+    inputs = make_inputs()
+    fused = fused_linear_divergence(
+        *inputs, alpha, vocab_size=VOCAB, chunk_tokens=10, plausibility=beta, matmul_dtype=torch.bfloat16
+    )
+    hs, ws, hr, wr, ha, wa = (rounded(x) for x in inputs)
+    plain = plain_loss([hs, ws, hr, wr, ha, wa], alpha, "forward_kl", 1.0, beta=beta)
+    torch.testing.assert_close(fused.double(), plain, rtol=1e-5, atol=1e-5)
+    z_student = (hs @ ws[:VOCAB].T).requires_grad_()
+    (of_logits,) = torch.autograd.grad(
+        plain_loss([z_student, torch.eye(VOCAB), hr, wr, ha, wa], alpha, "forward_kl", 1.0, beta=beta), z_student
+    )
+    of_logits = rounded(of_logits * len(hs)) / len(hs)  # the mean is taken after the products
+    of_head = torch.zeros_like(ws)
+    of_head[:VOCAB] = of_logits.T @ hs
+    for ours, theirs in zip(gradients(fused, inputs), (of_logits @ ws[:VOCAB], of_head), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=2e-4)  # a float32 may round to the other side
+
+
+def test_bfloat16_inputs_lose_nothing_in_bfloat16_products():
+    inputs = [x.detach().bfloat16() for x in make_inputs()]
+    one, other = (
+        fused_linear_divergence(*inputs, 1.5, plausibility=0.1, matmul_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_products_of_a_gpu_give_what_those_of_a_cpu_give(beta, temperature, monkeypatch):
+    """A GPU's product of bfloat16 factors with a float32 result, which a CPU lacks, is emulated here."""
+    mm = torch.mm
+
+    def product(left, right, *, out_dtype, out=None):
+        assert left.dtype == right.dtype == torch.bfloat16 and out_dtype == torch.float32
+        result = mm(left.float(), right.float())
+        return result if out is None else out.copy_(result)
+
+    inputs = make_inputs()
+
+    def loss_and_gradients():
+        loss = fused_linear_divergence(
+            *inputs, 1.5, vocab_size=VOCAB, chunk_tokens=10, plausibility=beta, temperature=temperature,
+            matmul_dtype=torch.bfloat16,
+        )  # fmt: skip
+        return loss.detach(), *gradients(loss, inputs)
+
+    on_cpu = loss_and_gradients()
+    monkeypatch.setattr(objective, "_factor", lambda tensor, dtype: tensor.to(dtype))
+    monkeypatch.setattr(torch, "mm", product)
+    torch.testing.assert_close(loss_and_gradients(), on_cpu, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dtype_without_the_range_of_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="matmul_dtype must be float32 or bfloat16"):
+        fused_linear_divergence(*make_inputs(), 1.0, matmul_dtype=torch.float16)

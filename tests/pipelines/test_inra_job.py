@@ -6,8 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.inra import InRaForCausalLM
@@ -213,6 +215,62 @@ def test_gradient_checkpointing_changes_no_gradient(make, monkeypatch, method):
     assert noted[False].gradients.keys() == noted[True].gradients.keys()
     for name, gradient in noted[False].gradients.items():
         torch.testing.assert_close(noted[True].gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("method", ["sft", "trra"])
+def test_padding_free_batches_change_no_gradient(make, monkeypatch, method):
+    noted = {on: FirstStep() for on in (False, True)}
+    for on, callback in noted.items():
+        monkeypatch.setattr(trainings, "ProgressCallback", lambda advance, callback=callback: callback)
+        make(work=f"{on}", method=method, padding_free=on, steps=1, save_steps=1, max_grad_norm=1e9, init="random")
+    assert noted[False].gradients.keys() == noted[True].gradients.keys()
+    for name, gradient in noted[False].gradients.items():
+        torch.testing.assert_close(noted[True].gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_dpo_has_no_padding_free_batches():
+    with pytest.raises(ValidationError, match="padding_free is not available for method dpo"):
+        make_parameters(method="dpo", padding_free=True)
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "trra"])
+def test_the_frozen_weights_may_be_bfloat16_and_are_saved_as_they_were(make, monkeypatch, pair, method, adapter):
+    dtypes = []
+
+    class Note(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            dtypes.append({p.dtype: p.requires_grad for p in model.parameters()})
+
+    monkeypatch.setattr(trainings, "ProgressCallback", lambda advance: Note())
+    adapters, base = parts(make(method=method, adapter=adapter, frozen_dtype="bfloat16", bf16=True))
+    assert dtypes == [{torch.bfloat16: False, torch.float32: True}] * 4
+    for name, weight in AutoModelForCausalLM.from_pretrained(pair[0]).state_dict().items():
+        assert torch.equal(base[name], weight), name
+    assert adapters[0]["self_attn.o_proj.weight"].abs().max() > 1e-4
+
+
+def test_two_dtypes_without_autocast_are_refused_before_training(make):
+    with pytest.raises(InputError, match=r"Set inra\.bf16 to true"):
+        make(frozen_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "trra"])
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_state_has_the_trained_weights_alone(make, monkeypatch, tmp_path, kill, method, adapter, caplog):
+    callback, killed = kill
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "ProgressCallback", lambda advance: callback)
+        with pytest.raises(killed):
+            make(method=method, adapter=adapter, steps=6)
+    (state,) = (tmp_path / "work" / "trainer").glob("checkpoint-*")
+    assert state.name == "checkpoint-4"  # the older one is removed
+    saved = load_file(state / "model.safetensors")
+    layer = "model.layers.0."
+    assert saved and all(name.startswith(layer) for name in saved)
+    assert all("lora_" in name for name in saved) == (adapter == "lora")
+    make(method=method, adapter=adapter, steps=6)
+    assert "missing keys" not in caplog.text
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from pydantic import ValidationError
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from realign_pipes.models.load import load_model
 from realign_pipes.runtime import training
@@ -95,6 +98,55 @@ def test_seconds_count_every_step_once_however_often_it_was_interrupted(make_che
     assert (after.diff()[1:] > 0).all() and after[6] - after[4] < 100
     assert training.training_seconds(tmp_path) > after[6]
     assert training.training_seconds(tmp_path / "elsewhere") is None
+
+
+def test_the_only_state_outlives_a_kill_while_the_next_one_is_saved(make_checkpoint, tmp_path, monkeypatch):
+    """Trainer writes trainer_state.json last, and removes the older state after that."""
+    checkpoint = make_checkpoint(tmp_path / "model")
+    save = TrainerState.save_to_json
+
+    def killed(self, path):
+        if self.global_step == 4:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerState, "save_to_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint, tmp_path / "cut")
+    states = {path.name for path in (tmp_path / "cut" / "trainer").iterdir()}
+    assert states == {"checkpoint-2", "checkpoint-4"}
+    last = training.last_complete_checkpoint(tmp_path / "cut" / "trainer")
+    assert last.name == "checkpoint-2"
+    resumed = run(checkpoint, tmp_path / "cut")
+    assert {path.name for path in (tmp_path / "cut" / "trainer").iterdir()} == {"checkpoint-6"}
+    whole = run(checkpoint, tmp_path / "whole")
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_an_optimizer_that_transformers_does_not_know_is_refused():
+    given = {
+        "steps": 1, "batch_size": 1, "micro_batch_size": 1, "learning_rate": 1e-2, "warmup_ratio": 0.0,
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "gradient_checkpointing": False, "save_steps": 1, "seed": 3,
+    }  # fmt: skip
+    for name in OptimizerNames:
+        assert Training(**given, optim=name.value).optim == name.value
+    with pytest.raises(ValidationError, match="there is no optimizer 'adafactr': did you mean 'adafactor'"):
+        Training(**given, optim="adafactr")
+    assert TrainingArguments(output_dir="x").optim == Training(**given).optim
+
+
+def test_bfloat16_products_follow_the_autocast_of_a_gpu(monkeypatch):
+    def chosen(name, device, **changes):
+        monkeypatch.setattr(training, "PartialState", lambda: SimpleNamespace(device=torch.device(device)))
+        return training.matmul_dtype(name, Training.model_construct(**{"bf16": None, **changes}))
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert chosen("auto", "cuda") == torch.bfloat16
+    assert chosen("auto", "cuda", bf16=False) == chosen("auto", "cpu") == torch.float32
+    assert chosen("auto", "cpu", bf16=True) == torch.float32
+    assert chosen("bfloat16", "cpu") == torch.bfloat16 and chosen("float32", "cuda") == torch.float32
 
 
 def test_a_dvc_project_around_it_stays_as_it_is(make_checkpoint, tmp_path, monkeypatch):

@@ -79,9 +79,9 @@ def opened(monkeypatch):
     calls, recorders = [], {}
     for name, kind in KINDS.items():
 
-        def record(candidate, vocab_size, open_it=kind.open):
+        def record(candidate, vocab_size, attention, open_it=kind.open):
             calls.append((open_it.__name__, candidate.name))
-            return open_it(candidate, vocab_size)
+            return open_it(candidate, vocab_size, attention)
 
         one = recorders.setdefault(kind.open, record)  # kinds that open alike still do
         monkeypatch.setitem(KINDS, name, dataclasses.replace(kind, open=one))

@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 
 from realign_pipes.datasets.folders import FolderDataset
+from realign_pipes.models import fingerprint as fingerprints
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.trra import collate
 from realign_pipes.teachers import hidden_states
@@ -46,6 +48,18 @@ def test_a_cache_holds_what_the_model_computes_one_example_at_a_time(tmp_path, p
         torch.testing.assert_close(cache.hidden_states([row]), expected, rtol=1e-5, atol=1e-5)
         logits = cache.hidden_states([row]) @ cache.head().T
         torch.testing.assert_close(logits, model(ids).logits[0, len(example["prompt_ids"]) - 1 : -1].detach())
+
+
+def test_a_cache_without_padding_holds_the_same(tmp_path, pair, examples):
+    model = load_model(pair[0], device=CPU)
+    for name, padding_free in (("padded", False), ("flat", True)):
+        write_cache(
+            tmp_path / name, model, examples, SOURCE, dtype=torch.float32, batch_size=4, shard_tokens=12,
+            advance=lambda done: None, padding_free=padding_free,
+        )  # fmt: skip
+    padded, flat = (open_cache(tmp_path / name, SOURCE, examples) for name in ("padded", "flat"))
+    rows = list(range(len(examples)))
+    torch.testing.assert_close(flat.hidden_states(rows), padded.hidden_states(rows), rtol=1e-5, atol=1e-5)
 
 
 def test_cached_and_online_give_the_same_signal(tmp_path, pair, examples):
@@ -186,6 +200,34 @@ def test_a_cache_is_read_once_to_be_checked_however_often_it_is_opened(tmp_path,
     files = {path.name for path in (tmp_path / "cache").glob("*.safetensors")}
     assert len(files) > 3
     assert Counter(path.name for path in hashed.elements()) == dict.fromkeys(files, 1)
+
+
+def test_the_processes_of_a_launch_read_a_cache_once_and_find_a_later_change(
+    tmp_path, pair, examples, hashed, monkeypatch
+):
+    write(tmp_path / "cache", load_model(pair[0], device=CPU), examples)
+    state = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr("accelerate.PartialState", lambda: state)
+    sent = []
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda shared: sent.append(dict(shared[0])))
+    monkeypatch.setattr(fingerprints, "_digests", {})
+    hashed.clear()
+    fingerprints.read_in_main_process([tmp_path / "cache"])  # the main process
+    assert set(hashed.values()) == {1} and len(sent[0]) == len(hashed) > 3
+
+    state.is_main_process = False
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda shared: shared.__setitem__(slice(None), sent))
+    monkeypatch.setattr(fingerprints, "_digests", {})
+    hashed.clear()
+    fingerprints.read_in_main_process([tmp_path / "cache"])
+    open_cache(tmp_path / "cache", SOURCE, examples)
+    assert not hashed
+    shard = tmp_path / "cache" / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CacheMismatchError, match=r"shard-00001\.safetensors is missing, truncated or altered"):
+        open_cache(tmp_path / "cache", SOURCE, examples)
 
 
 def test_no_cache_at_all_is_refused(tmp_path, examples):

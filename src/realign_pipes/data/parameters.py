@@ -1,11 +1,19 @@
 """Parameters for what the models' checkpoints may leave open."""
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from pydantic import field_validator
 
 from realign_pipes.runtime.parameters import Parameters
 from realign_pipes.tasks.completion import ThinkingTags
+
+FLASH_ATTENTION = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
+"""The module and the package that each needs. Without them Transformers would look for a kernel on the hub."""
 
 
 class Models(Parameters):
@@ -16,6 +24,19 @@ class Models(Parameters):
     that are trained get it; null: the reference's own."""
     thinking: ThinkingTags | None
     """The tags around the models' thinking; null: those that the chat template names, else `<think>` and `</think>`."""
+
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
+    """How Transformers computes attention, in trainings, the cache and decoding; null: its choice (sdpa for most
+    models). Flash attention needs its package, a GPU, and weights in half precision or `bf16`."""
+
+    @field_validator("attn_implementation")
+    @classmethod
+    def _is_installed(cls, attn_implementation: str | None) -> str | None:
+        module, package = FLASH_ATTENTION.get(attn_implementation or "", (None, None))
+        if module is not None and find_spec(module) is None:
+            raise ValueError(f"{attn_implementation} needs the package {package}, which is not installed. Install it, "
+                             "or choose sdpa.")  # fmt: skip
+        return attn_implementation
 
     @field_validator("chat_template")
     @classmethod

@@ -84,12 +84,16 @@ def make_servers(parameters: Generation, work: Path) -> Servers | None:
 
 
 def engine_of_checkpoint(
-    checkpoint: Path, parameters: Generation, work: Path
+    checkpoint: Path, parameters: Generation, work: Path, attn_implementation: str | None = None
 ) -> tuple[Description, Callable[[], Engine]]:
-    """What draws for one ordinary checkpoint, and how it is opened. Raises what `make_servers` and `serves` raise."""
+    """What draws for one ordinary checkpoint, and how it is opened. Raises what `make_servers` and `serves` raise.
+
+    `attn_implementation` is for Transformers.
+    """
     servers = make_servers(parameters, work)
     if servers is None:
-        return describe(read_dtype(checkpoint)), partial(TransformersEngine.of_checkpoint, checkpoint)
+        opens = partial(TransformersEngine.of_checkpoint, checkpoint, attn_implementation=attn_implementation)
+        return describe(read_dtype(checkpoint)), opens
     served = Served(ServedModel(checkpoint), like=checkpoint)
     servers.serves(served)  # an InputError, if not
     return servers.describe(served), partial(servers.open, served)

@@ -98,9 +98,9 @@ class TransformersEngine:
         self.options = {"plausibility": plausibility} if plausibility > 0 else {}
 
     @classmethod
-    def of_checkpoint(cls, path: Path, *, min_p: float = 0.0) -> Self:
+    def of_checkpoint(cls, path: Path, *, min_p: float = 0.0, attn_implementation: str | None = None) -> Self:
         """With the model of a checkpoint directory, on the accelerator if there is one."""
-        return cls(load_model(path, device=default_device()), min_p=min_p)
+        return cls(load_model(path, device=default_device(), attn_implementation=attn_implementation), min_p=min_p)
 
     def close(self) -> None:
         """Let go of the model, and of the accelerator's memory that it took."""

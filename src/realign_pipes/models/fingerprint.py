@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ def fingerprint_file(path: Path) -> str:
         with path.open("rb") as stream:
             _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
     return _digests[key]
+
+
+def read_in_main_process(folders: Iterable[Path]) -> None:
+    """Have the main process alone read the weights and caches (*.safetensors) in `folders` to hash them.
+
+    All processes of a launch call this. Afterwards the others know a file by its size and time of last change, and
+    `fingerprint_file` reads only what has changed since. In one process nothing happens: it reads each file once.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    if state.is_main_process:
+        for folder in folders:
+            for file in sorted(folder.glob("*.safetensors")):
+                fingerprint_file(file)
+    shared = [_digests]
+    broadcast_object_list(shared)
+    _digests.update(shared[0])
 
 
 def fingerprint_model(path: Path) -> str:

@@ -101,21 +101,24 @@ def copy_tokenizer(source: Path, target: Path, chat_template: Path | None = None
         shutil.copy2(chat_template, target / "chat_template.jinja")
 
 
-def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def load_model(
+    path: Path, *, device: torch.device, dtype: torch.dtype | str = "auto", attn_implementation: str | None = None
+) -> PreTrainedModel:
     """The checkpoint in eval mode on `device`; `dtype` "auto" keeps the one it was saved in.
 
-    A PEFT adapter is loaded into its base, at the revision that it was trained for.
+    `attn_implementation` is Transformers' name of how attention is computed; None leaves it the choice. A PEFT adapter
+    is loaded into its base, at the revision that it was trained for.
     """
     check_checkpoint(path)
     if is_adapter(path):
         base, revision = base_of_adapter(path)
         if revision is None:
             check_checkpoint(Path(base))
-        model = read_model(base, dtype, revision)
+        model = read_model(base, dtype, revision, attn_implementation)
         with reading(path):
             model.load_adapter(str(path), use_safetensors=True)
     else:
-        model = read_model(path, dtype)
+        model = read_model(path, dtype, attn_implementation=attn_implementation)
     return model.to(device=device).eval()
 
 
@@ -130,12 +133,18 @@ def resolve_adapter(path: Path) -> Path | None:
         return Path(snapshot_download(base, revision=revision, local_files_only=True))
 
 
-def read_model(path: Path | str, dtype: torch.dtype | str = "auto", revision: str | None = None) -> PreTrainedModel:
+def read_model(
+    path: Path | str,
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
     """The checkpoint on the CPU, from safetensors only. CheckpointError if it is damaged or lacks any weight.
 
     Transformers would initialise missing weights at random. With a `revision`, `path` is a repository of the hub.
     """
-    options = {} if revision is None else {"revision": revision}
+    given = {"revision": revision, "attn_implementation": attn_implementation}
+    options = {name: value for name, value in given.items() if value is not None}
     with reading(path):
         model, found = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options

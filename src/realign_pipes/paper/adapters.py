@@ -10,7 +10,13 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from realign_pipes.paper.saving import SavesTrainedWeights
+
 disable_progress_bars()  # TRL maps over its data; a bar for each map would bury the bar of the training
+
+
+class _SFTTrainer(SavesTrainedWeights, SFTTrainer):
+    """TRL's trainer, whose states hold only the trained weights."""
 
 
 def sft_trainer(
@@ -24,7 +30,7 @@ def sft_trainer(
         {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
         for prompt, completion in zip(examples["prompt_ids"], examples["completion_ids"], strict=True)
     ]
-    return SFTTrainer(
+    return _SFTTrainer(
         model=model,
         args=SFTConfig(**arguments, max_length=None),
         train_dataset=Dataset.from_list(rows),
@@ -32,7 +38,7 @@ def sft_trainer(
     )
 
 
-class _TokenisedDPOTrainer(DPOTrainer):
+class _TokenisedDPOTrainer(SavesTrainedWeights, DPOTrainer):
     """TRL's trainer for pairs that are already tokenised: `prompt_ids`, `chosen_ids` and `rejected_ids`."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:

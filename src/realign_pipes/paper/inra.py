@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
@@ -112,8 +113,12 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         num_adapter_layers: int = 1,
         init: Literal["identity", "random"] = "identity",
         placement: Literal["bottom", "top"] = "bottom",
+        *,
+        attn_implementation: str | None = None,
     ) -> "InRaForCausalLM":
         """Add an adapter to a base model (which is copied) or checkpoint directory.
+
+        `attn_implementation` is Transformers' name of how attention is computed, for a directory; None: its choice.
 
         Each adapter layer is a copy of the layer next to it. `identity` sets what its attention and MLP add to the
         hidden states to zero (output projections, weights and biases), `random` draws all its weights as the
@@ -129,7 +134,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
             if config.is_encoder_decoder:
                 raise InputError(f"{path}: {type(config).__name__} is an encoder-decoder model; InRa needs a decoder.")
             check_checkpoint(path)
-            model = read_model(path)
+            model = read_model(path, attn_implementation=attn_implementation)
             fingerprint = fingerprint_model(path)
         if model.config.is_encoder_decoder:
             raise InputError(f"{type(model).__name__} is an encoder-decoder model; InRa needs a decoder.")
@@ -155,9 +160,16 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, base: str | Path | None = None, dtype: torch.dtype | str = "auto"
+        cls,
+        path: str | Path,
+        *,
+        base: str | Path | None = None,
+        dtype: torch.dtype | str = "auto",
+        attn_implementation: str | None = None,
     ) -> "InRaForCausalLM":
         """Load an expanded checkpoint: from `save_pretrained`, or any other with an extra layer at the bottom.
+
+        `attn_implementation` is Transformers' name of how attention is computed; None: its choice.
 
         `base`, if given, is the checkpoint that the adapter is for: ValueError if it was made from another.
         """
@@ -171,7 +183,7 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                 f"the adapter in {path} was trained from another base than {base}: their fingerprints differ."
             )
         check_checkpoint(Path(path))
-        return cls(read_model(Path(path), dtype).eval(), inra)
+        return cls(read_model(Path(path), dtype, attn_implementation=attn_implementation).eval(), inra)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the expanded checkpoint: L + n layers of a stock architecture. Stock tools load stream A from it."""
@@ -209,6 +221,10 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         `plausibility` is beta in [0, 1), ValueError outside: tokens that neither stream finds plausible get the logit
         -inf (`objective.implausible`), but in rows whose alpha is exactly 0 or 1.
 
+        Several sequences may share a row, by `position_ids` that start again at 0 in each, `use_cache` False (with a
+        cache, Transformers does not look for them) and no `attention_mask`. ValueError for both streams of such a row
+        with flash attention, which knows them only in a batch of one.
+
         A cache remembers which streams it holds. Continuing from it at an `alpha` that needs another stream raises
         ValueError.
         """
@@ -218,6 +234,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         elif use_cache and past_key_values is None:
             past_key_values = self._new_cache()
         streams = self._streams(alpha, input_ids, past_key_values, both_streams)
+        if not streams.single and attention_mask is None and position_ids is not None:
+            self._check_packing(position_ids)
         inputs = {
             "input_ids": streams.gather(input_ids),
             "attention_mask": streams.gather(attention_mask),
@@ -275,6 +293,14 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                 f"alpha must be one number, or one for each of the {batch} rows; got {list(alphas.shape)}."
             )
         return alphas
+
+    def _check_packing(self, position_ids: torch.Tensor) -> None:
+        flash = (self.expanded.config._attn_implementation or "").startswith("flash")
+        if flash and find_packed_sequence_indices(position_ids) is not None:
+            raise ValueError(
+                "flash attention cannot tell the sequences of a row apart where two streams run: give each sequence a "
+                "row of its own, or load the model with attn_implementation sdpa."
+            )
 
     def _new_cache(self) -> StreamsCache:
         return StreamsCache(self.config, self._adapter_cache_layers())

@@ -138,6 +138,7 @@ def fused_linear_divergence(
     plausibility: float = 0.0,
     chunk_tokens: int = 256,
     num_tokens: int | torch.Tensor | None = None,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """The mean over N tokens of `divergence_between(z_student, fuse_logits(z_ref, z_aligned, alpha, beta))`: Eqs. 5, 6.
 
@@ -150,8 +151,15 @@ def fused_linear_divergence(
     Gradients flow into `student_hidden` and `student_head` only. Everything inside a chunk of `chunk_tokens` tokens is
     float32, whatever the inputs' dtype; the result is a float32 scalar in nats.
 
+    With `matmul_dtype` bfloat16, the factors of the five matrix products (states, heads, and the gradient of the
+    student's logits) are rounded to bfloat16; sums and results stay in float32, and so do all logits, softmaxes and the
+    accumulated gradients. Factors that are bfloat16 already lose nothing in the forward products. A GPU multiplies so
+    on its tensor cores. On a CPU, for which torch has no such product, the rounded factors are multiplied in float32:
+    the same numbers, no faster. docs/explanation/performance.md has the measured errors.
+
     Raises ValueError for shapes that do not fit together, an alpha that is not finite, a temperature that is not
-    positive, an unknown divergence, or a plausibility that `check_plausibility` refuses.
+    positive, an unknown divergence, a matmul_dtype other than float32 and bfloat16, or a plausibility that
+    `check_plausibility` refuses.
     """
     pairs = {
         "student": (student_hidden, student_head),
@@ -174,6 +182,8 @@ def fused_linear_divergence(
     if divergence not in get_args(Divergence):
         raise _unknown(divergence)
     check_plausibility(plausibility, divergence)
+    if matmul_dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"matmul_dtype must be float32 or bfloat16, not {matmul_dtype}.")
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}.")
     if num_tokens is None:
@@ -183,7 +193,7 @@ def fused_linear_divergence(
     mean: torch.Tensor = _FusedLinearDivergence.apply(  # type: ignore[no-untyped-call]  # torch has no types for it
         student_hidden, student_head,
         reference_hidden.detach(), reference_head.detach(), aligned_hidden.detach(), aligned_head.detach(),
-        alpha, divergence, temperature, plausibility, vocab, chunk_tokens, num_tokens,
+        alpha, divergence, temperature, plausibility, vocab, chunk_tokens, num_tokens, matmul_dtype,
     )  # fmt: skip
     return mean
 
@@ -207,12 +217,13 @@ class _FusedLinearDivergence(torch.autograd.Function):
         vocab: int,
         chunk_tokens: int,
         num_tokens: int | torch.Tensor,
+        matmul_dtype: torch.dtype,
     ) -> torch.Tensor:
         need_hidden, need_head = ctx.needs_input_grad[:2]
         with torch.autocast(student_hidden.device.type, enabled=False):
-            student_weight = student_head[:vocab].float()
-            reference_weight = reference_head[:vocab].float()
-            aligned_weight = aligned_head[:vocab].float()
+            student_weight = _factor(student_head[:vocab], matmul_dtype)
+            reference_weight = _factor(reference_head[:vocab], matmul_dtype)
+            aligned_weight = _factor(aligned_head[:vocab], matmul_dtype)
             grad_hidden = torch.zeros_like(student_hidden, dtype=torch.float32) if need_hidden else None
             grad_head = torch.zeros_like(student_head, dtype=torch.float32) if need_head else None
             total = student_hidden.new_zeros((), dtype=torch.float32)
@@ -221,30 +232,33 @@ class _FusedLinearDivergence(torch.autograd.Function):
             buffers = torch.empty(3, rows, vocab, dtype=torch.float32, device=student_hidden.device)
             for start in range(0, student_hidden.shape[0], chunk_tokens):
                 chunk = slice(start, start + chunk_tokens)
-                hidden = student_hidden[chunk].float()
+                hidden = _factor(student_hidden[chunk], matmul_dtype)
+                of_aligned, of_reference = (
+                    _factor(states[chunk], matmul_dtype) for states in (aligned_hidden, reference_hidden)
+                )
                 z, z_student, spare = buffers[:, : len(hidden)]
-                torch.mm(aligned_hidden[chunk].float(), aligned_weight.T, out=z)
+                _multiply(z, of_aligned, aligned_weight.T)
                 if plausibility == 0:
-                    # Eq. 5 over T: z_ref is added to z_aligned, which is in z. Beware: the keywords `beta` and `alpha`
-                    # are torch's and not the paper's. addmm_ scales what is there already by `beta`, and the product
-                    # that it adds by `alpha`. T goes into these factors, which costs no pass over [c, V]. They apply
+                    # Eq. 5 over T: z_ref is added to z_aligned, which is in z. T goes into these factors. They apply
                     # after the products, so that states in half precision enter those unrounded.
-                    z.addmm_(
-                        reference_hidden[chunk].float(),
+                    _multiply(
+                        z,
+                        of_reference,
                         reference_weight.T,
-                        beta=alpha / temperature,
-                        alpha=(1 - alpha) / temperature,
+                        scale=(1 - alpha) / temperature,
+                        keep=alpha / temperature,
                     )
                 else:
-                    torch.mm(reference_hidden[chunk].float(), reference_weight.T, out=spare)
+                    _multiply(spare, of_reference, reference_weight.T)
                     _fuse_masked(z, spare, z_student, alpha, temperature, plausibility)
-                z_student.addmm_(hidden, student_weight.T, beta=0, alpha=1 / temperature)
+                _multiply(z_student, hidden, student_weight.T, scale=1 / temperature)
                 loss, gradient = _divergence_and_gradient(z_student, z, spare, divergence)
                 total += loss
+                gradient = _factor(gradient, matmul_dtype)
                 if grad_hidden is not None:
-                    torch.mm(gradient, student_weight, out=grad_hidden[chunk])
+                    _multiply(grad_hidden[chunk], gradient, student_weight)
                 if grad_head is not None:
-                    grad_head[:vocab].addmm_(gradient.T, hidden, alpha=1 / temperature)
+                    _multiply(grad_head[:vocab], gradient.T, hidden, scale=1 / temperature, keep=1.0)
             if grad_hidden is not None:
                 grad_hidden.div_(temperature)
         ctx.save_for_backward(grad_hidden, grad_head)
@@ -260,7 +274,27 @@ class _FusedLinearDivergence(torch.autograd.Function):
             None if gradient is None else gradient.mul_(scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*gradients, *[None] * 11)
+        return (*gradients, *[None] * 12)
+
+
+def _factor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` as a factor of `_multiply`, rounded to `dtype`; on a CPU in float32 after that."""
+    rounded = tensor.to(dtype)
+    return rounded.float() if rounded.device.type == "cpu" else rounded
+
+
+def _multiply(
+    out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, scale: float = 1.0, keep: float = 0.0
+) -> None:
+    """out = keep * out + scale * left @ right; `out` and all sums are float32. With `keep` 0, `out` is not read."""
+    if left.dtype == torch.float32:
+        out.addmm_(left, right, beta=keep, alpha=scale)
+    elif keep == 0:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
+        if scale != 1:
+            out.mul_(scale)
+    else:
+        out.mul_(keep).add_(torch.mm(left, right, out_dtype=torch.float32), alpha=scale)
 
 
 MASKED = -1e30

@@ -23,11 +23,12 @@ from typing import Any, Protocol, TypedDict
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, Trainer
+from transformers import DataCollatorWithFlattening, PreTrainedModel
 
 from realign_pipes.errors import InputError, UserError
 from realign_pipes.paper import Divergence
 from realign_pipes.paper.objective import check_plausibility, fused_linear_divergence
+from realign_pipes.paper.saving import SavesTrainedWeights
 
 
 class TrainingDivergedError(UserError, ArithmeticError):
@@ -76,20 +77,18 @@ class Teacher(Protocol):
     reference_head: torch.Tensor
     aligned_head: torch.Tensor
 
-    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
-        """Hidden states for a collated batch: `input_ids`, `attention_mask`, `labels` [B, T] and `row` [B]."""
+    def signal(self, batch: dict[str, Any]) -> TeacherSignal:
+        """Hidden states for a batch of `collate` or `collate_flat` that also has each example's number, `row` [B]."""
         ...
 
 
-def completion_hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """Final hidden states [N, d] that predict the N completion tokens, row after row, in the model's dtype.
+def completion_hidden_states(model: PreTrainedModel, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Final hidden states [N, d] that predict the N completion tokens, example after example, in the model's dtype.
 
-    All three inputs are int64 [B, T]. Completion tokens are those whose label is not -100; the state that predicts the
-    token at position t is the one at t - 1.
+    `labels`, int64 [B, T], and `inputs`, what the decoder takes, are those of `collate` or `collate_flat`. Completion
+    tokens are those whose label is not -100; the state that predicts the token at position t is the one at t - 1.
     """
-    output = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    output = model.get_decoder()(**inputs, use_cache=False)
     hidden: torch.Tensor = output.last_hidden_state
     return hidden[:, :-1][labels[:, 1:] != -100]
 
@@ -112,8 +111,37 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.T
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def examples_of(batch: Mapping[str, torch.Tensor]) -> list[Example]:
-    """The examples of a batch from `collate`."""
+def collate_flat(examples: Sequence[Example]) -> dict[str, Any]:
+    """All examples in one row without padding: `input_ids`, `labels` and `position_ids`, int64 [1, T].
+
+    Positions start at 0 in each example, by which Transformers knows that none may attend to another. The boundaries
+    are there too (`cu_seq_lens_q`, …), as flash attention takes them. Labels are those of `collate`.
+    """
+    rows = [
+        {
+            "input_ids": example["prompt_ids"] + example["completion_ids"],
+            "labels": [-100] * len(example["prompt_ids"]) + example["completion_ids"],
+        }
+        for example in examples
+    ]
+    flat: dict[str, Any] = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True)(rows)
+    return flat
+
+
+def decoder_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch from `collate` or `collate_flat` the decoder takes."""
+    return {name: value for name, value in batch.items() if name not in ("labels", "row")}
+
+
+def examples_of(batch: Mapping[str, Any]) -> list[Example]:
+    """The examples of a batch from `collate` or `collate_flat`."""
+    if "position_ids" in batch:
+        lengths = batch["cu_seq_lens_q"].diff().tolist()
+        rows = zip(batch["input_ids"][0].split(lengths), batch["labels"][0].split(lengths), strict=True)
+        return [
+            {"prompt_ids": ids[labels == -100].tolist(), "completion_ids": ids[labels != -100].tolist()}
+            for ids, labels in rows
+        ]
     own = batch["labels"] != -100
     prompts = batch["attention_mask"].bool() & ~own
     return [
@@ -122,13 +150,14 @@ def examples_of(batch: Mapping[str, torch.Tensor]) -> list[Example]:
     ]
 
 
-class TrRaTrainer(Trainer):
+class TrRaTrainer(SavesTrainedWeights):
     """Transformers' Trainer with the divergence from the fused teacher as its loss (Eq. 6).
 
     `train_dataset` has the columns `prompt_ids` and `completion_ids` (token ids), optionally `id` (named in errors) and
     `row`, the example's number for the teacher (default: its place). Only completion tokens count. `vocab_size` is the
-    tokenizer's; None is that of the smallest head. The other arguments are those of `fused_linear_divergence` and of
-    Trainer. `train` raises TrainingDivergedError when the loss is no longer finite.
+    tokenizer's; None is that of the smallest head. With `padding_free`, a micro-batch is one row (`collate_flat`). The
+    other arguments are those of `fused_linear_divergence` and of Trainer. `train` raises TrainingDivergedError when the
+    loss is no longer finite.
 
     With `on_policy`, the student draws completions before each optimizer step, in eval mode and by its class's forward.
     The teacher must then compute its signal from the batch's `input_ids`, as OnlineTeacher does. InputError in several
@@ -153,6 +182,8 @@ class TrRaTrainer(Trainer):
         plausibility: float = 0.0,
         vocab_size: int | None = None,
         chunk_tokens: int = 256,
+        matmul_dtype: torch.dtype = torch.float32,
+        padding_free: bool = False,
         on_policy: OnPolicy | None = None,
         **kwargs: Any,
     ) -> None:
@@ -161,8 +192,9 @@ class TrRaTrainer(Trainer):
             train_dataset = train_dataset.add_column("row", range(len(train_dataset)))
         pad_token_id = model.config.pad_token_id or 0
 
-        def collate_rows(examples: list[Any]) -> dict[str, torch.Tensor]:
-            return {**collate(examples, pad_token_id), "row": torch.tensor([example["row"] for example in examples])}
+        def collate_rows(examples: list[Any]) -> dict[str, Any]:
+            batch = collate_flat(examples) if padding_free else collate(examples, pad_token_id)
+            return {**batch, "row": torch.tensor([example["row"] for example in examples])}
 
         super().__init__(model=model, train_dataset=train_dataset, data_collator=collate_rows, **kwargs)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of the whole optimizer step
@@ -187,17 +219,17 @@ class TrRaTrainer(Trainer):
                 vocab_size=vocab_size,
                 chunk_tokens=chunk_tokens,
                 num_tokens=num_tokens,
+                matmul_dtype=matmul_dtype,
             )
 
         def student_forward(
             student: PreTrainedModel,
-            input_ids: torch.Tensor,
-            attention_mask: torch.Tensor,
             labels: torch.Tensor,
             signal: TeacherSignal,
             num_tokens: torch.Tensor,
+            **inputs: Any,
         ) -> dict[str, torch.Tensor]:
-            hidden = completion_hidden_states(student, input_ids, attention_mask, labels)
+            hidden = completion_hidden_states(student, labels, **inputs)
             return {"loss": student.get_output_embeddings()(hidden, signal, num_tokens)}
 
         self._forwards = (student_forward, head_forward)
@@ -219,9 +251,7 @@ class TrRaTrainer(Trainer):
             epoch_iterator = iter(self._with_own_completions(batches, self.on_policy))
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
-    def _with_own_completions(
-        self, batches: list[dict[str, torch.Tensor]], on_policy: OnPolicy
-    ) -> list[dict[str, torch.Tensor]]:
+    def _with_own_completions(self, batches: list[dict[str, Any]], on_policy: OnPolicy) -> list[dict[str, Any]]:
         first = self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps
         examples = [
             {**example, "row": row}
@@ -265,11 +295,10 @@ class TrRaTrainer(Trainer):
     ) -> Any:
         """The micro-batch's share of the step's mean divergence. TrainingDivergedError if it is not finite."""
         outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
             labels=inputs["labels"],
             signal=self.teacher.signal(inputs),
             num_tokens=num_items_in_batch,
+            **decoder_inputs(inputs),
         )
         loss = outputs["loss"]
         if not torch.isfinite(loss):

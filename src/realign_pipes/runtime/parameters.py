@@ -6,7 +6,7 @@ reason, before anything is computed. Light on purpose: nothing here imports torc
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -58,6 +59,9 @@ def check_distinct(alphas: Sequence[float]) -> None:
         raise ValueError(f"alphas {alphas} contain a value twice")
 
 
+DEFAULT_OPTIM = "adamw_torch_fused"
+
+
 class Training(Parameters):
     """A training by Transformers' Trainer."""
 
@@ -76,6 +80,28 @@ class Training(Parameters):
     save_steps: PositiveInt
     """An interrupted training resumes from the last multiple of these steps."""
     seed: Seed
+    optim: str = DEFAULT_OPTIM
+    """The optimizer, by any name that `TrainingArguments.optim` of Transformers knows: adafactor, adamw_bnb_8bit, …"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the weights that are trained: float32 are masters for `bf16`; `auto` is the checkpoint's. In bfloat16, updates
+    below about 1/256 of a weight are lost to rounding. LoRA's matrices are float32 whatever this says."""
+    bf16: bool | None = None
+    """Compute in bfloat16 by autocast, whatever the weights' dtype; null: on a GPU that has it."""
+    padding_free: bool = False
+    """Lay the examples of a micro-batch end to end in one row, without padding. Flash attention then computes no token
+    too many. With sdpa or eager attention, the mask has the square of the row's tokens: for short examples only."""
+
+    @field_validator("optim")
+    @classmethod
+    def _known_to_transformers(cls, optim: str) -> str:
+        if optim == DEFAULT_OPTIM:  # without Transformers, which takes seconds to import
+            return optim
+        from transformers.training_args import OptimizerNames
+
+        known = [name.value for name in OptimizerNames]
+        if optim not in known:
+            raise ValueError(unknown("optimizer", optim, known))
+        return optim
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:

@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -159,8 +159,27 @@ def in_training_order(examples: Dataset, parameters: Training) -> Dataset:
     return examples.select(np.concatenate(epochs)[:total])
 
 
+def uses_bf16(parameters: Training) -> bool:
+    """Whether a training autocasts to bfloat16 on this device."""
+    if parameters.bf16 is not None:
+        return parameters.bf16
+    device: torch.device = PartialState().device
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def matmul_dtype(name: Literal["auto", "float32", "bfloat16"], parameters: Training) -> torch.dtype:
+    """In which dtype the loss multiplies: `auto` is bfloat16 in a training that autocasts to it on a GPU.
+
+    The states that enter are then bfloat16's in all but name, and a GPU multiplies them many times faster.
+    """
+    if name == "auto":
+        name = "bfloat16" if uses_bf16(parameters) and PartialState().device.type != "cpu" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
-    """Arguments for TrainingArguments and TRL's configs: AdamW, a cosine after a warm-up, bfloat16 where CUDA has it.
+    """Arguments for TrainingArguments and TRL's configs: the optimizer, and a cosine after a warm-up.
 
     `folder` holds the training state. Examples come as they are ordered, so give the trainer those of
     `in_training_order`. ValueError if the processes cannot share a batch evenly.
@@ -185,9 +204,10 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
         "activation_checkpointing": parameters.gradient_checkpointing,
         "ddp_find_unused_parameters": False,
         "use_cpu": device.type == "cpu",
-        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "bf16": uses_bf16(parameters),
+        "optim": parameters.optim,
         "save_steps": parameters.save_steps,
-        "save_total_limit": 2,
+        "save_total_limit": 1,  # an older state is removed only after the newer one is complete
         "logging_steps": max(1, parameters.steps // 100),  # a curve of about a hundred points
         "include_num_input_tokens_seen": "all",
         "seed": parameters.seed,

@@ -52,8 +52,10 @@ class Evaluator:
         tokenizer: PreTrainedTokenizerFast,
         work: Path,
         servers: Servers | None = None,
+        attn_implementation: str | None = None,
     ) -> None:
         self.fingerprints, self.tokenizer, self.work, self.servers = fingerprints, tokenizer, work, servers
+        self.attn_implementation = attn_implementation
         self._opened: tuple[Any, Engine] | None = None
         self.questions = [
             Question(
@@ -175,7 +177,8 @@ class Evaluator:
             if served is not None and self.servers is not None:
                 self._opened = loads, self.servers.open(served)
             else:
-                self._opened = loads, KINDS[candidate.kind].open(candidate, len(self.tokenizer))
+                opened = KINDS[candidate.kind].open(candidate, len(self.tokenizer), self.attn_implementation)
+                self._opened = loads, opened
         engine = self._opened[1]
         if served is not None and isinstance(engine, VLLMEngine):  # these are the requests' and not the server's
             return replace(engine, min_p=served.min_p, plausibility=served.plausibility)
@@ -183,7 +186,9 @@ class Evaluator:
 
     def _description(self, candidate: Candidate, questions: Sequence[Question], sampling: Sampling) -> dict[str, Any]:
         """Everything that the candidate's completions depend on."""
+        chosen = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
         return {
+            **chosen,
             "candidate": {
                 **asdict(candidate),
                 "checkpoints": [self.fingerprints[path] for path in candidate.checkpoints],

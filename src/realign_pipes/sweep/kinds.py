@@ -55,8 +55,9 @@ class Kind:
     """Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too."""
     marker: str
     """A symbol of Plotly."""
-    open: Callable[[Candidate, int], Engine]
-    """(candidate, number of the tokenizer's tokens) -> what draws its completions with Transformers."""
+    open: Callable[[Candidate, int, str | None], Engine]
+    """(candidate, number of the tokenizer's tokens, Transformers' name of how attention is computed) -> what draws its
+    completions with Transformers."""
     about: str
     """What it is, in a sentence for the report."""
     serve: Callable[[Candidate, Path], Served] | None = None
@@ -88,53 +89,58 @@ class Kind:
     """Passes through the layers for each token: what it computes, though not how long that takes in one batch."""
 
 
-def _open_student(candidate: Candidate, vocab_size: int) -> Engine:
+def _open_student(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
 
-    return TransformersEngine.of_checkpoint(candidate.checkpoints[0])
+    return TransformersEngine.of_checkpoint(candidate.checkpoints[0], attn_implementation=attention)
 
 
-def _open_model(candidate: Candidate, vocab_size: int) -> Engine:
+def _open_model(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
 
-    return TransformersEngine.of_checkpoint(candidate.checkpoints[0], min_p=candidate.plausibility)
+    return TransformersEngine.of_checkpoint(
+        candidate.checkpoints[0], min_p=candidate.plausibility, attn_implementation=attention
+    )
 
 
-def _open_dera(candidate: Candidate, vocab_size: int) -> Engine:
+def _open_dera(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device, load_model
     from realign_pipes.paper.dera import DeRaForCausalLM
 
-    reference, aligned = (load_model(path, device=default_device()) for path in candidate.checkpoints)
+    reference, aligned = (
+        load_model(path, device=default_device(), attn_implementation=attention) for path in candidate.checkpoints
+    )
     pair = DeRaForCausalLM(reference, aligned, candidate.alpha, vocab_size, candidate.plausibility)
     return TransformersEngine(pair)
 
 
-def _open_merge(candidate: Candidate, vocab_size: int) -> Engine:
+def _open_merge(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device
 
-    return TransformersEngine(_merged(candidate).to(default_device()))
+    return TransformersEngine(_merged(candidate, attention).to(default_device()))
 
 
-def _merged(candidate: Candidate) -> PreTrainedModel:
+def _merged(candidate: Candidate, attention: str | None = None) -> PreTrainedModel:
     """On the CPU."""
     import torch
 
     from realign_pipes.models.load import load_model
     from realign_pipes.paper.merging import merge
 
-    reference, aligned = (load_model(path, device=torch.device("cpu")) for path in candidate.checkpoints)
+    cpu = torch.device("cpu")
+    reference, aligned = (load_model(path, device=cpu, attn_implementation=attention) for path in candidate.checkpoints)
     return merge(reference, aligned, candidate.alpha, candidate.density)
 
 
-def _open_lora(candidate: Candidate, vocab_size: int) -> Engine:
+def _open_lora(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from peft.tuners.lora import LoraLayer
 
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device, load_model
 
-    model = load_model(candidate.checkpoints[0], device=default_device())
+    model = load_model(candidate.checkpoints[0], device=default_device(), attn_implementation=attention)
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for adapter in layer.active_adapters:
@@ -143,12 +149,13 @@ def _open_lora(candidate: Candidate, vocab_size: int) -> Engine:
     return TransformersEngine(model)
 
 
-def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
+def _open_inra(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device
     from realign_pipes.paper.inra import InRaForCausalLM
 
-    model = InRaForCausalLM.from_pretrained(candidate.checkpoints[0]).to(default_device())
+    model = InRaForCausalLM.from_pretrained(candidate.checkpoints[0], attn_implementation=attention)
+    model.to(default_device())
     return TransformersEngine(model, plausibility=candidate.plausibility)
 
 

@@ -1,11 +1,12 @@
 """The teachers that one pair of models makes over one calibration set, cached or online."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 
-from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer
+from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer, read_in_main_process
 from realign_pipes.models.load import check_pair, default_device, load_model
 from realign_pipes.paper.trra import Teacher, TeacherSignal
 from realign_pipes.teachers.hidden_states import HiddenStateCache, cache_model, open_cache
@@ -22,7 +23,7 @@ class CachedTeacher:
         self.reference_head = reference.head().to(device)
         self.aligned_head = aligned.head().to(device)
 
-    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
+    def signal(self, batch: dict[str, Any]) -> TeacherSignal:
         """Hidden states of the examples numbered `row` [B], in the cache's dtype."""
         rows = batch["row"].tolist()
         return TeacherSignal(*(cache.hidden_states(rows).to(self.device) for cache in self.caches))
@@ -36,11 +37,20 @@ class FusedTeachers:
     """
 
     def __init__(
-        self, reference: Path, aligned: Path, examples: Dataset, *, teachers: Teachers, teacher_cache: Path
+        self,
+        reference: Path,
+        aligned: Path,
+        examples: Dataset,
+        *,
+        teachers: Teachers,
+        teacher_cache: Path,
+        attn_implementation: str | None = None,
     ) -> None:
+        self.attn_implementation = attn_implementation
         self.reference, self.examples = reference, examples.select_columns(["id", "prompt_ids", "completion_ids"])
         self.teachers = teachers
         self.tokenizer = check_pair(reference, aligned)
+        read_in_main_process([reference, aligned, teacher_cache / "reference", teacher_cache / "aligned"])
         self.tokenizer_fingerprint = fingerprint_tokenizer(self.tokenizer)
         self.device = default_device()
         self.data_fingerprint = fingerprint_examples(self.examples)
@@ -56,7 +66,8 @@ class FusedTeachers:
         """
         if self.teachers.mode == "online":
             reference_model, aligned_model = (
-                load_model(path, device=self.device) for path in (self.reference, aligned)
+                load_model(path, device=self.device, attn_implementation=self.attn_implementation)
+                for path in (self.reference, aligned)
             )
             check_linear_head(reference_model, "reference")
             check_linear_head(aligned_model, "aligned model")
@@ -68,6 +79,7 @@ class FusedTeachers:
                 self.examples,
                 self._cache_source(aligned),
                 teachers=self.teachers,
+                attn_implementation=self.attn_implementation,
                 description=f"caching {aligned.parent.name}'s hidden states",
             )
         return CachedTeacher(self.caches[self.reference], self.caches[aligned], self.device)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_file
 from realign_pipes.models.load import default_device, load_model
-from realign_pipes.paper.trra import Example, collate, completion_hidden_states
+from realign_pipes.paper.trra import Example, collate, collate_flat, completion_hidden_states, decoder_inputs
 from realign_pipes.runtime.files import atomic_path
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.teachers.parameters import Teachers
@@ -96,6 +97,7 @@ def write_cache(
     batch_size: int,
     shard_tokens: int,
     advance: Callable[[int], None],
+    padding_free: bool = False,
 ) -> None:
     """Write the cache of `model` over `examples` into `folder`, keeping the good shards that are already there.
 
@@ -104,7 +106,7 @@ def write_cache(
     of `plan_shards`. Each shard is written under a temporary name and renamed, followed by a note of its checksum; the
     main process merges the notes into the index when all are there. So the next run keeps the shards of an interrupted
     one, whatever its number of processes. `advance` is called with the number of this process's examples that are
-    done.
+    done. With `padding_free`, a batch is one row (`paper.trra.collate_flat`).
     """
     state = PartialState()
     plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], shard_tokens)
@@ -115,7 +117,8 @@ def write_cache(
     state.wait_for_everyone()
     for number, (start, stop) in list(enumerate(plan))[state.process_index :: state.num_processes]:
         if not _is_good(folder, number, start, stop):
-            hidden = _hidden_states(model, [examples[i] for i in range(start, stop)], batch_size, advance)
+            own = [examples[i] for i in range(start, stop)]
+            hidden = _hidden_states(model, own, batch_size, padding_free, advance)
             saved = _save_tensor(folder / f"shard-{number:05d}.safetensors", "hidden", hidden.to(dtype).cpu())
             _write_json(_note(folder, number), CacheShard(**saved.model_dump(), start=start, stop=stop))
         else:
@@ -179,16 +182,20 @@ def _is_good(folder: Path, number: int, start: int, stop: int) -> bool:
 
 
 def _hidden_states(
-    model: PreTrainedModel, examples: Sequence[Example], batch_size: int, advance: Callable[[int], None]
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    batch_size: int,
+    padding_free: bool,
+    advance: Callable[[int], None],
 ) -> torch.Tensor:
     """Hidden states [tokens, d] of the examples, in order; computed in batches of similar length."""
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt_ids"] + examples[i]["completion_ids"]))
     states: list[torch.Tensor] = [torch.empty(0)] * len(examples)
     for first in range(0, len(order), batch_size):
         members = order[first : first + batch_size]
-        batch = collate([examples[i] for i in members], pad_token_id=0)
-        inputs = (batch[key].to(model.device) for key in ("input_ids", "attention_mask", "labels"))
-        hidden = completion_hidden_states(model, *inputs)
+        some = [examples[i] for i in members]
+        batch = send_to_device(collate_flat(some) if padding_free else collate(some, pad_token_id=0), model.device)
+        hidden = completion_hidden_states(model, batch["labels"], **decoder_inputs(batch))
         lengths = [len(examples[i]["completion_ids"]) for i in members]
         for i, part in zip(members, torch.split(hidden, lengths), strict=True):
             states[i] = part
@@ -335,13 +342,14 @@ def cache_model(
     *,
     teachers: Teachers,
     description: str,
+    attn_implementation: str | None = None,
 ) -> HiddenStateCache:
     """The cache of a checkpoint over `examples`, written now by all processes or found finished in `folder`."""
     try:
         return open_cache(folder, source, examples)
     except CacheMismatchError:
         pass  # missing, unfinished or damaged: its good shards are kept
-    model = load_model(checkpoint, device=default_device())
+    model = load_model(checkpoint, device=default_device(), attn_implementation=attn_implementation)
     state = PartialState()
     plan = plan_shards([len(token_ids) for token_ids in examples["completion_ids"]], teachers.shard_tokens)
     own = sum(stop - start for start, stop in plan[state.process_index :: state.num_processes])
@@ -355,5 +363,6 @@ def cache_model(
             batch_size=teachers.batch_size,
             shard_tokens=teachers.shard_tokens,
             advance=advance,
+            padding_free=teachers.padding_free,
         )
     return open_cache(folder, source, examples)

@@ -16,5 +16,7 @@ class Teachers(Parameters):
     """The dtype in which hidden states are stored. `auto` is the one of the model's checkpoint, which loses nothing."""
     batch_size: PositiveInt
     """Examples in a forward pass."""
+    padding_free: bool = False
+    """Lay the examples of a forward pass end to end in one row, without padding; see `padding_free` of trra."""
     shard_tokens: PositiveInt
     """Completion tokens in a shard file, and so how much is lost when a run is killed."""

@@ -5,13 +5,14 @@ What a teacher is (`Example`, `TeacherSignal`, `Teacher`) is defined where it is
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from realign_pipes.errors import InputError
-from realign_pipes.paper.trra import TeacherSignal, completion_hidden_states
+from realign_pipes.paper.trra import TeacherSignal, completion_hidden_states, decoder_inputs
 
 
 def check_examples(examples: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -61,7 +62,7 @@ class OnlineTeacher:
         self.aligned_head = aligned.get_output_embeddings().weight.detach()
 
     @torch.no_grad()
-    def signal(self, batch: dict[str, torch.Tensor]) -> TeacherSignal:
-        """Hidden states for a collated batch: `input_ids`, `attention_mask` and `labels`, int64 [B, T]."""
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["labels"])
-        return TeacherSignal(*(completion_hidden_states(model, *inputs) for model in self.models))
+    def signal(self, batch: dict[str, Any]) -> TeacherSignal:
+        """Hidden states for a batch of `collate` or `collate_flat`."""
+        inputs = decoder_inputs(batch)
+        return TeacherSignal(*(completion_hidden_states(model, batch["labels"], **inputs) for model in self.models))

@@ -16,7 +16,7 @@ from realign_pipes.generation.graded import check_length
 from realign_pipes.generation.parameters import Generation
 from realign_pipes.generation.servers import make_servers
 from realign_pipes.models.card import read_metadata
-from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.fingerprint import fingerprint_model, read_in_main_process
 from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, max_positions
 from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.paper.schedules import TokenBudget
@@ -66,6 +66,7 @@ class MeasureCandidates(Job[Generations]):
     work: AbsolutePath
     chat_template: AbsolutePath | None = None
     """In place of the reference's own; for the candidates with an instruction."""
+    attn_implementation: str | None = None
 
     def run(self) -> Generations:
         """The completions of all candidates.
@@ -87,6 +88,7 @@ class MeasureCandidates(Job[Generations]):
             tokenizer=tokenizer,
             work=self.work,
             servers=make_servers(self.generation, self.work / "served"),
+            attn_implementation=self.attn_implementation,
         )
         with closing(evaluator):
             made = evaluator.evaluate([*sweep, *budgets], self.parameters.sampling)
@@ -262,6 +264,7 @@ class MeasureCandidates(Job[Generations]):
     def _fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
         """Those of all checkpoints. InputError for one that was trained from another reference."""
         paths = dict.fromkeys(path for one in candidates for path in one.checkpoints)
+        read_in_main_process(paths)
         fingerprints = {path: fingerprint_model(path) for path in paths}
         for path in paths:
             if path in (self.reference, self.aligned):

@@ -60,6 +60,7 @@ def sweep(
         problems=folder_of(evaluation_set),
         work=folders.work / "alpha_sweep",
         chat_template=models.chat_template,
+        attn_implementation=models.attn_implementation,
     )
     if generation.engine == "vllm" and launcher.num_processes > 1:
         logger.info("alpha_sweep runs in one process: vLLM itself uses several GPUs (generation.data_parallel_size)")

@@ -49,7 +49,9 @@ def collect_samples(
             for parameter, tokens in alpha_sweep.longest_completions():
                 check_length(prompt_ids, tokens, max_positions(path), parameter=parameter, model=str(path))
     if isinstance(calibration, SampledCalibration):
-        drawn_by, open_engine = engine_of_checkpoint(reference_model, generation, folders.work / "data_prep_served")
+        drawn_by, open_engine = engine_of_checkpoint(
+            reference_model, generation, folders.work / "data_prep_served", models.attn_implementation
+        )
         return samples.draw_samples(
             open_engine,
             calibration.task,

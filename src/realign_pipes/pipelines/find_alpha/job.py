@@ -77,6 +77,7 @@ class SearchAlpha(Job[Found]):
     confirming_problems: AbsolutePath
     chat_template: AbsolutePath | None = None
     """A file with the chat template that the checkpoint gets; None: the reference's own."""
+    attn_implementation: str | None = None
     work: AbsolutePath
     students: AbsolutePath
     """The work folder of the stage trra, whose finished students are not trained again."""
@@ -94,6 +95,7 @@ class SearchAlpha(Job[Found]):
             Dataset.load_from_disk(str(self.examples)),
             teachers=self.teachers,
             teacher_cache=self.teacher_cache,
+            attn_implementation=self.attn_implementation,
         )
         knobs = [knob for knob in self.parameters.knobs if self._serves(knob)]
         search = _Bench(self, self.search_problems, self.parameters.search, self.work / "search")
@@ -257,6 +259,7 @@ class _Bench:
             tokenizer=self.tokenizer,
             work=self.work,
             servers=self.servers,
+            attn_implementation=self.job.attn_implementation,
         )
         with closing(evaluator):
             frame = pd.read_parquet(evaluator.evaluate([candidate], self.sampling)[candidate.name])

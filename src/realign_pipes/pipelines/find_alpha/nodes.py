@@ -94,6 +94,7 @@ def search_alpha(
         search_problems=folder_of(search_problems),
         confirming_problems=folder_of(confirming_problems),
         chat_template=models.chat_template,
+        attn_implementation=models.attn_implementation,
         work=folders.work / "find_alpha",
         students=folders.work / "trra",
     )

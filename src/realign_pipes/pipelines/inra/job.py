@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.card import checkpoint_name, describe_checkpoint
 from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
 from realign_pipes.models.load import load_tokenizer
@@ -28,6 +29,7 @@ from realign_pipes.runtime.training import (
     train,
     trainer_arguments,
     training_state,
+    uses_bf16,
 )
 from realign_pipes.runtime.work import do_once
 from realign_pipes.teachers.fused import FusedTeachers
@@ -59,6 +61,7 @@ class TrainAdapter(Job[Adapter]):
     teacher_cache: AbsolutePath
     chat_template: AbsolutePath | None = None
     """A file with the chat template that the checkpoint gets; None: the reference's own."""
+    attn_implementation: str | None = None
     work: AbsolutePath
 
     def run(self) -> Adapter:
@@ -74,16 +77,20 @@ class TrainAdapter(Job[Adapter]):
             "reference": {"name": checkpoint_name(self.reference), "fingerprint": fingerprint_model(self.reference)},
             **facts,
         }
+        if self.attn_implementation is not None:
+            metadata["attn_implementation"] = self.attn_implementation
         if self.chat_template is not None:
             metadata["chat_template"] = fingerprint(self.chat_template.read_text(encoding="utf-8"))
 
         def do(folder: Path) -> Callable[[Path], None]:
-            model, _ = _fresh_model(self.reference, parameters, student_device())
+            model, _ = _fresh_model(self.reference, parameters, student_device(), self.attn_implementation)
+            _use_dtypes(model, self.reference, parameters)
             state = train_it(model, folder)
 
             def write(checkpoint: Path) -> None:
                 trained, save = _fresh_model(self.reference, parameters, torch.device("cpu"))
-                trained.expanded.load_state_dict(state)
+                names = [name for name, weight in trained.expanded.named_parameters() if weight.requires_grad]
+                trained.expanded.load_state_dict({name: state[name] for name in names}, strict=False)
                 save(checkpoint)
                 describe_checkpoint(
                     checkpoint,
@@ -109,6 +116,7 @@ class TrainAdapter(Job[Adapter]):
             Dataset.load_from_disk(str(self.calibration_set)),
             teachers=self.teachers,
             teacher_cache=self.teacher_cache,
+            attn_implementation=self.attn_implementation,
         )
 
         def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
@@ -163,16 +171,23 @@ def train_by_trl(
             model.expanded, model.base_model_view(), ordered, tokenizer, parameters.dpo.beta, arguments
         )
     else:
+        arguments["padding_free"] = parameters.padding_free
         trainer = sft_trainer(model.expanded, ordered, tokenizer, arguments)
     return train(trainer, f"training the adapter ({parameters.method.upper()})")
 
 
 def _fresh_model(
-    reference: Path, parameters: InRa, device: torch.device
+    reference: Path, parameters: InRa, device: torch.device, attn_implementation: str | None = None
 ) -> tuple[InRaForCausalLM, Callable[[Path], None]]:
     """The model before its training, on `device` in float32, and what saves it to a folder in the reference's dtype."""
     torch.manual_seed(parameters.seed)  # of a random initialisation, and of LoRA's: the same in every process
-    model = InRaForCausalLM.from_base(reference, parameters.num_adapter_layers, parameters.init, parameters.placement)
+    model = InRaForCausalLM.from_base(
+        reference,
+        parameters.num_adapter_layers,
+        parameters.init,
+        parameters.placement,
+        attn_implementation=attn_implementation,
+    )
     model.to(device=device, dtype=torch.float32)
     merge = _only_adapter(model, parameters)
 
@@ -182,6 +197,26 @@ def _fresh_model(
         model.save_pretrained(folder)
 
     return model, save
+
+
+def _use_dtypes(model: InRaForCausalLM, reference: Path, parameters: InRa) -> None:
+    """Give the adapter's weights `dtype` and the frozen ones `frozen_dtype`; LoRA's matrices stay in float32.
+
+    InputError if the two differ in a training that does not autocast: a float32 layer cannot take bfloat16 states.
+    """
+    own = read_config(reference).dtype or torch.float32
+    frozen, trained = (
+        own if name == "auto" else getattr(torch, name) for name in (parameters.frozen_dtype, parameters.dtype)
+    )
+    if parameters.adapter == "lora":
+        trained = torch.float32
+    if frozen != trained and not uses_bf16(parameters):
+        raise InputError(
+            f"inra's trained weights are {trained} and its frozen ones {frozen}, which only meet under bf16. Set "
+            "inra.bf16 to true, or inra.frozen_dtype and inra.dtype alike."
+        )
+    for weight in model.parameters():
+        weight.data = weight.data.to(trained if weight.requires_grad else frozen)
 
 
 def _only_adapter(model: InRaForCausalLM, parameters: InRa) -> Callable[[], object]:

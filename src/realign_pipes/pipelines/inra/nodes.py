@@ -36,6 +36,7 @@ def train_adapter(
         calibration_set=folder_of(calibration_set),
         teacher_cache=teacher_cache,
         chat_template=models.chat_template,
+        attn_implementation=models.attn_implementation,
         work=folders.work / "inra",
     )
     return launch(job, Adapter, launcher, folders.work / "launch" / "inra", training=parameters).checkpoint

@@ -39,9 +39,14 @@ class InRa(Training):
     trra: AdapterDistillation
     plausibility: Plausibility
     """Beta of the mask where InRa's two streams are mixed, and of the teacher's where `method` is trra."""
+    frozen_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the reference's own weights during the training, which they pass through unchanged: `dtype` is the adapter's.
+    Where the two differ, `bf16` has to be true."""
 
     @model_validator(mode="after")
     def _finite(self) -> Self:
+        if self.method == "dpo" and self.padding_free:
+            raise ValueError("padding_free is not available for method dpo: TRL's DPOTrainer pads. Set it to false")
         if self.method == "trra":
             check_divergence(
                 self.trra.divergence, self.plausibility, names=("inra.trra.divergence", "inra.plausibility")

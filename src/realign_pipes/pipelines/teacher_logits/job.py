@@ -8,7 +8,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from pydantic import BaseModel
 
-from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer
+from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer, read_in_main_process
 from realign_pipes.models.load import check_pair, load_model
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.work import open_work
@@ -34,6 +34,7 @@ class WriteCaches(Job[Caches]):
     aligned: AbsolutePath
     examples: AbsolutePath
     """Columns `id`, `prompt`, `prompt_ids` and `completion_ids`."""
+    attn_implementation: str | None = None
     work: AbsolutePath
 
     def run(self) -> Caches:
@@ -47,6 +48,7 @@ class WriteCaches(Job[Caches]):
             with PartialState().main_process_first():
                 return Caches(folder=open_work(self.work / "teacher_logits_online", report), report=report)
         data = fingerprint_examples(examples)
+        read_in_main_process([self.reference, self.aligned])
         models = {"reference": self.reference, "aligned": self.aligned}
         sources = {
             name: {"model": fingerprint_model(path), "tokenizer": fingerprint_tokenizer(tokenizer), "data": data}
@@ -65,6 +67,7 @@ class WriteCaches(Job[Caches]):
                 examples,
                 sources[name],
                 teachers=self.teachers,
+                attn_implementation=self.attn_implementation,
                 description=f"caching the {name}'s hidden states",
             )
             report[name] = cache.report(len(tokenizer))

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.teacher_logits.parameters import Teachers
 from realign_pipes.runtime.launch import Folders, Launcher, launch
 
@@ -12,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 def cache_teachers(
     teachers: Teachers,
+    models: Models,
     launcher: Launcher,
     folders: Folders,
     reference_model: Path,
@@ -27,6 +29,7 @@ def cache_teachers(
         reference=reference_model,
         aligned=aligned_model,
         examples=folder_of(calibration_set),
+        attn_implementation=models.attn_implementation,
         work=folders.work,
     )
     made = launch(job, Caches, launcher, folders.work / "launch" / "teacher_logits", training=None)

@@ -11,6 +11,7 @@ def create_pipeline() -> Pipeline:
                 cache_teachers,
                 inputs=[
                     "params:teachers",
+                    "params:models",
                     "params:launcher",
                     "params:folders",
                     "reference_model",

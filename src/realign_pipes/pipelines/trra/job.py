@@ -27,6 +27,7 @@ from realign_pipes.runtime.parameters import Training
 from realign_pipes.runtime.training import (
     CURVES,
     in_training_order,
+    matmul_dtype,
     student_device,
     train,
     trainer_arguments,
@@ -56,6 +57,7 @@ class TrainStudents(Job[Students]):
     teacher_cache: AbsolutePath
     chat_template: AbsolutePath | None = None
     """A file with the chat template that the checkpoints get; None: the reference's own."""
+    attn_implementation: str | None = None
     work: AbsolutePath
 
     def run(self) -> Students:
@@ -66,6 +68,7 @@ class TrainStudents(Job[Students]):
             Dataset.load_from_disk(str(self.examples)),
             teachers=self.teachers,
             teacher_cache=self.teacher_cache,
+            attn_implementation=self.attn_implementation,
         )
         checkpoints = {}
         for alpha in self.parameters.alphas:
@@ -116,11 +119,13 @@ def train_student(
             "teachers": teachers.teachers.model_dump(include={"mode", "dtype"}),
         },
     }
+    if teachers.attn_implementation is not None:
+        metadata["attn_implementation"] = teachers.attn_implementation
     if chat_template is not None:
         metadata["chat_template"] = fingerprint(chat_template.read_text(encoding="utf-8"))
 
     def do(folder: Path) -> Callable[[Path], None]:
-        model, _ = _fresh_student(reference, parameters, student_device())
+        model, _ = _fresh_student(reference, parameters, student_device(), teachers.attn_implementation)
         state = train_trra(
             model,
             teachers.teacher(aligned, folder / "aligned_cache"),
@@ -213,6 +218,8 @@ def train_trra(
         plausibility=plausibility,
         vocab_size=vocab_size,
         chunk_tokens=distillation.chunk_tokens,
+        matmul_dtype=matmul_dtype(distillation.matmul_dtype, training),
+        padding_free=training.padding_free,
         on_policy=on_policy,
         args=TrainingArguments(**trainer_arguments(training, training_state(folder))),
     )
@@ -220,16 +227,16 @@ def train_trra(
 
 
 def _fresh_student(
-    reference: Path, parameters: TrRa, device: torch.device
+    reference: Path, parameters: TrRa, device: torch.device, attn_implementation: str | None = None
 ) -> tuple[PreTrainedModel, Callable[[Path], None]]:
     """A student before its training, on `device`, with its trainable weights chosen; and the function that saves it."""
     lora = parameters.lora
     if parameters.adapter == "full":
-        student = load_model(reference, device=device, dtype=torch.float32)
+        student = load_model(reference, device=device, dtype=parameters.dtype, attn_implementation=attn_implementation)
         dtype = read_config(reference).dtype or torch.float32
         return student, lambda folder: student.to(dtype=dtype).save_pretrained(folder)
     torch.manual_seed(parameters.seed)  # of the matrices: the same in every process
-    student = load_model(reference, device=device)
+    student = load_model(reference, device=device, attn_implementation=attn_implementation)
     adapted = get_peft_model(
         student,
         LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"),

@@ -35,6 +35,7 @@ def train_students(
         examples=folder_of(calibration_set),
         teacher_cache=teacher_cache,
         chat_template=models.chat_template,
+        attn_implementation=models.attn_implementation,
         work=folders.work / "trra",
     )
     return launch(job, Students, launcher, folders.work / "launch" / "trra", training=parameters).checkpoints

@@ -18,6 +18,9 @@ class Distillation(Parameters):
     """Temperature of student and teacher inside the divergence."""
     chunk_tokens: PositiveInt
     """Tokens whose logits are in memory at a time."""
+    matmul_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What states and heads are rounded to before they are multiplied; sums stay in float32. `auto`: bfloat16 in a
+    training that autocasts to it on a GPU, else float32."""
 
 
 class Lora(Parameters):
