@@ -285,7 +285,9 @@ def scripted_engine(tiny_tokenizer):
 
 
 class FakeServer:
-    """`draw(body)` gives the token ids of a request's completion; `bodies` has all requests.
+    """A server of the OpenAI protocol on this machine.
+
+    `draw(body)` gives the token ids of a request's completion; `bodies` has all requests.
 
     `trouble(number, body)` may return what to answer instead to request number 0, 1, …: a status and a text, or a
     function that does with the handler what it likes. `most` is how many requests it had at a time.
@@ -361,7 +363,7 @@ class FakeServer:
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         """What vLLM answers, as far as it is read."""
         ids = self.draw(body)
-        reason = "stop" if ids[-1] in body["stop_token_ids"] else "length"
+        reason = "stop" if ids[-1] in body.get("stop_token_ids", ()) else "length"
         return {
             "model": body["model"],
             "choices": [{"token_ids": ids, "prompt_token_ids": body["prompt"], "finish_reason": reason, "text": "?"}],

@@ -117,15 +117,16 @@ def test_a_seed_depends_on_all_that_it_should():
 
 
 def test_min_p_keeps_the_same_tokens_after_the_temperature():
-    random_ = random.Random(0)
+    random_, counts = random.Random(0), set()
     for temperature in (0.3, 0.7, 1.0, 2.5):
         for min_p in (0.01, 0.1, 0.6):
-            logits = torch.tensor([random_.gauss(0, 0.7) for _ in range(400)], dtype=torch.float64)
+            logits = torch.tensor([random_.gauss(0, 1.5) for _ in range(400)], dtype=torch.float64)
             before = torch.softmax(logits, -1)
             after = torch.softmax(logits / temperature, -1)
             kept = after >= served_min_p(min_p, temperature) * after.max()
             assert kept.tolist() == (before >= min_p * before.max()).tolist()
-            assert 1 < kept.sum() < 400
+            counts.add(int(kept.sum()))
+    assert len(counts) > 3 and min(counts) < 400
 
 
 def test_min_p_and_inra_s_arguments_are_sent(start):

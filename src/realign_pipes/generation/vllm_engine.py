@@ -167,8 +167,8 @@ class VLLMEngine:
             watching = [asyncio.create_task(_watch(client, url)) for url in {one.url for one in self.endpoints}]
             working = [
                 asyncio.create_task(work(client, endpoint))
-                for endpoint in self.endpoints
                 for _ in range(min(self.max_in_flight, len(todo)))
+                for endpoint in self.endpoints  # inside, so that all have work where there is little
             ]
             try:
                 unfinished: set[asyncio.Task[None]] = set(working)
