@@ -11,7 +11,7 @@
 # make test-gpu  the tests that need CUDA; they are skipped where there is none
 # make lint      format check, lint, import layers and types
 # make docs      the site in site/; a broken link is an error
-# make bench     every benchmark (about half an hour), after make run; docs/benchmarks.md states what they found
+# make bench     every benchmark (about an hour), after make run and serve-setup; docs/benchmarks.md states what they found
 PYTHON ?= python3.11
 BIN := .venv/bin
 
@@ -85,8 +85,8 @@ docs: .venv/installed-dev
 	$(BIN)/zensical build --clean --strict
 
 # Liger is only a baseline of one benchmark, so it is not a dependency. Its own, such as a GPU compiler, are left out.
-BENCHMARKS = trra_step teacher_cache sweep decoding evaluation start_up
-bench: .venv/installed-dev
+BENCHMARKS = trra_step teacher_cache sweep decoding engines common_numbers evaluation start_up
+bench: .venv/installed-dev serve-setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 	$(BIN)/python benchmarks/page.py

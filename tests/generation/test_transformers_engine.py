@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import InverseCDFSampler, TransformersEngine, draw_uniforms
@@ -312,3 +313,27 @@ def test_plausibility_goes_to_the_models_generate(tmp_path, make_checkpoint):
     assert drawn != draw(pair)
     pair.plausibility = 0.6
     assert drawn == draw(pair)
+
+
+def test_a_batch_that_is_too_large_says_what_to_set(model, monkeypatch):
+    """Memory grows with each token, so it may fail late."""
+
+    def generate(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(model, "generate", generate)
+    own = model.generation_config
+    with pytest.raises(InputError, match=r"ran out of memory .*8 completions: batch_size is 64, .*max_new_tokens 20\."):
+        draw(model)
+    assert model.generation_config is own
+
+
+def test_rows_come_as_they_finish(model):
+    """And not all at the end of their batch; between groups the model has its own generation config."""
+    own, groups = model.generation_config, []
+    for group in TransformersEngine(model).draw(make_prompts(), make_sampling(max_new_tokens=60)):
+        groups.append(group)
+        assert model.generation_config is own
+    assert len(groups) > 1 and sum(map(len, groups)) == 8
+    lengths = [max(len(one.token_ids) for one in group) for group in groups]
+    assert lengths == sorted(lengths)

@@ -3,13 +3,16 @@
 A server takes half a minute to start, so tests share one; those that start another one say why.
 """
 
-import json
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -23,8 +26,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from realign_pipes.models.load import load_model
+from realign_pipes.generation.engine import Closing, Description, Engine, Prompt
+from realign_pipes.generation.graded import GradedCompletion, Question, read_graded, sample_and_grade
+from realign_pipes.generation.parameters import Sampling
+from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.generation.vllm_engine import Endpoint, ServerError, VLLMEngine
+from realign_pipes.models.load import load_model, load_tokenizer, read_stops
 from realign_pipes.serving.server import ServedModel, Server, start_server
+from realign_pipes.tasks.parameters import DatasetTask
 
 PROJECT = Path(__file__).parents[2]
 ENVIRONMENT = PROJECT / ".venv-serve"
@@ -76,20 +85,30 @@ def save_random_model(path: Path, tokenizer: PreTrainedTokenizerFast, model_clas
     return path
 
 
-def complete(server: Server, prompt: Sequence[int], **sampling: object) -> list[int]:
-    """The ids of one completion, straight from the protocol."""
-    body = {"model": server.model, "prompt": list(prompt), "return_token_ids": True, **sampling}
-    connection = HTTPConnection(server.url.removeprefix("http://"), timeout=300)
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
-    return answer["choices"][0]["token_ids"]
+def engine_of(server: Server, checkpoint: Path, max_in_flight: int = 96) -> VLLMEngine:
+    description = Description("vllm", server.version, server.dtype)
+    return VLLMEngine((Endpoint(server.url, server.model),), read_stops(checkpoint), max_in_flight, description)
 
 
-def random_prompts(count: int) -> list[list[int]]:
+def sampling_of(max_new_tokens: int = 40, samples: int = 1, **values: float) -> Sampling:
+    chosen = {"temperature": 1.0, "top_p": 0.9, "batch_size": 8, "seed": 7, **values}
+    return Sampling(max_new_tokens=max_new_tokens, samples=samples, **chosen)
+
+
+GREEDY = sampling_of(temperature=0.01, top_p=1e-6)  # one token has all of it
+
+
+def draw(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> dict[tuple[str, int], list[int]]:
+    return {(one.key, one.sample): one.token_ids for group in engine.draw(prompts, sampling) for one in group}
+
+
+def random_prompts(count: int, closing: Closing | None = None) -> list[Prompt]:
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(1, 40, (count,), generator=generator).tolist()
-    return [torch.randint(8, 264, (length,), generator=generator).tolist() for length in lengths]
+    return [
+        Prompt(f"prompt-{number}", torch.randint(8, 264, (length,), generator=generator).tolist(), closing=closing)
+        for number, length in enumerate(lengths)
+    ]
 
 
 def greedy(model: torch.nn.Module, prompt: list[int], tokens: int) -> list[int]:
@@ -99,12 +118,14 @@ def greedy(model: torch.nn.Module, prompt: list[int], tokens: int) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
-def assert_greedy_completions_agree(server: Server, model: torch.nn.Module) -> None:
+def assert_greedy_completions_agree(server: Server, checkpoint: Path, stops_of: Path) -> None:
+    """`checkpoint` is what Transformers loads, an adapter too; `stops_of` names the stop tokens."""
     prompts = random_prompts(24)
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        drawn = list(pool.map(lambda prompt: complete(server, prompt, temperature=0, max_tokens=40), prompts))
-    assert drawn == [greedy(model, prompt, 40) for prompt in prompts]
-    assert any(ids[-1] == STOP for ids in drawn) and any(len(ids) == 40 for ids in drawn)  # both ends are covered
+    drawn = draw(engine_of(server, stops_of), prompts, GREEDY)
+    model = load_model(checkpoint, device=torch.device("cpu"))
+    assert drawn == {(prompt.key, 0): greedy(model, prompt.token_ids, 40) for prompt in prompts}
+    ends = [ids[-1] == STOP for ids in drawn.values()]
+    assert any(ends) and not all(ends)  # both a stop token and the limit end them
 
 
 @pytest.fixture(scope="module")
@@ -119,28 +140,75 @@ def qwen2_server(qwen2: Path, folder: Path) -> Iterator[Server]:
 
 
 def test_greedy_completions_are_transformers_token_by_token(qwen2: Path, qwen2_server: Server):
-    assert_greedy_completions_agree(qwen2_server, load_model(qwen2, device=torch.device("cpu")))
+    assert_greedy_completions_agree(qwen2_server, qwen2, stops_of=qwen2)
 
 
-def test_a_seed_draws_the_same_alone_and_in_a_crowd(qwen2_server: Server):
+def test_a_seed_draws_the_same_alone_and_in_a_crowd(qwen2: Path, qwen2_server: Server):
     """Chunked prefill with this crowd ends the server (vLLM 0.32 on the CPU), which is why it is off."""
-    prompts = random_prompts(96)
+    prompts, engine = random_prompts(96), engine_of(qwen2_server, qwen2)
+    in_a_crowd = draw(engine, prompts, sampling_of())
+    for prompt in prompts[::12]:
+        assert draw(engine, [prompt], sampling_of())[prompt.key, 0] == in_a_crowd[prompt.key, 0]
+    assert len({tuple(ids) for ids in in_a_crowd.values()}) > 90
+    assert draw(engine, prompts[:8], sampling_of(seed=8)) != {
+        (one.key, 0): in_a_crowd[one.key, 0] for one in prompts[:8]
+    }
 
-    def draw(number: int) -> list[int]:
-        return complete(qwen2_server, prompts[number], seed=1000 * number, temperature=1.0, top_p=0.9, max_tokens=40)
 
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        in_a_crowd = list(pool.map(draw, range(len(prompts))))
-    alone = [draw(number) for number in range(0, len(prompts), 12)]
-    assert alone == in_a_crowd[::12]
-    assert len({tuple(ids) for ids in in_a_crowd}) > 90
+def test_thinking_is_closed_by_force_as_transformers_does_it(qwen2: Path, qwen2_server: Server):
+    closing = Closing(open_ids=(4,), close_ids=(5, 10), opened=True, at=10)
+    prompts = random_prompts(12, closing)
+    drawn = draw(engine_of(qwen2_server, qwen2), prompts, GREEDY)
+    assert drawn == draw(TransformersEngine.of_checkpoint(qwen2), prompts, GREEDY)
+    assert any(ids[10:12] == [5, 10] and len(ids) > 12 for ids in drawn.values())
+
+
+def answer(server: Server, checkpoint: Path, file: Path, in_flight: int = 8) -> list[GradedCompletion]:
+    """What a stage does with an engine: all questions, sampled and graded, and kept in `file` as they come."""
+    task = DatasetTask(kind="dataset", path="unused", verifier="exact")
+    questions = [
+        Question(prompt.key, task, "", prompt.token_ids, answer="0", metadata="{}") for prompt in random_prompts(60)
+    ]
+    graded = sample_and_grade(
+        lambda: engine_of(server, checkpoint, in_flight),
+        questions,
+        load_tokenizer(checkpoint),
+        sampling_of(max_new_tokens=120, samples=4),
+        file,
+        description="answers",
+    )
+    return sorted(graded, key=lambda one: (one.id, one.sample))
+
+
+def lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def wait_for_lines(file: Path, count: int) -> None:
+    while lines(file) < count:
+        time.sleep(0.01)
+
+
+def test_after_a_kill_of_the_client_only_what_is_missing_is_drawn(qwen2: Path, qwen2_server: Server, folder: Path):
+    file = folder / "killed.jsonl"
+    client = multiprocessing.get_context("fork").Process(target=answer, args=(qwen2_server, qwen2, file))
+    client.start()
+    wait_for_lines(file, 5)
+    os.kill(client.pid, signal.SIGKILL)
+    client.join()
+    kept = len(read_graded(file))  # removes a line that is not whole
+    before = file.read_bytes()
+    assert 0 < kept < 240
+    resumed = answer(qwen2_server, qwen2, file)
+    assert file.read_bytes().startswith(before) and len(read_graded(file)) == 240
+    assert resumed == answer(qwen2_server, qwen2, folder / "undisturbed.jsonl", in_flight=96)
 
 
 @pytest.mark.slow  # the same as of Qwen2, of the other architecture
 def test_greedy_completions_of_a_llama(folder: Path, byte_tokenizer: PreTrainedTokenizerFast):
     path = save_random_model(folder / "llama", byte_tokenizer, LlamaForCausalLM, LlamaConfig)
     with start_server(ServedModel(path), PARAMETERS, folder / "llama.log") as server:
-        assert_greedy_completions_agree(server, load_model(path, device=torch.device("cpu")))
+        assert_greedy_completions_agree(server, path, stops_of=path)
 
 
 def test_a_lora_student_is_served(qwen2: Path, folder: Path):
@@ -153,4 +221,28 @@ def test_a_lora_student_is_served(qwen2: Path, folder: Path):
     adapter = folder / "lora"
     model.save_pretrained(adapter)
     with start_server(ServedModel(qwen2, adapter), PARAMETERS, folder / "lora.log") as server:
-        assert_greedy_completions_agree(server, load_model(adapter, device=torch.device("cpu")))
+        assert_greedy_completions_agree(server, adapter, stops_of=qwen2)
+
+
+def test_after_a_kill_of_the_server_a_new_one_draws_what_is_missing(
+    qwen2: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("realign_pipes.generation.vllm_engine.DELAYS", (0.1,))  # a minute otherwise
+    file = folder / "server_killed.jsonl"
+
+    def kill_server() -> None:
+        wait_for_lines(file, 5)
+        served = [one for one in psutil.Process().children(recursive=True) if "api_server" in " ".join(one.cmdline())]
+        max(served, key=lambda one: one.create_time()).kill()  # the guard, which names it too, started before it
+
+    with start_server(ServedModel(qwen2), PARAMETERS, folder / "first.log") as server, ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill_server)
+        with pytest.raises(ServerError):
+            answer(server, qwen2, file)
+        killed.result()
+    before = file.read_bytes()
+    assert 0 < len(read_graded(file)) < 240
+    with start_server(ServedModel(qwen2), PARAMETERS, folder / "second.log") as server:
+        resumed = answer(server, qwen2, file)
+        assert file.read_bytes().startswith(before)
+        assert resumed == answer(server, qwen2, folder / "undisturbed_2.jsonl", in_flight=96)

@@ -36,7 +36,8 @@ child = subprocess.Popen([sys.executable, "-c", deaf])
 print("loading", options["--model"], "sees", sorted({"RANK", "PYTHONPATH", "DO_NOT_TRACK"} & {*os.environ}), flush=True)
 if "broken" in options["--model"]:
     child.kill()
-    sys.exit("RuntimeError: this model is broken")
+    print("(Worker) ERROR ValueError: this model is broken")
+    sys.exit("\\n".join(["(Engine)   File ..."] * 50 + ["RuntimeError: the engine did not start"]))
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -161,7 +162,7 @@ def test_no_process_is_left_however_one_ends(how: str, tmp_path: Path):
 def test_a_server_that_ends_at_its_start_shows_the_end_of_its_log(fake: Path, checkpoint: Path, tmp_path: Path):
     broken = checkpoint.rename(tmp_path / "broken")
     server = start_server(ServedModel(broken), parameters(fake), tmp_path / "vllm.log")
-    with pytest.raises(ServerError, match=r"(?s)before it was ready.*this model is broken") as caught, server:
+    with pytest.raises(ServerError, match=r"(?s)this model is broken.*the engine did not start") as caught, server:
         pass
     assert str(tmp_path / "vllm.log") in str(caught.value)
 

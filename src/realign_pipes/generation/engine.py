@@ -7,7 +7,7 @@
 Callers pass token ids and get token ids; they don't need to know about Transformers or a server.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -101,7 +101,7 @@ class Engine(Protocol):
 
     def draw(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
-    ) -> Iterator[list[Completion]]:
+    ) -> Generator[list[Completion], None, None]:
         """Yield the completions of `prompts`, `sampling.samples` each, in groups as they finish.
 
         The keys of `prompts` are distinct. `done` has the key and sample of the completions that an interrupted run has

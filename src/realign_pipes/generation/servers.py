@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Protocol
@@ -13,8 +14,9 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from realign_pipes.errors import InputError
-from realign_pipes.generation.engine import Description
+from realign_pipes.generation.engine import Description, Engine
 from realign_pipes.generation.parameters import Generation
+from realign_pipes.generation.transformers_engine import TransformersEngine, describe
 from realign_pipes.generation.vllm_engine import CONNECTING, Endpoint, ServerError, VLLMEngine
 from realign_pipes.models.card import checkpoint_name
 from realign_pipes.models.load import read_stops
@@ -38,6 +40,10 @@ class Served:
     """Writes the checkpoint, or the adapter, that `model` names; None: it is there."""
     takes_alpha: bool = False
     """It needs the plug-in, as requests say the alpha."""
+    min_p: float = 0.0
+    """As `VLLMEngine.min_p`."""
+    plausibility: float = 0.0
+    """As `VLLMEngine.plausibility`."""
 
     @property
     def name(self) -> str:
@@ -77,6 +83,18 @@ def make_servers(parameters: Generation, work: Path) -> Servers | None:
     return ManagedServers(parameters, work) if parameters.servers is None else OwnServers(parameters)
 
 
+def engine_of_checkpoint(
+    checkpoint: Path, parameters: Generation, work: Path
+) -> tuple[Description, Callable[[], Engine]]:
+    """What draws for one ordinary checkpoint, and how it is opened. Raises what `make_servers` and `serves` raise."""
+    servers = make_servers(parameters, work)
+    if servers is None:
+        return describe(read_dtype(checkpoint)), partial(TransformersEngine.of_checkpoint, checkpoint)
+    served = Served(ServedModel(checkpoint), like=checkpoint)
+    servers.serves(served)  # an InputError, if not
+    return servers.describe(served), partial(servers.open, served)
+
+
 class ManagedServers:
     """Starts vLLM for each checkpoint, and stops it when its engine is closed."""
 
@@ -110,6 +128,8 @@ class ManagedServers:
                 read_stops(served.like),
                 self.parameters.max_in_flight,
                 Description("vllm", server.version, server.dtype),
+                min_p=served.min_p,
+                plausibility=served.plausibility,
                 server=stack.pop_all(),
             )
 
@@ -146,9 +166,9 @@ class OwnServers:
         if not endpoints and served.write is None:
             listed = "; ".join(f"{url}: {', '.join(one.id for one in models)}" for url, models in self.listed.items())
             raise InputError(
-                f"no server in generation.servers serves {served.path}. Their /v1/models list {listed}. Serve it under "
-                f"this path, or with --served-model-name {served.name}; or set generation.servers to null, and the stage "
-                "starts vLLM itself."
+                f"no server in generation.servers serves {served.path}. Their /v1/models list {listed}. Serve it "
+                f"under this path, or with --served-model-name {served.name}; or set generation.servers to null, and "
+                "the stage starts vLLM itself."
             )
         return bool(endpoints)
 
@@ -164,17 +184,19 @@ class OwnServers:
             read_stops(served.like),
             self.parameters.max_in_flight,
             self.describe(served),
+            min_p=served.min_p,
+            plausibility=served.plausibility,
         )
 
     def _endpoints(self, served: Served) -> list[Endpoint]:
         repository = checkpoint_name(served.path).partition("@")[0]  # of the hub, as it is given to vLLM
         names = {served.name, repository}
-        return [
-            Endpoint(url, one.id)
-            for url, models in self.listed.items()
-            for one in models
-            if one.id in names or served.path in (Path(one.id).absolute(), Path(one.root or "/").absolute())
-        ]
+        found: dict[str, Endpoint] = {}
+        for url, models in self.listed.items():
+            for one in models:
+                if one.id in names or served.path in (Path(one.id).absolute(), Path(one.root or "/").absolute()):
+                    found.setdefault(url, Endpoint(url, one.id))  # it may have several names
+        return list(found.values())
 
 
 def check_takes_alpha(endpoint: Endpoint) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -111,7 +111,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def draw(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
-    ) -> Iterator[list[Completion]]:
+    ) -> Generator[list[Completion], None, None]:
         """As `Engine.draw`; a group has the rows of a batch that have finished since the last group.
 
         The longest prompts come first, so the rows of a batch have similar lengths. Batches are the same whatever is
@@ -205,9 +205,9 @@ def _decode(
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{model.device} ran out of memory after {step} tokens or more of {len(prompts)} completions: "
-                f"batch_size is {sampling.batch_size}, and max_new_tokens {sampling.max_new_tokens}. Set batch_size, beside "
-                "max_new_tokens in the parameters of this sampling, to half of it or less. The run resumes after what "
-                f"is finished. ({str(error).splitlines()[0]})"
+                f"batch_size is {sampling.batch_size}, and max_new_tokens {sampling.max_new_tokens}. Set batch_size, "
+                "beside max_new_tokens in the parameters of this sampling, to half of it or less. The run resumes "
+                f"after what is finished. ({str(error).splitlines()[0]})"
             ) from error
         new = output.sequences[:, input_ids.shape[1] :]
         for row, generated in zip(rows, new.tolist(), strict=True):

@@ -15,7 +15,7 @@ import hashlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -125,7 +125,7 @@ class VLLMEngine:
 
     def draw(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
-    ) -> Iterator[list[Completion]]:
+    ) -> Generator[list[Completion], None, None]:
         """As `Engine.draw`; a group has the completions that have come since the last one was taken."""
         for prompt in prompts:
             _check_servable(prompt)
@@ -167,8 +167,8 @@ class VLLMEngine:
             watching = [asyncio.create_task(_watch(client, url)) for url in {one.url for one in self.endpoints}]
             working = [
                 asyncio.create_task(work(client, endpoint))
-                for endpoint in self.endpoints
                 for _ in range(min(self.max_in_flight, len(todo)))
+                for endpoint in self.endpoints  # inside, so that all have work where there is little
             ]
             try:
                 unfinished: set[asyncio.Task[None]] = set(working)

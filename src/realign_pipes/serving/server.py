@@ -9,6 +9,7 @@ vLLM's pins and ours differ, so it is never imported here: `make serve-setup` ma
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -34,8 +35,9 @@ PATIENCE = 3600
 """Seconds that vLLM may take to load a checkpoint and compile what it needs."""
 INTERVAL = 0.5
 """Seconds between two questions whether it is ready."""
-LOG_LINES = 25
+LOG_LINES = 20
 """Of the log, how many lines an error shows."""
+ERROR = re.compile(r"\b\w*(Error|Exception): ")
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Those that attention on the CPU has kernels for (vllm/v1/attention/backends/cpu_attn.py, 0.32)."""
@@ -272,5 +274,11 @@ def _get(port: int, path: str, host: str = HOST) -> tuple[int, bytes]:
 
 
 def end_of_log(log: Path) -> str:
-    """The last lines of a server's log, for an error."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    """What an error shows of a server's log: the first error in it, and its last lines.
+
+    When a process of vLLM's fails, the others fail after it, at greater length.
+    """
+    lines = log.read_text(errors="replace").splitlines()
+    first = next((number for number, line in enumerate(lines) if ERROR.search(line)), len(lines))
+    last = max(len(lines) - LOG_LINES, 0)
+    return "\n".join([*([lines[first], "…"] if first < last else []), *lines[last:]])
