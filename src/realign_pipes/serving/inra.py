@@ -33,7 +33,7 @@ def inra_environment() -> dict[str, str]:
 
 def check_plugin(python: Path) -> None:
     """MissingFileError if the environment of `python` has no plug-in for InRa."""
-    find = [python, "-c", "import importlib.metadata; importlib.metadata.version('inra-vllm')"]
+    find = [str(python), "-c", "import importlib.metadata; importlib.metadata.version('inra-vllm')"]
     if subprocess.run(find, capture_output=True, check=False).returncode:
         raise MissingFileError(
             f"the environment {python.parents[1]} has no plug-in for InRa: `make serve-setup` installs it."
