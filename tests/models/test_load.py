@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.models.load import (
     check_pair,
     copy_tokenizer,
@@ -113,3 +115,23 @@ def test_models_load_in_the_dtype_they_were_saved_in(tmp_path, pair):
     AutoModelForCausalLM.from_pretrained(pair[0]).to(torch.bfloat16).save_pretrained(tmp_path / "half")
     shutil.copy(pair[0] / "tokenizer.json", tmp_path / "half")
     assert load_model(tmp_path / "half", device=torch.device("cpu")).dtype == torch.bfloat16
+
+
+def test_attention_is_computed_as_asked(make_checkpoint, tmp_path):
+    path = make_checkpoint(tmp_path / "model")
+    ids = torch.tensor([[8, 9, 10, 11]])
+    logits = {}
+    for name in ("eager", "sdpa"):
+        model = load_model(path, device=torch.device("cpu"), attn_implementation=name)
+        assert model.config._attn_implementation == name
+        logits[name] = model(ids).logits
+    torch.testing.assert_close(logits["eager"], logits["sdpa"], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_without_its_package_is_refused_by_name():
+    given = {"chat_template": None, "thinking": None}
+    assert Models(**given).attn_implementation is None
+    with pytest.raises(ValidationError, match="flash_attention_2 needs the package flash-attn, which is not installed"):
+        Models(**given, attn_implementation="flash_attention_2")
+    with pytest.raises(ValidationError, match="'eager', 'sdpa', 'flash_attention_2' or 'flash_attention_3'"):
+        Models(**given, attn_implementation="flash")

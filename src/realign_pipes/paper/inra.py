@@ -70,7 +70,9 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
     `alpha` is a number, a sequence or tensor with one number for each row, or (for `generate`) a function
     `f(step, row) -> alpha`. alpha = 0 is the base model and 1 the expanded one; rows that stay at 0 or at 1 run
     through one stream only, unless `both_streams` asks for both, so that a later call can continue from the cache at
-    another alpha.
+    another alpha. With every row at 0 the logits are the base model's to the bit, in any dtype, for the same batch. A
+    batch of another size or padding, or rows at other alphas beside them, may change the last bits, of the base model's
+    logits too: in bfloat16 these now and then change a token.
 
     `config` is the base model's; `expanded` is the stock model of L + n layers that holds all weights. `linear_head`
     is True where the logits are `get_output_embeddings()` of the final hidden states and nothing else: then hidden
