@@ -9,15 +9,13 @@ import re
 from pathlib import Path
 from string import Template
 
-from kedro.io import DatasetError
 from safetensors import safe_open
 
-from realign_pipes.datasets.folders import CheckpointDataset
 from realign_pipes.errors import InputError
+from realign_pipes.models.hub import REPOSITORY, find_checkpoint
 from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
 
 PAPERS_TOKENS = 16384
 """The paper's longest completion, for models that have at least twice as many positions."""
@@ -156,13 +154,7 @@ def _find(project: Path, checkpoint: str) -> tuple[Path, str]:
         return path, f"  filepath: {json.dumps(str(shown))}"
     if not (match := REPOSITORY.fullmatch(checkpoint)):
         raise InputError(f"{checkpoint} is neither a folder nor the name of a repository (`org/name@revision`).")
-    try:
-        path = CheckpointDataset(repo_id=match["repo_id"], revision=match["revision"]).load()
-    except DatasetError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(
-            f"{checkpoint} is not a folder in {Path.cwd()}, and could not be loaded from the hub: {reason}"
-        ) from error
+    path = find_checkpoint(checkpoint)
     return path, f"  repo_id: {json.dumps(match['repo_id'])}\n  revision: {json.dumps(path.name)}"
 
 

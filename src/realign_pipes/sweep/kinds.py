@@ -167,6 +167,8 @@ _KINDS = (
          about="The reference with a bias on the logit of the tag that closes its thinking, given as its alpha."),
     Kind("prompt", "Prompt", "#56B4E9", "triangle-right", _open_model, has_alpha=False, alternative=True,
          about="The reference with an instruction at the end of each question."),
+    Kind("other", "Other", "#999999", "pentagon", _open_model, has_alpha=False, alternative=True,
+         about="A checkpoint that was made elsewhere."),
     Kind("truncation", "Plain truncation", "#222222", "circle", _open_model, has_alpha=False, of_budgets=True,
          about="The reference, cut off at the budget."),
     Kind("forced_close", "Forced closing", "#0072B2", "square", _open_model, has_alpha=False, of_budgets=True,
