@@ -146,6 +146,25 @@ def make_checkpoint(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Pa
     return make
 
 
+@pytest.fixture(scope="session")
+def make_generation():
+    """`make_generation(…)`: the parameters `generation`, Transformers' unless said otherwise."""
+    from realign_pipes.generation.parameters import Generation
+
+    def make(**changes: object) -> Generation:
+        values = {
+            "engine": "transformers",
+            "servers": None,
+            "environment": ".venv-serve",
+            "data_parallel_size": 1,
+            "tensor_parallel_size": 1,
+            "max_in_flight": 4,
+        }
+        return Generation.model_validate({**values, **changes})
+
+    return make
+
+
 @pytest.fixture
 def hashed(monkeypatch):
     """How often each file is read to be hashed while the test runs, by path (a Counter)."""

@@ -11,6 +11,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
@@ -27,6 +28,7 @@ TYPES = {
     "trra": TrRa,
     "inra": InRa,
     "alpha_sweep": AlphaSweep,
+    "generation": Generation,
     "launcher": Launcher,
 }
 

@@ -14,6 +14,7 @@ from dvc_yaml import UNTRACKED_PARAMETERS, generate, text
 from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog
 
+from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipeline_registry import STAGES, register_pipelines
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.inra.parameters import InRa
@@ -25,6 +26,8 @@ UNREAD = {
     ("trra", "trra"): {"alphas", "only_alpha"},
     ("data_prep", "alpha_sweep"): set(AlphaSweep.model_fields) - {"sampling", "budgets", "prompts"},
     ("alpha_sweep", "inra"): set(InRa.model_fields) - {"plausibility"},
+    ("data_prep", "generation"): set(Generation.model_fields) - {"engine"},
+    ("alpha_sweep", "generation"): set(Generation.model_fields) - {"engine"},
 }
 """What a stage does not read of a parameter that its nodes get."""
 

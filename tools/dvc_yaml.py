@@ -36,6 +36,7 @@ UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha"}
 ALPHAS = "conf/base/parameters_trra.yml"
 SWEEP = "conf/base/parameters_alpha_sweep.yml"
 INRA = "conf/base/parameters_inra.yml"
+GENERATION = "conf/base/parameters_generation.yml"
 PLOTTED = ("reference_model", "aligned_model", "inra_checkpoint")
 """Their losses are drawn by `dvc plots show`. TrRa's students have folders that only the matrix knows."""
 
@@ -110,7 +111,7 @@ def params(stage: str, pipeline: Pipeline, files: dict[str, str]) -> list[dict[s
     """The parameter files that a pipeline's nodes get, each as a whole (None) or the keys that they read.
 
     Of TrRa these are what all alphas share; data_prep checks the lengths of the sweep's completions; alpha_sweep mixes
-    InRa's streams with its plausibility.
+    InRa's streams with its plausibility; where the engine that draws runs changes no result.
     """
     everything = "parameters" in pipeline.inputs()
     read = {files[name] for name in files if everything or f"params:{name}" in pipeline.inputs()}
@@ -120,6 +121,8 @@ def params(stage: str, pipeline: Pipeline, files: dict[str, str]) -> list[dict[s
         ("trra", ALPHAS): shared,
         ("data_prep", SWEEP): lengths,
         ("alpha_sweep", INRA): ["inra.plausibility"],
+        ("data_prep", GENERATION): ["generation.engine"],
+        ("alpha_sweep", GENERATION): ["generation.engine"],
     }
     return [{file: keys.get((stage, file))} for file in sorted(read)]
 

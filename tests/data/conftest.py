@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.generation.parameters import Generation
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.pipelines.data_prep.nodes import collect_samples
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
@@ -152,12 +153,23 @@ def models() -> Callable[..., Models]:
 
 
 @pytest.fixture
-def collect() -> Callable[..., Any]:
-    """`collect(parameters, reference, work, models=…, **_sweep)` runs collect_samples; the reference is both models."""
+def collect(make_generation: Callable[..., Generation]) -> Callable[..., Any]:
+    """`collect(parameters, reference, work, models=…, generation=…, **_sweep)` runs collect_samples.
 
-    def collect(parameters: DataPrep, reference: Path, work: Path, models: Models | None = None, **sweep: Any) -> Any:
+    The reference is both models.
+    """
+
+    def collect(
+        parameters: DataPrep,
+        reference: Path,
+        work: Path,
+        models: Models | None = None,
+        generation: Generation | None = None,
+        **sweep: Any,
+    ) -> Any:
         folders = Folders(work=work, logs=work, validation=work)
-        return collect_samples(parameters, _sweep(**sweep), models or _models(), folders, reference, reference)
+        given = (_sweep(**sweep), models or _models(), generation or make_generation())
+        return collect_samples(parameters, *given, folders, reference, reference)
 
     return collect
 

@@ -13,13 +13,14 @@ from kedro.validation import DataValidationError
 from kedro.validation.type_extractor import TypeExtractor
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.data_prep.pipeline import create_pipeline
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.sweep.parameters import AlphaSweep
 
 
-def make_catalog(tmp_path, parameters, reference, sweep) -> DataCatalog:
+def make_catalog(tmp_path, parameters, reference, sweep, generation) -> DataCatalog:
     suites = {
         "calibration_samples": {"suite": "samples", "min_correct": 0.1},
         "calibration_set": {"suite": "calibration"},
@@ -45,13 +46,16 @@ def make_catalog(tmp_path, parameters, reference, sweep) -> DataCatalog:
     catalog["params:alpha_sweep"] = sweep
     catalog["reference_model"] = catalog["aligned_model"] = reference
     catalog["params:models"] = Models(chat_template=None, thinking=None)
+    catalog["params:generation"] = generation
     catalog["params:folders"] = Folders(work=tmp_path / "work", logs=tmp_path, validation=tmp_path / "validation")
     return catalog
 
 
-def test_sampled_calibration(make_checkpoint, short_sweep, script, tmp_path, sampled, four_kinds) -> None:
+def test_sampled_calibration(
+    make_checkpoint, short_sweep, make_generation, script, tmp_path, sampled, four_kinds
+) -> None:
     script(four_kinds)
-    catalog = make_catalog(tmp_path, sampled(), make_checkpoint(tmp_path / "reference"), short_sweep)
+    catalog = make_catalog(tmp_path, sampled(), make_checkpoint(tmp_path / "reference"), short_sweep, make_generation())
     SequentialRunner().run(create_pipeline(), catalog)
     samples, chosen, evaluation = (
         catalog.load(name) for name in ("calibration_samples", "calibration_set", "evaluation_set")
@@ -63,20 +67,22 @@ def test_sampled_calibration(make_checkpoint, short_sweep, script, tmp_path, sam
     assert (tmp_path / "work" / "data_prep").is_dir()
 
 
-def test_calibration_from_a_dataset(make_checkpoint, short_sweep, tmp_path, from_dataset, write_jsonl) -> None:
+def test_calibration_from_a_dataset(
+    make_checkpoint, short_sweep, make_generation, tmp_path, from_dataset, write_jsonl
+) -> None:
     reference = make_checkpoint(tmp_path / "reference")
     rows = [
         {"question": f"{n} + 1 =", "completion": f"<think>{'a' * n}</think>{n + 1}", "answer": n + 1} for n in range(9)
     ]
     parameters = from_dataset(write_jsonl(tmp_path / "d.jsonl", rows), min_tokens=6, max_tokens=10)
-    catalog = make_catalog(tmp_path, parameters, reference, short_sweep)
+    catalog = make_catalog(tmp_path, parameters, reference, short_sweep, make_generation())
     SequentialRunner().run(create_pipeline(), catalog)
     assert catalog.load("calibration_set")["question"][:] == [f"{n} + 1 =" for n in range(2, 7)]
     assert catalog.load("calibration_set")["completion_tokens"][:] == [6, 7, 8, 9, 10]
 
 
 def test_failed_suite_stops_the_run_and_saves_nothing(
-    make_checkpoint, short_sweep, script, tmp_path, sampled, four_kinds
+    make_checkpoint, short_sweep, make_generation, script, tmp_path, sampled, four_kinds
 ) -> None:
     # One right completion in 24: fewer than a tenth.
     wanted: list[int] = []
@@ -86,7 +92,7 @@ def test_failed_suite_stops_the_run_and_saves_nothing(
         return four_kinds(result, 0 if len(wanted) == 1 else 2)
 
     script(one_right)
-    catalog = make_catalog(tmp_path, sampled(), make_checkpoint(tmp_path / "reference"), short_sweep)
+    catalog = make_catalog(tmp_path, sampled(), make_checkpoint(tmp_path / "reference"), short_sweep, make_generation())
     with pytest.raises(DataValidationError) as failure:
         SequentialRunner().run(create_pipeline(), catalog)
     message = str(failure.value)
@@ -103,13 +109,19 @@ def test_nodes_import_nothing_heavy() -> None:
 
 
 def test_kedro_finds_the_types_of_the_parameters() -> None:
-    types = {"data_prep": DataPrep, "alpha_sweep": AlphaSweep, "models": Models, "folders": Folders}
+    types = {
+        "data_prep": DataPrep,
+        "alpha_sweep": AlphaSweep,
+        "models": Models,
+        "generation": Generation,
+        "folders": Folders,
+    }
     for node in create_pipeline().nodes:
         wanted = {name: kind for name, kind in types.items() if f"params:{name}" in node.inputs}
         assert wanted and TypeExtractor({"one": Pipeline([node])}).extract_types_from_pipelines() == wanted
 
 
-@pytest.mark.parametrize(("name", "kind"), [("data_prep", DataPrep), ("models", Models)])
+@pytest.mark.parametrize(("name", "kind"), [("data_prep", DataPrep), ("models", Models), ("generation", Generation)])
 def test_default_parameters_are_valid(name, kind) -> None:
     conf = Path(__file__).parents[2] / "conf" / "base" / f"parameters_{name}.yml"
     raw = yaml.safe_load(conf.read_text())

@@ -80,7 +80,7 @@ def test_problems_from_broken_parquet(data, tmp_path, broken_bytes):
 
 
 @given(rows=TEXT_ROWS)
-def test_completions_of_any_text(rows, tmp_path, make_checkpoint, tiny_tokenizer):
+def test_completions_of_any_text(rows, tmp_path, make_checkpoint, make_generation, tiny_tokenizer):
     reference = tmp_path / "reference"
     if not reference.exists():
         make_checkpoint(reference, max_position_embeddings=10**7)  # room for any text
@@ -105,7 +105,7 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, tiny_tokenizer
     try:
         models = Models(chat_template=None, thinking=None)
         folders = Folders(work=tmp_path, logs=tmp_path, validation=tmp_path)
-        samples = collect_samples(parameters, SWEEP, models, folders, reference, reference)
+        samples = collect_samples(parameters, SWEEP, models, make_generation(), folders, reference, reference)
     except ValueError as error:
         assert "data_prep." in str(error)
         return

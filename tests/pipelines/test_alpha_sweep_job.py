@@ -365,7 +365,7 @@ def test_completions_that_just_fit_are_drawn(make_job, tmp_path):
     pd.testing.assert_series_equal(frames["inra-0"]["completion"], frames["reference"]["completion"])
 
 
-def test_the_node_names_checkpoints_that_it_leaves_out(make_job, tmp_path, sampled_data_prep, caplog):
+def test_the_node_names_checkpoints_that_it_leaves_out(make_job, make_generation, tmp_path, sampled_data_prep, caplog):
     job = make_job()
     left = {**job.trra_checkpoints, "0.75/trra-0.75": job.reference}
     arguments = {
@@ -373,6 +373,7 @@ def test_the_node_names_checkpoints_that_it_leaves_out(make_job, tmp_path, sampl
         "trra": job.trra,
         "models": Models(chat_template=None, thinking=None),
         "inra": SimpleNamespace(plausibility=0.3),
+        "generation": make_generation(),
         "launcher": Launcher(num_processes=1, config_file=None),
         "folders": Folders(work=tmp_path / "node", logs=tmp_path, validation=tmp_path),
         "reference_model": job.reference,

@@ -291,7 +291,7 @@ def problems_file(tmp_path):
     return file
 
 
-def test_the_nodes_with_real_models(tmp_path, make_job, problems_file, monkeypatch):
+def test_the_nodes_with_real_models(tmp_path, make_job, make_generation, problems_file, monkeypatch):
     """Random models are never right, so none loses anything and the furthest alpha of DeRa is taken. A second run
     finds all of it finished."""
     job = make_job()
@@ -320,6 +320,7 @@ def test_the_nodes_with_real_models(tmp_path, make_job, problems_file, monkeypat
         "inra": base(InRa, "inra"),
         "teachers": job.teachers,
         "models": models,
+        "generation": make_generation(),
         "launcher": Launcher(num_processes=1, config_file=None),
         "folders": Folders(work=tmp_path / "node", logs=tmp_path, validation=tmp_path),
         "reference_model": job.reference,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.inra.parameters import InRa
@@ -20,6 +21,7 @@ def sweep(
     trra: TrRa,
     inra: InRa,
     models: Models,
+    generation: Generation,
     launcher: Launcher,
     folders: Folders,
     reference_model: Path,

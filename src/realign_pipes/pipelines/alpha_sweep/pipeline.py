@@ -15,6 +15,7 @@ def create_pipeline() -> Pipeline:
                     "params:trra",
                     "params:inra",
                     "params:models",
+                    "params:generation",
                     "params:launcher",
                     "params:folders",
                     "reference_model",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.data_prep.parameters import DataPrep, SampledCalibration
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.sweep.parameters import AlphaSweep
@@ -18,6 +19,7 @@ def collect_samples(
     parameters: DataPrep,
     alpha_sweep: AlphaSweep,
     models: Models,
+    generation: Generation,
     folders: Folders,
     reference_model: Path,
     aligned_model: Path,

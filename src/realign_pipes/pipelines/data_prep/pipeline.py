@@ -21,6 +21,7 @@ def create_pipeline() -> Pipeline:
                     "params:data_prep",
                     "params:alpha_sweep",
                     "params:models",
+                    "params:generation",
                     "params:folders",
                     "reference_model",
                     "aligned_model",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.find_alpha.parameters import FindAlpha
 from realign_pipes.pipelines.inra.parameters import InRa
@@ -52,6 +53,7 @@ def search_alpha(
     inra: InRa,
     teachers: Teachers,
     models: Models,
+    generation: Generation,
     launcher: Launcher,
     folders: Folders,
     reference_model: Path,

@@ -29,6 +29,7 @@ def create_pipeline() -> Pipeline:
                     "params:inra",
                     "params:teachers",
                     "params:models",
+                    "params:generation",
                     "params:launcher",
                     "params:folders",
                     "reference_model",
