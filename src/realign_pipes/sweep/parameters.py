@@ -49,7 +49,7 @@ class Ties(Parameters):
         return self
 
 
-CandidateName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+CandidateName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class AlphaSweep(Parameters):

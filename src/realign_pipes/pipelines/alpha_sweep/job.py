@@ -75,7 +75,7 @@ class MeasureCandidates(Job[Generations]):
         that cannot be merged.
         """
         problems = Dataset.load_from_disk(str(self.problems))
-        sweep, budgets = self._sweep_candidates(), self._budget_candidates()
+        sweep, budgets = self.sweep_candidates(), self.budget_candidates()
         for path in (self.aligned, *self.others.values()):
             check_pair(self.reference, path)
         tokenizer = load_chat_tokenizer(self.reference, self.chat_template)
@@ -99,9 +99,9 @@ class MeasureCandidates(Job[Generations]):
     def completions(self) -> int:
         """How many completions the sweep draws, those inside token budgets not counted."""
         tasks, samples = Dataset.load_from_disk(str(self.problems))["task"], self.parameters.sampling.samples
-        return len(self._sweep_candidates()) * sum(self.tasks[task].samples or samples for task in tasks)
+        return len(self.sweep_candidates()) * sum(self.tasks[task].samples or samples for task in tasks)
 
-    def _sweep_candidates(self) -> list[Candidate]:
+    def sweep_candidates(self) -> list[Candidate]:
         """MissingFileError if a checkpoint that the parameters of trra name is missing."""
         students = self.trra.all_students()
         if missing := [name for name in students if name not in self.trra_checkpoints]:
@@ -208,7 +208,7 @@ class MeasureCandidates(Job[Generations]):
             )
         return costs
 
-    def _budget_candidates(self) -> list[Candidate]:
+    def budget_candidates(self) -> list[Candidate]:
         """At each token budget: InRa whose alpha follows TokenBudget, and the reference, each with its thinking closed
         in time for an answer; and the reference cut off there."""
         inra, reference, budgets = (self.inra_checkpoint,), (self.reference,), self.parameters.budgets
