@@ -111,7 +111,7 @@ class TestHub:
         columns = {"question": "problem", "completion": "replies"}
         rows = read_rows(DatasetSource(hub="org/maths"), columns, "key", lists=["completion"])
         assert rows["completion"][1] == ["<think>a</think>2", "3"]
-        with pytest.raises(InputError, match="the completions .the column replies. are list.*not text"):
+        with pytest.raises(InputError, match=r"the completions .the column replies. are list.*not text"):
             read_rows(DatasetSource(hub="org/maths"), columns, "key")
 
     @pytest.mark.parametrize(
