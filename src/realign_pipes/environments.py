@@ -6,6 +6,7 @@ Lengths follow from the models' positions, batch sizes from their number of para
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from string import Template
 
@@ -89,9 +90,23 @@ alpha_sweep:
   merge_alphas: $merge_alphas
   ties: {alphas: null}
   inra_alphas: [0.0, 0.5, 1.0]
+  plausibility: 0.0            # above 0 DeRa has a mask, and both models are measured once more with it as a min-p
   close_biases: []
+  others: {}                   # checkpoints made elsewhere, as rows of their own
+  prompts: {}
   budgets: {tokens: [], answer_tokens: $answer_tokens}  # budgets of thinking, such as [$half_budget, $budget]
   sampling: {max_new_tokens: $max_new_tokens, batch_size: $sampling_batch}
+# kedro run --pipelines plan --env $name says what a run will take. These are guesses: put your own figures here.
+plan:
+  reference: conf/$name/models/reference.json
+  aligned: conf/$name/models/aligned.json
+  device_memory: 80
+  prompt_tokens: {mean: $prompt_tokens, longest: $longest_prompt}
+  completion_tokens: $max_tokens
+  calibration: {completions: 4000, examples: 1000, tokens: $max_tokens}
+  solution_tokens: $answer_tokens
+  problems: {evaluation: 500}
+  tokens_per_second: {decode: 5000, train: 5000, forward: 20000}
 """)
 
 
@@ -136,6 +151,9 @@ def write_environment(
     folder.mkdir()
     for file, template in (("catalog", CATALOG), ("globals", GLOBALS), ("parameters", PARAMETERS)):
         (folder / f"{file}.yml").write_text(template.substitute(values), encoding="utf-8")
+    (folder / "models").mkdir()
+    for role, path in zip(("reference", "aligned"), paths, strict=True):
+        shutil.copyfile(path / "config.json", folder / "models" / f"{role}.json")
     missing = [str(path) for path in problems.values() if not (project / path).exists()]
     lines = [f"Written: conf/{name}/catalog.yml, globals.yml, parameters.yml"]
     if missing:
@@ -176,6 +194,8 @@ def _sizes(paths: tuple[Path, ...]) -> dict[str, str]:
         "budget": str(longest // 4),
         "half_budget": str(longest // 8),
         "answer_tokens": str(longest // 32),
+        "longest_prompt": str(positions - longest if positions < 2 * PAPERS_TOKENS else 1024),
+        "prompt_tokens": str(min(256, (positions - longest) // 2)),
         "micro_batch": str(_power_of_two(1.6e13 / (parameters * longest), 16)),
         "sampling_batch": str(_power_of_two(1e15 / (parameters * longest), 256)),
     }

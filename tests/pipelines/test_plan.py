@@ -173,3 +173,9 @@ def test_parameters_that_cannot_be():
         run_of("base", plan={"reference": "missing.json"})
     with pytest.raises(ValueError, match="of 3 completions, 1611 cannot be in the calibration set"):
         run_of("base", plan={"calibration": {"completions": 3}})
+
+
+@pytest.mark.parametrize("env", ["paper_trra", "paper_inra", "dler"])
+def test_the_page_on_the_paper_has_the_plans_table(env):
+    page = (PROJECT / "docs" / "reproduce_the_paper.md").read_text(encoding="utf-8")
+    assert f"`{env}`:\n\n{run_of(env).table(10**15)}\n" in page
