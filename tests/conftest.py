@@ -1,10 +1,15 @@
 """Tiny random models and their tokenizer, for every test."""
 
+import json
 import os
 import shutil
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,11 +236,14 @@ class ScriptedEngine:
 
     def __init__(self, tokenizer, write, killed_in=None):
         self.tokenizer, self.write, self.killed_in = tokenizer, write, killed_in
-        self.asked, self.opened = [], 0
+        self.asked, self.opened, self.closed = [], 0, 0
 
     def open(self):
         self.opened += 1
         return self
+
+    def close(self):
+        self.closed += 1
 
     def draw(self, prompts, sampling, done=()):
         from realign_pipes.generation.engine import Completion
@@ -268,3 +276,108 @@ def scripted_engine(tiny_tokenizer):
         return ScriptedEngine(tokenizer, write, killed_in)
 
     return make
+
+
+class FakeServer:
+    """`draw(body)` gives the token ids of a request's completion; `bodies` has all requests.
+
+    `trouble(number, body)` may return what to answer instead to request number 0, 1, …: a status and a text, or a
+    function that does with the handler what it likes. `most` is how many requests it had at a time.
+    """
+
+    def __init__(self, draw: Callable[[dict[str, Any]], list[int]], models: tuple[str, ...] = ("model",)) -> None:
+        self.draw, self.models = draw, models
+        self.bodies: list[dict[str, Any]] = []
+        self.trouble: Callable[[int, dict[str, Any]], Any] = lambda number, body: None
+        self.version: str | None = "0.32.0"
+        self.pause = 0.0
+        self.most = self.now = 0
+        self.healthy = True
+        self.root: str | None = None
+        self.lock = threading.Lock()
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.path == "/v1/models":
+                    root = {} if fake.root is None else {"root": fake.root}
+                    self.answer(200, json.dumps({"data": [{"id": name, **root} for name in fake.models]}))
+                elif self.path == "/version" and fake.version is not None:
+                    self.answer(200, json.dumps({"version": fake.version}))
+                elif self.path == "/health":
+                    self.answer(200 if fake.healthy else 503, "")
+                else:
+                    self.answer(404, "{}")
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with fake.lock:
+                    number = len(fake.bodies)
+                    fake.bodies.append(body)
+                    fake.now += 1
+                    fake.most = max(fake.most, fake.now)
+                try:
+                    time.sleep(fake.pause)
+                    trouble = fake.trouble(number, body)
+                    if callable(trouble):
+                        trouble(self)
+                    elif trouble is not None:
+                        self.answer(*trouble)
+                    else:
+                        self.answer(200, json.dumps(fake.completion(body)))
+                finally:
+                    with fake.lock:
+                        fake.now -= 1
+
+            def answer(self, status: int, text: str) -> None:
+                content = text.encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, *_: Any) -> None:
+                """Clients that hang up are part of the tests."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What vLLM answers, as far as it is read."""
+        ids = self.draw(body)
+        reason = "stop" if ids[-1] in body["stop_token_ids"] else "length"
+        return {
+            "model": body["model"],
+            "choices": [{"token_ids": ids, "prompt_token_ids": body["prompt"], "finish_reason": reason, "text": "?"}],
+        }
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def fake_server():
+    """`fake_server(draw, **attributes)` starts a FakeServer and sets these attributes of it."""
+    started = []
+
+    def start(draw, **attributes):
+        server = FakeServer(draw)
+        started.append(server)
+        for name, value in attributes.items():
+            setattr(server, name, value)
+        return server
+
+    yield start
+    for server in started:
+        server.close()

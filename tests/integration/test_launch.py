@@ -263,7 +263,9 @@ def check_same_completions(ours, theirs):
 
 
 @pytest.mark.full
-def test_data_parallel_makes_what_one_process_makes(models, examples, students, adapter, caches, tmp_path):
+def test_data_parallel_makes_what_one_process_makes(
+    make_generation, models, examples, students, adapter, caches, tmp_path
+):
     jobs = {
         "students": partial(students, teachers=CACHED, iterations=1),
         "lora": partial(students, adapter="lora"),
@@ -280,6 +282,7 @@ def test_data_parallel_makes_what_one_process_makes(models, examples, students, 
         MeasureCandidates,
         **models,
         parameters=SWEEP,
+        generation=make_generation(),
         tasks={"sums": ReasoningGymProblems(kind="reasoning_gym", dataset="chain_sum", problems=9)},
         trra=TrRa.model_validate(STUDENT),
         inra_plausibility=0.1,

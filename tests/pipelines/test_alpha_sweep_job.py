@@ -99,7 +99,7 @@ def problems(tmp_path, tiny_tokenizer):
 
 
 @pytest.fixture
-def make_job(tmp_path, make_checkpoint, problems):
+def make_job(tmp_path, make_checkpoint, make_generation, problems):
     """`make_job(**fields)`: a job on tiny checkpoints; `positions` has those of the reference and the aligned model."""
 
     def make(positions=(512, 512), **fields):
@@ -114,6 +114,7 @@ def make_job(tmp_path, make_checkpoint, problems):
         InRaForCausalLM.from_base(reference).save_pretrained(tmp_path / "inra")
         values = {
             "parameters": make_parameters(),
+            "generation": make_generation(),
             "tasks": {"sums": TASK},
             "trra": make_trra(),
             "inra_plausibility": 0.3,

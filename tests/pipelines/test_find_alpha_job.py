@@ -71,7 +71,7 @@ def pair(tmp_path, make_checkpoint):
 
 
 @pytest.fixture
-def make_job(tmp_path, pair, examples, tiny_tokenizer):
+def make_job(tmp_path, pair, examples, make_generation, tiny_tokenizer):
     """`make_job(inra="trra", **parameters)`: a job on tiny checkpoints; `inra` is how the adapter was trained."""
     examples.save_to_disk(tmp_path / "examples")
     InRaForCausalLM.from_base(pair[0]).save_pretrained(tmp_path / "inra")
@@ -82,6 +82,7 @@ def make_job(tmp_path, pair, examples, tiny_tokenizer):
         (tmp_path / "inra" / "realignment.json").write_text(json.dumps(about))
         return SearchAlpha(
             parameters=make_parameters(**parameters),
+            generation=make_generation(),
             alpha_sweep=make_sweep(),
             trra=make_trra(),
             teachers=Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12),
@@ -112,8 +113,8 @@ class World:
         saved, lost = self.kinds[candidate.kind](candidate.alpha) if candidate.kind in self.kinds else (0.0, 0.0)
         rows = [
             {"candidate": candidate.name, "kind": candidate.kind, "alpha": candidate.alpha,
-             "plausibility": candidate.plausibility, "task": "sums", "problem_id": question.id, "sample": sample,
-             "completion": "", "completion_tokens": round(10_000 * (1 - saved)), "finished": True,
+             "plausibility": candidate.plausibility, "engine": "none", "task": "sums", "problem_id": question.id,
+             "sample": sample, "completion": "", "completion_tokens": round(10_000 * (1 - saved)), "finished": True,
              "correct": (sample + 0.5) / sampling.samples > 0.1 + lost, "seconds": 1.0}
             for question in evaluator.questions
             for sample in range(sampling.samples)

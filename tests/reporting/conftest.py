@@ -101,6 +101,7 @@ def make_generations(
                             "kind": kind,
                             "alpha": alpha,
                             "plausibility": plausibility(name, kind),
+                            "engine": "transformers 5.23.0 float32",
                             "task": task,
                             "problem_id": f"{task}-{problem:04d}",
                             "sample": sample,

@@ -33,8 +33,8 @@ def frame(name: str, kind: str, alpha: float, halves: dict[str, tuple[Half, Half
                 right = place < RIGHT + more
                 rows.append((task, problem, right, round(tokens) + (10 if place % 2 else -10)))
     made = pd.DataFrame(rows, columns=["task", "problem_id", "correct", "completion_tokens"])
-    return made.assign(candidate=name, kind=kind, alpha=alpha, plausibility=0.0, sample=0, finished=True,
-                       seconds=1.0, train_seconds=0.0, bytes=0, completion="")  # fmt: skip
+    return made.assign(candidate=name, kind=kind, alpha=alpha, plausibility=0.0, engine="transformers",
+                       sample=0, finished=True, seconds=1.0, train_seconds=0.0, bytes=0, completion="")  # fmt: skip
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from realign_pipes.data.problems import Problem, draw_problems, normalise
 from realign_pipes.data.prompts import continue_prompt, encode_completion, end_of_turn_id, render_prompt
 from realign_pipes.data.schemas import SAMPLE_COLUMNS
 from realign_pipes.errors import InputError
-from realign_pipes.generation.engine import Engine
+from realign_pipes.generation.engine import Description, Engine
 from realign_pipes.generation.graded import Question, check_length, completion_text, sample_and_grade
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.models.fingerprint import fingerprint, fingerprint_model, fingerprint_tokenizer
@@ -45,14 +47,17 @@ def draw_samples(
     *,
     reference: Path,
     seed: int,
+    drawn_by: Description,
     work: Path,
     instruction: str | None = None,
 ) -> Dataset:
     """Completions that the reference draws, `sampling.samples` of each problem, with SAMPLE_COLUMNS.
 
     `instruction` is added to the end of each question. `open_engine` opens the reference, after the problems and the
-    length of their prompts were checked. Sampling that was interrupted resumes in `work`. InputError if no completion
-    is usable, as soon as ENOUGH problems are answered.
+    length of their prompts were checked; `drawn_by` says what it will be. It is closed in the end. Sampling that was
+    interrupted resumes in `work`.
+
+    InputError if no completion is usable, as soon as ENOUGH problems are answered.
     """
     problems = {problem.id: problem for problem in draw_problems(f"{KEY}.task", NAME, task, seed)}
     questions = {name: _question(problem, task, tokenizer, tags, instruction) for name, problem in problems.items()}
@@ -72,9 +77,11 @@ def draw_samples(
         "tags": tags.model_dump(),
         "questions": fingerprint([(one.id, one.prompt_ids, one.answer, one.metadata) for one in questions.values()]),
         "sampling": sampling.model_dump(),
+        "engine": asdict(drawn_by),
     }
+    opened = ExitStack()
     drawn = sample_and_grade(
-        open_engine,
+        lambda: opened.enter_context(closing(open_engine())),
         list(questions.values()),
         tokenizer,
         sampling,
@@ -83,14 +90,15 @@ def draw_samples(
     )
     rows: list[dict[str, Any]] = []
     answered, usable = set(), 0
-    for one in drawn:
-        text = completion_text(tokenizer, one.token_ids, one.finished)
-        row = _row(problems[one.id], questions[one.id], one.sample, text, one.token_ids)
-        rows.append({**row, "finished": one.finished, "correct": one.correct, "source": "sampled"})
-        answered.add(one.id)
-        usable += is_usable(one.correct, one.finished, text, tags.close)
-        if not usable and len(answered) > ENOUGH:
-            break
+    with opened, closing(drawn):
+        for one in drawn:
+            text = completion_text(tokenizer, one.token_ids, one.finished)
+            row = _row(problems[one.id], questions[one.id], one.sample, text, one.token_ids)
+            rows.append({**row, "finished": one.finished, "correct": one.correct, "source": "sampled"})
+            answered.add(one.id)
+            usable += is_usable(one.correct, one.finished, text, tags.close)
+            if not usable and len(answered) > ENOUGH:
+                break
     return _dataset(rows, task, tags)
 
 

@@ -53,7 +53,7 @@ class CloseThinking(LogitsProcessor):
             elif _end_of(tail, len(closing.open_ids)) == closing.open_ids:
                 self.open[row] = True
             if self.open[row] and closing.at is not None and step >= closing.at:
-                forced[row] = closing.close_ids[_begun(closing.close_ids, tail)]
+                forced[row] = closing.close_ids[count_begun(closing.close_ids, tail)]
             elif self.open[row] and closing.bias:
                 biased[row] = closing
         if forced or biased:
@@ -67,11 +67,27 @@ class CloseThinking(LogitsProcessor):
         return scores
 
 
+def thinking_open(closing: Closing, tokens: Sequence[int]) -> list[bool]:
+    """Whether thinking is open after the first 0, 1, …, len(tokens) tokens of a completion."""
+    opened, written = [closing.opened], tuple(tokens)
+    for count in range(1, len(written) + 1):
+        if _ends_with(written, count, closing.close_ids):
+            opened.append(False)
+        else:
+            opened.append(opened[-1] or _ends_with(written, count, closing.open_ids))
+    return opened
+
+
+def count_begun(tag: tuple[int, ...], tokens: Sequence[int]) -> int:
+    """How many ids of `tag`, from its first and without its last, `tokens` end with."""
+    return next(count for count in range(len(tag) - 1, -1, -1) if _end_of(tuple(tokens), count) == tag[:count])
+
+
 def _end_of(tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
     """The last `count` tokens, or all if there are fewer."""
     return tokens[max(len(tokens) - count, 0) :]
 
 
-def _begun(tag: tuple[int, ...], tokens: tuple[int, ...]) -> int:
-    """How many ids of `tag`, from its first and without its last, `tokens` end with."""
-    return next(count for count in range(len(tag) - 1, -1, -1) if _end_of(tokens, count) == tag[:count])
+def _ends_with(tokens: tuple[int, ...], count: int, tag: tuple[int, ...]) -> bool:
+    """Whether the first `count` of the tokens end with `tag`."""
+    return count >= len(tag) and tokens[count - len(tag) : count] == tag

@@ -7,9 +7,9 @@
 Callers pass token ids and get token ids; they don't need to know about Transformers or a server.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.paper.schedules import Schedule
@@ -67,13 +67,41 @@ class Completion:
     finished: bool
     """False if the token limit cut it off."""
 
+    @classmethod
+    def of_tokens(cls, key: str, sample: int, tokens: list[int], stops: Collection[int]) -> Self:
+        """Cut after the first token that ends a completion; what follows it is padding."""
+        end = next((position + 1 for position, token in enumerate(tokens) if token in stops), None)
+        return cls(key, sample, tokens[:end], finished=end is not None)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What draws, beside the model, the prompts and the sampling: of other engines other completions come."""
+
+    engine: str
+    """transformers or vllm."""
+    version: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.version} {self.dtype}"
+
 
 class Engine(Protocol):
     """Draws completions."""
 
+    @property
+    def description(self) -> Description:
+        """What it is, for those who read its completions, and to tell them from another engine's."""
+        ...
+
+    def close(self) -> None:
+        """Give back the memory that it took, or stop its server. It cannot draw after that."""
+        ...
+
     def draw(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
-    ) -> Iterator[list[Completion]]:
+    ) -> Generator[list[Completion], None, None]:
         """Yield the completions of `prompts`, `sampling.samples` each, in groups as they finish.
 
         The keys of `prompts` are distinct. `done` has the key and sample of the completions that an interrupted run has

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def sample_and_grade(
     alpha: Alpha | None = None,
     close_at: int | None = None,
     close_bias: float = 0.0,
-) -> Iterator[GradedCompletion]:
+) -> Generator[GradedCompletion, None, None]:
     """Yield `sampling.samples` graded completions of each question: first those in `file`, then new ones as drawn.
 
     `file` (JSON lines) keeps what is drawn, one group of the engine a line, so that an interrupted run resumes after
@@ -104,17 +105,18 @@ def sample_and_grade(
             for question in questions
         ]
         start = time.perf_counter()
-        for group in engine.draw(prompts, sampling, done={(one.id, one.sample) for one in found}):
-            attempts = [_attempt(by_id[one.key], one, tokenizer) for one in group]
-            graded = [
-                GradedCompletion(one.key, one.sample, one.token_ids, one.finished, correct)
-                for one, correct in zip(group, grade(attempts), strict=True)
-            ]
-            line = {"seconds": time.perf_counter() - start, "completions": [asdict(one) for one in graded]}
-            append_line(file, json.dumps(line))
-            advance(len(graded))
-            yield from graded
-            start = time.perf_counter()  # don't count the caller's time
+        with closing(engine.draw(prompts, sampling, done={(one.id, one.sample) for one in found})) as groups:
+            for group in groups:
+                attempts = [_attempt(by_id[one.key], one, tokenizer) for one in group]
+                graded = [
+                    GradedCompletion(one.key, one.sample, one.token_ids, one.finished, correct)
+                    for one, correct in zip(group, grade(attempts), strict=True)
+                ]
+                line = {"seconds": time.perf_counter() - start, "completions": [asdict(one) for one in graded]}
+                append_line(file, json.dumps(line))
+                advance(len(graded))
+                yield from graded
+                start = time.perf_counter()  # don't count the caller's time
 
 
 def read_graded(file: Path) -> list[GradedCompletion]:

@@ -1,12 +1,14 @@
 """The engine on Transformers: a `generate` in which a completion's random numbers depend only on its own seed."""
 
+import gc
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from transformers import (
     GenerationConfig,
@@ -22,7 +24,7 @@ from transformers import (
 
 from realign_pipes.errors import InputError
 from realign_pipes.generation.closing import CloseThinking
-from realign_pipes.generation.engine import Alpha, Completion, Prompt
+from realign_pipes.generation.engine import Alpha, Completion, Description, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.models.load import default_device, load_model
 
@@ -91,6 +93,7 @@ class TransformersEngine:
 
     def __init__(self, model: PreTrainedModel, *, min_p: float = 0.0, plausibility: float = 0.0) -> None:
         self.model = model
+        self.description = describe(str(model.dtype).removeprefix("torch."))
         self.min_p = min_p
         self.options = {"plausibility": plausibility} if plausibility > 0 else {}
 
@@ -99,63 +102,74 @@ class TransformersEngine:
         """With the model of a checkpoint directory, on the accelerator if there is one."""
         return cls(load_model(path, device=default_device()), min_p=min_p)
 
+    def close(self) -> None:
+        """Let go of the model, and of the accelerator's memory that it took."""
+        del self.model
+        gc.collect()
+        torch.cuda.empty_cache()
+
     @torch.inference_mode()
     def draw(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: Collection[tuple[str, int]] = ()
-    ) -> Iterator[list[Completion]]:
-        """As `Engine.draw`; a group is a batch.
+    ) -> Generator[list[Completion], None, None]:
+        """As `Engine.draw`; a group has the rows of a batch that have finished since the last group.
 
         The longest prompts come first, so the rows of a batch have similar lengths. Batches are the same whatever is
         `done`, because the other rows of a batch may change the last bits of a logit: a partly finished batch is
-        decoded again as a whole.
+        decoded again as a whole. Memory grows with each token, so a batch that is too large for it may fail only when
+        its completions are long: InputError, which says so.
         """
         model = self.model
         stops = stop_token_ids(model)
         rows = [(prompt, sample) for prompt in prompts for sample in range(sampling.samples)]
         rows.sort(key=lambda row: -len(row[0].token_ids))
-        own_config = model.generation_config
         for start in range(0, len(rows), sampling.batch_size):
             batch = rows[start : start + sampling.batch_size]
             if all((prompt.key, sample) in done for prompt, sample in batch):
                 continue
             uniforms = [draw_uniforms(sampling.seed, prompt.key, s, sampling.max_new_tokens) for prompt, s in batch]
-            model.generation_config = GenerationConfig(  # here, as generate() fills in the other values of its own
-                do_sample=False, eos_token_id=stops, pad_token_id=stops[0], return_dict_in_generate=True
+            decoding = _decode(
+                model,
+                [prompt for prompt, _ in batch],
+                torch.from_numpy(np.stack(uniforms)),
+                stops,
+                sampling,
+                self.min_p,
+                self.options,
             )
-            try:
-                generated = _decode(
-                    model,
-                    [prompt for prompt, _ in batch],
-                    torch.from_numpy(np.stack(uniforms)),
-                    sampling,
-                    self.min_p,
-                    self.options,
-                )
-            finally:
-                model.generation_config = own_config
-            yield [
-                _completion(prompt.key, sample, tokens, stops)
-                for (prompt, sample), tokens in zip(batch, generated, strict=True)
-                if (prompt.key, sample) not in done
-            ]
+            for finished in decoding:
+                group = [
+                    Completion.of_tokens(batch[row][0].key, batch[row][1], tokens, stops)
+                    for row, tokens in finished
+                    if (batch[row][0].key, batch[row][1]) not in done
+                ]
+                if group:
+                    yield group
+
+
+def describe(dtype: str) -> Description:
+    """This engine, with a model whose weights have `dtype`."""
+    return Description("transformers", transformers.__version__, dtype)
 
 
 def _decode(
     model: PreTrainedModel,
     prompts: Sequence[Prompt],
     uniforms: torch.Tensor,
+    stops: list[int],
     sampling: Sampling,
     min_p: float,
     options: dict[str, Any],
-) -> list[list[int]]:
-    """The tokens of a batch whose row r has `prompts[r]` and the random numbers `uniforms[r]`.
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """Rows of a batch and their tokens, as they finish. Row r has `prompts[r]` and the random numbers `uniforms[r]`.
 
     `options` are further arguments of the model's `generate`.
 
     Prompts are padded on the left, and the mask hides the padding. Decoding is interrupted to drop rows that have
     finished, and their KV cache; otherwise all would wait for the slowest.
     """
-    config, width = model.generation_config, max(len(prompt.token_ids) for prompt in prompts)
+    config = GenerationConfig(do_sample=False, eos_token_id=stops, pad_token_id=stops[0], return_dict_in_generate=True)
+    width = max(len(prompt.token_ids) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), config.pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):
@@ -175,19 +189,33 @@ def _decode(
     cache, step = None, 0
     while rows and step < sampling.max_new_tokens:
         finished = ShareFinished(config.eos_token_id, len(rows), DROPPED_SHARE, model.device)
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            max_new_tokens=sampling.max_new_tokens - step,
-            logits_processor=LogitsProcessorList([*processors, InverseCDFSampler(uniforms[:, step:])]),
-            stopping_criteria=StoppingCriteriaList([finished]),
-            **_alpha_argument([prompts[row].alpha for row in rows], step),
-            **options,
-        )
+        try:
+            output = _generate(
+                model,
+                config,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                max_new_tokens=sampling.max_new_tokens - step,
+                logits_processor=LogitsProcessorList([*processors, InverseCDFSampler(uniforms[:, step:])]),
+                stopping_criteria=StoppingCriteriaList([finished]),
+                **_alpha_argument([prompts[row].alpha for row in rows], step),
+                **options,
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{model.device} ran out of memory after {step} tokens or more of {len(prompts)} completions: "
+                f"batch_size is {sampling.batch_size}, and max_new_tokens {sampling.max_new_tokens}. Set batch_size, "
+                "beside max_new_tokens in the parameters of this sampling, to half of it or less. The run resumes "
+                f"after what is finished. ({str(error).splitlines()[0]})"
+            ) from error
         new = output.sequences[:, input_ids.shape[1] :]
         for row, generated in zip(rows, new.tolist(), strict=True):
             tokens[row] += generated
+        step += new.shape[1]
+        last = step == sampling.max_new_tokens
+        ended = [place for place, one in enumerate(finished.finished.tolist()) if one or last]
+        yield [(rows[place], tokens[rows[place]]) for place in ended]
         keep = (~finished.finished).nonzero()[:, 0]
         rows = [rows[place] for place in keep.tolist()]
         closing.keep(keep.tolist())
@@ -195,8 +223,16 @@ def _decode(
             input_ids, uniforms, cache = output.sequences[keep], uniforms[keep], output.past_key_values
             attention_mask = torch.nn.functional.pad(attention_mask[keep], (0, new.shape[1]), value=1)
             cache.batch_select_indices(keep)
-        step += new.shape[1]
-    return tokens
+
+
+def _generate(model: PreTrainedModel, config: GenerationConfig, **arguments: Any) -> Any:
+    """`model.generate` with nothing of the model's own generation config, which it would fill gaps from."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        return model.generate(**arguments)
+    finally:
+        model.generation_config = own
 
 
 def _alpha_argument(alphas: list[Alpha | None], begun: int) -> dict[str, Any]:
@@ -213,9 +249,3 @@ def _alpha_argument(alphas: list[Alpha | None], begun: int) -> dict[str, Any]:
         return alpha(begun + step, 0) if callable(alpha) else alpha  # type: ignore[return-value]
 
     return {"alpha": schedule}
-
-
-def _completion(key: str, sample: int, tokens: list[int], stops: list[int]) -> Completion:
-    """Cut a generated row after its first stop token; what follows is padding."""
-    end = next((position + 1 for position, token in enumerate(tokens) if token in stops), None)
-    return Completion(key, sample, tokens[:end], finished=end is not None)

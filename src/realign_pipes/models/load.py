@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -116,6 +117,17 @@ def load_model(path: Path, *, device: torch.device, dtype: torch.dtype | str = "
     else:
         model = read_model(path, dtype)
     return model.to(device=device).eval()
+
+
+def resolve_adapter(path: Path) -> Path | None:
+    """The folder of the checkpoint that a PEFT adapter is for; None if `path` is a checkpoint of its own."""
+    if not is_adapter(path):
+        return None
+    base, revision = base_of_adapter(path)
+    if revision is None:
+        return Path(base)
+    with reading(path):
+        return Path(snapshot_download(base, revision=revision, local_files_only=True))
 
 
 def read_model(path: Path | str, dtype: torch.dtype | str = "auto", revision: str | None = None) -> PreTrainedModel:

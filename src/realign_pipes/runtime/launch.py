@@ -5,13 +5,11 @@ A job is a Pydantic model with `run()`. Several processes get it as JSON: each o
 `launch` reads. Errors that the user can fix come through `error.json`. A job names its data sets by their folders.
 """
 
-import ctypes
 import gc
 import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import traceback
@@ -28,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, field_v
 from realign_pipes.errors import InputError, UserError
 from realign_pipes.runtime.files import atomic_path
 from realign_pipes.runtime.parameters import Parameters, Training
+from realign_pipes.runtime.processes import end_with_parent
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -251,12 +250,6 @@ def start_processes(launcher: Launcher, settings: dict[str, Any], module: str, f
             f"{process.returncode}. Their own error is above. The same run resumes from what they finished in "
             f"{folder.parents[1]}."
         )
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, so that no rank keeps writing alone. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def accelerate_launch() -> None:

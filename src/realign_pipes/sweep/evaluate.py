@@ -1,5 +1,6 @@
 """Measuring candidates: every one answers the same problems with the same random numbers."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,16 +12,22 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from realign_pipes.data.prompts import render_prompt
-from realign_pipes.generation.engine import Engine
+from realign_pipes.generation.engine import Description, Engine
 from realign_pipes.generation.graded import Question, completion_text, read_graded, sample_and_grade, seconds_taken
 from realign_pipes.generation.parameters import Sampling
+from realign_pipes.generation.servers import Served, Servers
+from realign_pipes.generation.transformers_engine import describe
+from realign_pipes.generation.vllm_engine import VLLMEngine
 from realign_pipes.models.fingerprint import fingerprint
-from realign_pipes.models.load import read_stops
+from realign_pipes.models.load import read_stops, resolve_adapter
 from realign_pipes.runtime.work import do_once
+from realign_pipes.serving.server import read_dtype
 from realign_pipes.sweep.kinds import KINDS, Candidate
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS, conform
 from realign_pipes.tasks.completion import ThinkingTags
 from realign_pipes.tasks.parameters import Problems
+
+logger = logging.getLogger(__name__)
 
 ORDER = ["task", "problem_id", "sample"]
 
@@ -32,6 +39,9 @@ class Evaluator:
     and the `instruction` that the prompts of all problems have. A task with `samples` gets that many completions of
     each problem. Of n processes, number r lets the candidate answer the problems r, r + n, …; the main process puts
     the parts together.
+
+    `servers` draw for the candidates that they can, and Transformers for the others; None: for all. `close` it, as the
+    last engine is kept for further candidates.
     """
 
     def __init__(
@@ -43,8 +53,9 @@ class Evaluator:
         tokenizer: PreTrainedTokenizerFast,
         work: Path,
         instruction: str | None = None,
+        servers: Servers | None = None,
     ) -> None:
-        self.fingerprints, self.tokenizer, self.work = fingerprints, tokenizer, work
+        self.fingerprints, self.tokenizer, self.work, self.servers = fingerprints, tokenizer, work, servers
         self.tasks, self.instruction = tasks, instruction
         self._opened: tuple[Any, Engine] | None = None
         self.questions = [
@@ -70,16 +81,34 @@ class Evaluator:
     def evaluate(self, candidates: Sequence[Candidate], sampling: Sampling) -> dict[str, Path]:
         """Parquet files of graded completions, by candidate, drawn with `sampling` or inside the candidate's budget.
 
-        One engine serves consecutive candidates that differ only in an alpha that it takes as an argument, a schedule
-        or a budget.
+        One engine serves the candidates that differ only in an alpha that it takes as an argument, a schedule or a
+        budget; one server those with the same checkpoint.
 
         Columns are those of `schemas.GENERATIONS`, or of BUDGET_GENERATIONS for candidates inside a budget.
-        """
-        return {candidate.name: self._evaluate(candidate, sampling) for candidate in candidates}
 
-    def _evaluate(self, candidate: Candidate, sampling: Sampling) -> Path:
+        InputError, before anything is drawn, for a candidate that no server has and that one should.
+        """
+        served = {candidate.name: self._served(candidate) for candidate in candidates}
+        if self.servers is not None and (others := [name for name, one in served.items() if one is None]):
+            logger.info("drawn with Transformers, as no server can: %s", ", ".join(others))
+        loads = [self._loads(candidate, served[candidate.name]) for candidate in candidates]
+        together = sorted(range(len(candidates)), key=lambda number: loads.index(loads[number]))
+        made = {}
+        for number in together:
+            candidate = candidates[number]
+            made[candidate.name] = self._evaluate(candidate, served[candidate.name], sampling)
+        return {candidate.name: made[candidate.name] for candidate in candidates}
+
+    def close(self) -> None:
+        """Close the last engine."""
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
+    def _evaluate(self, candidate: Candidate, served: Served | None, sampling: Sampling) -> Path:
         state = PartialState()
         rank, count = state.process_index, state.num_processes
+        drawn_by = self._drawn_by(candidate, served)
         if candidate.budget is not None:
             sampling = sampling.model_copy(update={"max_new_tokens": candidate.budget})
         kind = KINDS[candidate.kind]
@@ -99,7 +128,7 @@ class Evaluator:
                 if not (own := group[rank::count]):
                     continue
                 drawn = sample_and_grade(
-                    lambda: self._engine(candidate),
+                    lambda: self._engine(candidate, served),
                     own,
                     self.tokenizer,
                     sampling.model_copy(update={"samples": samples}),
@@ -113,9 +142,9 @@ class Evaluator:
                     pass  # the file keeps them
             state.wait_for_everyone()
             files = [[folder / names[samples][number] for samples in names] for number in range(count)]
-            return lambda path: self._frame(candidate, files).to_parquet(path, index=False)
+            return lambda path: self._frame(candidate, str(drawn_by), files).to_parquet(path, index=False)
 
-        description = self._description(candidate, questions, sampling)
+        description = {**self._description(candidate, questions, sampling), "engine": asdict(drawn_by)}
         return do_once(self.work / candidate.name, "generations.parquet", description, do)
 
     def _questions(self, candidate: Candidate) -> list[Question]:
@@ -138,16 +167,41 @@ class Evaluator:
             groups.setdefault(samples, []).append(question)
         return groups
 
-    def _engine(self, candidate: Candidate) -> Engine:
-        """The engine of the last candidate if it also serves this one, else a new one in its place."""
+    def _served(self, candidate: Candidate) -> Served | None:
+        """What a server loads for the candidate; None if Transformers draws."""
+        serve = KINDS[candidate.kind].serve
+        if self.servers is None or serve is None:
+            return None
+        served = serve(candidate, self.work / "served")
+        return served if self.servers.serves(served) else None
+
+    def _drawn_by(self, candidate: Candidate, served: Served | None) -> Description:
+        if served is not None and self.servers is not None:
+            return self.servers.describe(served)
+        return describe(" and ".join(read_dtype(resolve_adapter(path) or path) for path in candidate.checkpoints[:1]))
+
+    def _loads(self, candidate: Candidate, served: Served | None) -> Any:
+        """What candidates of one engine have in common."""
+        if served is not None:
+            return served.path
         kind = KINDS[candidate.kind]
         of_the_model = kind.has_alpha and not kind.takes_alpha and not kind.biases_close
         fixed_alpha = candidate.alpha if of_the_model else None
-        serves = (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density)
-        if self._opened is None or self._opened[0] != serves:
-            self._opened = None  # before the next one needs the memory
-            self._opened = serves, kind.open(candidate, len(self.tokenizer))
-        return self._opened[1]
+        return (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density)
+
+    def _engine(self, candidate: Candidate, served: Served | None) -> Engine:
+        """The engine of the last candidate if it also serves this one, else a new one in its place."""
+        loads = self._loads(candidate, served)
+        if self._opened is None or self._opened[0] != loads:
+            self.close()  # before the next one needs the memory
+            if served is not None and self.servers is not None:
+                self._opened = loads, self.servers.open(served)
+            else:
+                self._opened = loads, KINDS[candidate.kind].open(candidate, len(self.tokenizer))
+        engine = self._opened[1]
+        if served is not None and isinstance(engine, VLLMEngine):  # these are the requests' and not the server's
+            return replace(engine, min_p=served.min_p, plausibility=served.plausibility)
+        return engine
 
     def _description(self, candidate: Candidate, questions: Sequence[Question], sampling: Sampling) -> dict[str, Any]:
         """Everything that the candidate's completions depend on."""
@@ -162,7 +216,7 @@ class Evaluator:
             "stops": [read_stops(path) for path in candidate.checkpoints],
         }
 
-    def _frame(self, candidate: Candidate, files: Sequence[Sequence[Path]]) -> pd.DataFrame:
+    def _frame(self, candidate: Candidate, drawn_by: str, files: Sequence[Sequence[Path]]) -> pd.DataFrame:
         """The completions in the files of each process, with the seconds of the one that took longest."""
         rows = [
             {
@@ -171,6 +225,7 @@ class Evaluator:
                 "alpha": candidate.alpha,
                 "plausibility": candidate.plausibility,
                 "budget": candidate.budget,
+                "engine": drawn_by,
                 "task": self.task_names[one.id],
                 "problem_id": one.id,
                 "sample": one.sample,

@@ -5,13 +5,18 @@ To add a kind, add a row to `_KINDS`, and candidates of it to `pipelines/alpha_s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shutil import copytree
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a run that only draws figures starts without torch
+    from transformers import PreTrainedModel
+
     from realign_pipes.generation.engine import Engine
+    from realign_pipes.generation.servers import Served
     from realign_pipes.paper.schedules import Schedule
 
 
@@ -51,9 +56,11 @@ class Kind:
     marker: str
     """A symbol of Plotly."""
     open: Callable[[Candidate, int], Engine]
-    """(candidate, number of the tokenizer's tokens) -> what draws its completions."""
+    """(candidate, number of the tokenizer's tokens) -> what draws its completions with Transformers."""
     about: str
     """What it is, in a sentence for the report."""
+    serve: Callable[[Candidate, Path], Served] | None = None
+    """(candidate, a folder for what has yet to be written) -> what a server loads for it. None: no server can."""
     has_alpha: bool = True
     takes_alpha: bool = False
     """Alpha is an argument of each completion, so one engine serves every alpha."""
@@ -104,14 +111,21 @@ def _open_dera(candidate: Candidate, vocab_size: int) -> Engine:
 
 
 def _open_merge(candidate: Candidate, vocab_size: int) -> Engine:
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.models.load import default_device
+
+    return TransformersEngine(_merged(candidate).to(default_device()))
+
+
+def _merged(candidate: Candidate) -> PreTrainedModel:
+    """On the CPU."""
     import torch
 
-    from realign_pipes.generation.transformers_engine import TransformersEngine
-    from realign_pipes.models.load import default_device, load_model
+    from realign_pipes.models.load import load_model
     from realign_pipes.paper.merging import merge
 
     reference, aligned = (load_model(path, device=torch.device("cpu")) for path in candidate.checkpoints)
-    return TransformersEngine(merge(reference, aligned, candidate.alpha, candidate.density).to(default_device()))
+    return merge(reference, aligned, candidate.alpha, candidate.density)
 
 
 def _open_lora(candidate: Candidate, vocab_size: int) -> Engine:
@@ -138,44 +152,105 @@ def _open_inra(candidate: Candidate, vocab_size: int) -> Engine:
     return TransformersEngine(model, plausibility=candidate.plausibility)
 
 
+def _serve_student(candidate: Candidate, folder: Path) -> Served:
+    return _served(candidate.checkpoints[0])
+
+
+def _serve_model(candidate: Candidate, folder: Path) -> Served:
+    return _served(candidate.checkpoints[0], min_p=candidate.plausibility)
+
+
+def _serve_inra(candidate: Candidate, folder: Path) -> Served:
+    return _served(candidate.checkpoints[0], takes_alpha=True, plausibility=candidate.plausibility)
+
+
+def _serve_merge(candidate: Candidate, folder: Path) -> Served:
+    """A checkpoint of the merged weights, which is written first."""
+    from realign_pipes.generation.servers import Served
+    from realign_pipes.serving.server import ServedModel
+
+    def write(path: Path) -> None:
+        from realign_pipes.models.load import copy_tokenizer
+
+        _merged(candidate).save_pretrained(path)
+        copy_tokenizer(candidate.checkpoints[0], path)
+
+    return Served(ServedModel(folder / candidate.name), like=candidate.checkpoints[0], write=write)
+
+
+def _serve_lora(candidate: Candidate, folder: Path) -> Served:
+    """The adapter with its matrices scaled, which is written first; a server does not scale."""
+    from realign_pipes.generation.servers import Served
+    from realign_pipes.serving.server import ServedModel
+
+    adapter = candidate.checkpoints[0]
+
+    def write(path: Path) -> None:
+        copytree(adapter, path)
+        file = path / "adapter_config.json"
+        config = json.loads(file.read_text())
+        # An adapter adds lora_alpha / r times the product of its matrices.
+        file.write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * candidate.alpha}))
+
+    base = _served(adapter).model.checkpoint
+    return Served(ServedModel(base, folder / candidate.name), like=base, write=write)
+
+
+def _served(path: Path, **options: Any) -> Served:
+    """A checkpoint that is there, or an adapter with its base."""
+    from realign_pipes.generation.servers import Served
+    from realign_pipes.models.load import resolve_adapter
+    from realign_pipes.serving.server import ServedModel
+
+    base = resolve_adapter(path)
+    model = ServedModel(path) if base is None else ServedModel(base, path)
+    return Served(model, like=model.checkpoint, **options)
+
+
 # fmt: off
 _KINDS = (
-    Kind("reference", "Reference", "#222222", "star", _open_model, has_alpha=False,
+    Kind("reference", "Reference", "#222222", "star", _open_model, has_alpha=False, serve=_serve_model,
          about="The model to start from: alpha 0."),
-    Kind("aligned", "Aligned", "#D55E00", "diamond", _open_model, has_alpha=False,
+    Kind("aligned", "Aligned", "#D55E00", "diamond", _open_model, has_alpha=False, serve=_serve_model,
          about="The model whose behaviour to move towards: alpha 1."),
     Kind("dera", "DeRa", "#0072B2", "square", _open_dera, is_models_at_ends=True, models=2, kv_streams=2, passes=2,
          about="Decodes with both models at once and mixes their logits."),
     Kind("merge", "Merged weights", "#56B4E9", "hexagon", _open_merge, is_models_at_ends=True, alternative=True,
+         serve=_serve_merge,
          about="One model whose weights are (1 - alpha) times the reference's and alpha times the aligned model's: no "
                "training, and nothing to pay when it generates."),
     Kind("ties", "TIES", "#56B4E9", "hexagram", _open_merge, panel="merge", joined=False, alternative=True,
+         serve=_serve_merge,
          about="Merged weights, where only the largest differences between the two models are added (trimmed as by "
                "TIES)."),
     Kind("lora_scale", "Scaled LoRA", "#E69F00", "triangle-down", _open_lora, alpha_one="student", alternative=True,
-         trains=True,
+         trains=True, serve=_serve_lora,
          about="One LoRA student (TrRa at alpha 1) whose matrices are scaled by alpha: one model with a knob."),
-    Kind("trra", "TrRa", "#009E73", "circle", _open_student, trains=True,
+    Kind("trra", "TrRa", "#009E73", "circle", _open_student, trains=True, serve=_serve_student,
          about="One model, distilled from the mixture of both at one alpha."),
     Kind("trra_iter", "TrRa-iter", "#CC79A7", "triangle-up", _open_student, panel="trra", joined=False, trains=True,
+         serve=_serve_student,
          about="TrRa repeated, with its own result as the aligned model."),
     Kind("inra", "InRa", "#B8860B", "cross", _open_inra, takes_alpha=True, alpha_one="adapter", trains=True,
-         kv_streams=2, passes=2,
+         kv_streams=2, passes=2, serve=_serve_inra,
          about="One model with a trained adapter layer; alpha is set as it generates."),
     Kind("close_bias", "Closing bias", "#999999", "hourglass", _open_model, biases_close=True, alternative=True,
          is_models_at_ends=True, alpha_one=None,
          about="The reference with a bias on the logit of the tag that closes its thinking, given as its alpha."),
     Kind("prompt", "Prompt", "#56B4E9", "triangle-right", _open_model, has_alpha=False, alternative=True,
+         serve=_serve_model,
          about="The reference with an instruction at the end of each question."),
-    Kind("other", "Other", "#999999", "pentagon", _open_model, has_alpha=False, alternative=True,
+    Kind("other", "Other", "#999999", "pentagon", _open_model, has_alpha=False, alternative=True, serve=_serve_model,
          about="A checkpoint that was made elsewhere."),
     Kind("truncation", "Plain truncation", "#222222", "circle", _open_model, has_alpha=False, of_budgets=True,
+         serve=_serve_model,
          about="The reference, cut off at the budget."),
     Kind("forced_close", "Forced closing", "#0072B2", "square", _open_model, has_alpha=False, of_budgets=True,
+         serve=_serve_model,
          about="The reference, whose thinking is closed by force where just enough of the budget is left for the "
                "answer."),
     Kind("token_budget", "TokenBudget", "#B8860B", "cross", _open_inra, takes_alpha=True, of_budgets=True, trains=True,
-         kv_streams=2, passes=2,
+         kv_streams=2, passes=2, serve=_serve_inra,
          about="InRa that thinks like the reference (alpha 0) for a share of the budget and then raises alpha to 1; "
                "thinking that is still open where Forced closing closes it is closed there too."),
 )

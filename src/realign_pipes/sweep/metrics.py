@@ -22,7 +22,7 @@ ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
 CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
-ABOUT = ["candidate", "kind", "alpha", "plausibility", "seconds"]
+ABOUT = ["candidate", "kind", "alpha", "plausibility", "engine", "seconds"]
 NO_COSTS: Mapping[str, Mapping[str, float | None]] = MappingProxyType({})
 COSTS = ["train_seconds", "bytes"]
 RUNNING_COSTS = ["models", "kv_streams", "passes"]
@@ -126,6 +126,7 @@ def read_answers(generations: Generations) -> Answers:
         "kind": [about[name]["kind"] for name in names],
         "alpha": [float(about[name]["alpha"]) for name in names],
         "plausibility": [float(about[name]["plausibility"]) for name in names],
+        "engine": [about[name]["engine"] for name in names],
         "seconds": [about[name]["seconds"] for name in names],
         **{cost: [getattr(KINDS[about[name]["kind"]], cost) for name in names] for cost in RUNNING_COSTS},
     }

@@ -14,6 +14,7 @@ GENERATIONS = {
     "kind": "str",  # a name in `sweep.kinds.KINDS`
     "alpha": "float64",  # NaN for a kind without one; of close_bias its bias
     "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
+    "engine": "str",  # what drew it: engine, version and dtype
     "task": "str",
     "problem_id": "str",
     "sample": "int64",
@@ -36,6 +37,7 @@ SWEEP_RESULTS = {
     "kind": "str",
     "alpha": "float64",  # NaN for a kind without one; of close_bias its bias
     "plausibility": "float64",  # beta of the mask on implausible tokens; 0 without one
+    "engine": "str",  # what drew its completions: engine, version and dtype
     "task": "str",  # `all` for the mean over tasks
     "problems": "int64",  # for `all` the sum over tasks
     "samples": "int64",  # per problem; for `all` the most of a task

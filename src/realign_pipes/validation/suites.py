@@ -277,6 +277,9 @@ def _candidates() -> list[Expectation]:
             row_condition=Column("kind").is_not_in(bare),
             notes="candidates of all other kinds have an alpha",
         ),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column="engine", regex="^(transformers|vllm) ", notes="every row says which engine drew it"
+        ),
         gxe.ExpectColumnValuesToBeBetween(
             column="plausibility",
             min_value=0,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from realign_pipes.data.prompts import render_prompt
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.graded import check_length
+from realign_pipes.generation.parameters import Generation
+from realign_pipes.generation.servers import make_servers
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, max_positions
@@ -48,6 +51,7 @@ class MeasureCandidates(Job[Generations]):
     """Measure the candidates, or find them finished in `work`."""
 
     parameters: AlphaSweep
+    generation: Generation
     tasks: dict[str, Problems]
     trra: TrRa
     """Names the checkpoints that are measured."""
@@ -71,8 +75,8 @@ class MeasureCandidates(Job[Generations]):
         """The completions of all candidates.
 
         Raises MissingFileError or InputError, before anything is decoded, for a checkpoint that is missing or was
-        trained from another reference, for completions that could be longer than the models' positions, and for weights
-        that cannot be merged.
+        trained from another reference, for completions that could be longer than the models' positions, for weights
+        that cannot be merged, and for a checkpoint that no server has.
         """
         problems = Dataset.load_from_disk(str(self.problems))
         sweep, budgets = self.sweep_candidates(), self.budget_candidates()
@@ -88,11 +92,13 @@ class MeasureCandidates(Job[Generations]):
             tokenizer=tokenizer,
             work=self.work,
             instruction=self.instruction,
+            servers=make_servers(self.generation, self.work / "served"),
         )
-        sampling = self.parameters.sampling
+        with closing(evaluator):
+            made = evaluator.evaluate([*sweep, *budgets], self.parameters.sampling)
         return Generations(
-            sweep=evaluator.evaluate(sweep, sampling),
-            budgets=evaluator.evaluate(budgets, sampling),
+            sweep={candidate.name: made[candidate.name] for candidate in sweep},
+            budgets={candidate.name: made[candidate.name] for candidate in budgets},
             costs=self._costs(sweep),
         )
 

@@ -31,7 +31,10 @@ def sweep(
     evaluation_set: Any,
 ) -> tuple[dict[str, Any], dict[str, Any], Any, dict[str, Any]]:
     """Graded completions by candidate, those inside token budgets, the budgets' figures (DataFrames), and the costs of
-    the candidates."""
+    the candidates.
+
+    With vLLM it is one process, whatever the launcher says: it only asks, and its servers use the GPUs.
+    """
     import pandas as pd
 
     from realign_pipes.datasets.arrow import folder_of
@@ -47,6 +50,7 @@ def sweep(
         )
     job = MeasureCandidates(
         parameters=parameters,
+        generation=generation,
         tasks=data_prep.tasks,
         trra=trra,
         inra_plausibility=inra.plausibility,
@@ -60,6 +64,9 @@ def sweep(
         others={name: find_checkpoint(checkpoint) for name, checkpoint in parameters.others.items()},
         chat_template=models.chat_template,
     )
+    if generation.engine == "vllm" and launcher.num_processes > 1:
+        logger.info("alpha_sweep runs in one process: vLLM itself uses several GPUs (generation.data_parallel_size)")
+        launcher = Launcher(num_processes=1, config_file=None)
     made = launch(job, Generations, launcher, folders.work / "launch" / "alpha_sweep", training=None)
     generations, budgets = (
         {name: pd.read_parquet(file) for name, file in files.items()} for files in (made.sweep, made.budgets)

@@ -34,7 +34,7 @@ def collect_samples(
     from realign_pipes.data.problems import draw_problems
     from realign_pipes.data.prompts import render_prompt, thinking_tags
     from realign_pipes.generation.graded import check_length
-    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.generation.servers import engine_of_checkpoint
     from realign_pipes.models.hub import find_checkpoint
     from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
 
@@ -56,14 +56,16 @@ def collect_samples(
             for parameter, tokens in alpha_sweep.longest_completions():
                 check_length(prompt_ids, tokens, max_positions(path), parameter=parameter, model=str(path))
     if isinstance(calibration, SampledCalibration):
+        drawn_by, open_engine = engine_of_checkpoint(reference_model, generation, folders.work / "data_prep_served")
         return samples.draw_samples(
-            lambda: TransformersEngine.of_checkpoint(reference_model),
+            open_engine,
             calibration.task,
             calibration.sampling,
             tokenizer,
             tags,
             reference=reference_model,
             seed=seed,
+            drawn_by=drawn_by,
             work=folders.work / "data_prep",
             instruction=parameters.instruction,
         )

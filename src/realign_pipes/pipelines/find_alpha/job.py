@@ -8,6 +8,7 @@ TrRa's students; correctness does not, as the merge has no mask on implausible t
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from pydantic import BaseModel
 
 from realign_pipes.errors import InputError
 from realign_pipes.generation.graded import check_length
+from realign_pipes.generation.parameters import Generation
+from realign_pipes.generation.servers import make_servers
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import check_pair, load_model, max_positions
@@ -57,6 +60,7 @@ class SearchAlpha(Job[Found]):
     """Find the alpha that fulfils the wish. What an interrupted run measured or trained is found in `work`."""
 
     parameters: FindAlpha
+    generation: Generation
     alpha_sweep: AlphaSweep
     """How completions are drawn, and how often the bootstrap resamples."""
     trra: TrRa
@@ -205,6 +209,7 @@ class _Bench:
                 parameter="alpha_sweep.sampling.max_new_tokens",
                 model=str(path),
             )
+        self.servers = make_servers(job.generation, work / "served")
         self.measured: list[Measured] = []
         self.drawn = 0
         self._reference: pd.DataFrame | None = None
@@ -244,15 +249,17 @@ class _Bench:
         return self._reference
 
     def _draw(self, candidate: Candidate) -> pd.DataFrame:
-        # An evaluator for each candidate: it keeps its last model in memory, where a student may be trained next.
+        # An evaluator for each candidate: it keeps its last engine open, where a student may be trained next.
         evaluator = Evaluator(
             self.problems,
             {name: task.model_copy(update={"samples": None}) for name, task in self.job.tasks.items()},
             fingerprints={path: fingerprint_model(path) for path in candidate.checkpoints},
             tokenizer=self.tokenizer,
             work=self.work,
+            servers=self.servers,
         )
-        frame = pd.read_parquet(evaluator.evaluate([candidate], self.sampling)[candidate.name])
+        with closing(evaluator):
+            frame = pd.read_parquet(evaluator.evaluate([candidate], self.sampling)[candidate.name])
         self.drawn += len(frame)
         return frame
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.errors import InputError
 from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.find_alpha.parameters import FindAlpha
@@ -65,14 +66,23 @@ def search_alpha(
     confirming_problems: Dataset,
     evaluation_set: Dataset,
 ) -> tuple[dict[str, Any], Path, Figure]:
-    """What was found and what it cost, the student's checkpoint, and a picture of the search."""
+    """What was found and what it cost, the student's checkpoint, and a picture of the search.
+
+    InputError for vLLM and several processes: the training would need them, and drawing cannot use them.
+    """
     from realign_pipes.datasets.arrow import folder_of
     from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
     from realign_pipes.pipelines.find_alpha.job import Found, SearchAlpha
     from realign_pipes.reporting.search import search_figure, summarise_search
 
+    if generation.engine == "vllm" and launcher.num_processes > 1:
+        raise InputError(
+            f"find_alpha draws with vLLM in one process only, as its students are trained between: "
+            f"launcher.num_processes is {launcher.num_processes}. Set it to 1, or generation.engine to transformers."
+        )
     job = SearchAlpha(
         parameters=parameters,
+        generation=generation,
         alpha_sweep=alpha_sweep,
         trra=trra,
         teachers=teachers,
@@ -92,6 +102,7 @@ def search_alpha(
     # Only to count what the stage alpha_sweep draws: any student stands in for those that it measures.
     grid = MeasureCandidates(
         parameters=alpha_sweep,
+        generation=generation,
         tasks=data_prep.tasks,
         trra=trra,
         inra_plausibility=inra.plausibility,

@@ -20,8 +20,6 @@ from realign_pipes.pipelines.teacher_logits.parameters import Teachers
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.sweep.kinds import KINDS, Candidate
 
-NOT_SERVED = ("dera", "close_bias")
-"""Kinds that Transformers draws whatever the engine is."""
 HEADS = ("stage", "tokens", "memory GiB", "data GiB", "work GiB", "checkpoints", "hours")
 SMALL = 0.01
 """What a table shows as a figure of its own; below it `< 0.01`."""
@@ -212,6 +210,7 @@ class Run:
         job = MeasureCandidates(
             parameters=self.alpha_sweep,
             tasks=self.data_prep.tasks,
+            generation=self.generation,
             trra=self.trra,
             inra_plausibility=self.inra.plausibility,
             reference=none / "reference",
@@ -258,7 +257,7 @@ class Run:
         streams = KINDS[kind].kv_streams // len(models)
         extra = self.adapter * reference.width if kind in ("inra", "token_budget") else 0
         room, weights = self.plan.device_memory * GIB, sum(model.weights for model in models) + extra
-        if self.generation.engine == "vllm" and kind not in NOT_SERVED:
+        if self.generation.engine == "vllm" and KINDS[kind].serve is not None:
             share = self.generation.tensor_parallel_size
             room *= estimate.VLLM_SHARE
             cache = estimate.kv_cache(reference, 1, positions, streams)

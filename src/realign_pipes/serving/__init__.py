@@ -1,0 +1,1 @@
+"""Serving checkpoints: vLLM in its own environment and its own processes."""
