@@ -16,6 +16,7 @@ from realign_pipes.errors import InputError
 from realign_pipes.hooks import check_parameters
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.pipelines.plan.stages import Run
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.settings import CONFIG_LOADER_ARGS
 from realign_pipes.sweep.parameters import AlphaSweep
@@ -36,6 +37,12 @@ def project(tmp_path, make_checkpoint, monkeypatch):
 
 def loader_of(project, name):
     return ConfigLoader(project / "conf", name, **CONFIG_LOADER_ARGS)
+
+
+def plan_of(parameters):
+    kinds = Run.__annotations__
+    stages = ("plan", "data_prep", "teachers", "trra", "inra", "alpha_sweep", "generation")
+    return Run(**{name: kinds[name].model_validate(parameters[name]) for name in stages}, processes=1, shards=False)
 
 
 def test_what_it_writes_is_an_environment_for_the_two_checkpoints(project):
@@ -70,6 +77,26 @@ def test_nothing_of_the_demo_is_left_in_it(project):
     trra = TrRa.model_validate(parameters["trra"])
     assert trra.iteration_alphas == trra.ablation_alphas == []
     assert trra.learning_rate == InRa.model_validate(parameters["inra"]).learning_rate == 2e-5  # the paper's
+
+
+def test_nothing_is_measured_that_it_does_not_name(project):
+    """Lists in base are the demo's: each candidate that an environment inherits costs its user hours."""
+    write_environment(project, "mine", "models/slow", "models/fast")
+    run = plan_of(loader_of(project, "mine")["parameters"])
+    assert [candidate.name for candidate in run.candidates()] == [
+        "reference", "aligned", "merge-0.5", "merge-1", "merge-1.5", "trra-1", "trra-1.5",
+        "inra-0", "inra-0.5", "inra-1",
+    ]  # fmt: skip
+    text = (project / "conf" / "mine" / "parameters.yml").read_text()
+    named = yaml.safe_load(text)["alpha_sweep"]
+    lists = [name for name, field in AlphaSweep.model_fields.items() if "list" in str(field.annotation)]
+    assert set(lists) - {"lora_scale_alphas"} <= named.keys(), "lora_scale_alphas mean nothing without trra.scaled_lora"
+
+
+def test_it_can_be_planned(project):
+    write_environment(project, "mine", "models/slow", "models/fast")
+    table = plan_of(loader_of(project, "mine")["parameters"]).table(free=10**12)
+    assert "| in all |" in table and "WARNING" not in table
 
 
 @pytest.mark.parametrize(("padding", "alphas"), [(0, [0.5, 1.0, 1.5]), (3, [])])
@@ -184,9 +211,9 @@ def test_the_command_prints_what_was_written_or_one_line(project):
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "Then run: kedro run --env mine --pipeline realign"
     assert {path.name for path in (project / "conf" / "mine").iterdir()} == {
-        "catalog.yml", "globals.yml", "parameters.yml",
+        "catalog.yml", "globals.yml", "parameters.yml", "models",
     }  # fmt: skip
-    assert all(yaml.safe_load(path.read_text()) for path in (project / "conf" / "mine").iterdir())
+    assert all(yaml.safe_load(path.read_text()) for path in (project / "conf" / "mine").glob("*.yml"))
     again = CliRunner().invoke(program, command)
     assert (again.exit_code, again.stdout) == (1, "")
     assert again.stderr.count("\n") == 1 and "already exists" in again.stderr

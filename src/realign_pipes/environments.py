@@ -6,18 +6,17 @@ Lengths follow from the models' positions, batch sizes from their number of para
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from string import Template
 
-from kedro.io import DatasetError
 from safetensors import safe_open
 
-from realign_pipes.datasets.folders import CheckpointDataset
 from realign_pipes.errors import InputError
+from realign_pipes.models.hub import REPOSITORY, find_checkpoint
 from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
 
 PAPERS_TOKENS = 16384
 """The paper's longest completion, for models that have at least twice as many positions."""
@@ -91,9 +90,23 @@ alpha_sweep:
   merge_alphas: $merge_alphas
   ties: {alphas: null}
   inra_alphas: [0.0, 0.5, 1.0]
+  plausibility: 0.0            # above 0 DeRa has a mask, and both models are measured once more with it as a min-p
   close_biases: []
+  others: {}                   # checkpoints made elsewhere, as rows of their own
+  prompts: {}
   budgets: {tokens: [], answer_tokens: $answer_tokens}  # budgets of thinking, such as [$half_budget, $budget]
   sampling: {max_new_tokens: $max_new_tokens, batch_size: $sampling_batch}
+# kedro run --pipelines plan --env $name says what a run will take. These are guesses: put your own figures here.
+plan:
+  reference: conf/$name/models/reference.json
+  aligned: conf/$name/models/aligned.json
+  device_memory: 80
+  prompt_tokens: {mean: $prompt_tokens, longest: $longest_prompt}
+  completion_tokens: $max_tokens
+  calibration: {completions: 4000, examples: 1000, tokens: $max_tokens}
+  solution_tokens: $answer_tokens
+  problems: {evaluation: 500}
+  tokens_per_second: {decode: 5000, train: 5000, forward: 20000}
 """)
 
 
@@ -138,6 +151,9 @@ def write_environment(
     folder.mkdir()
     for file, template in (("catalog", CATALOG), ("globals", GLOBALS), ("parameters", PARAMETERS)):
         (folder / f"{file}.yml").write_text(template.substitute(values), encoding="utf-8")
+    (folder / "models").mkdir()
+    for role, path in zip(("reference", "aligned"), paths, strict=True):
+        shutil.copyfile(path / "config.json", folder / "models" / f"{role}.json")
     missing = [str(path) for path in problems.values() if not (project / path).exists()]
     lines = [f"Written: conf/{name}/catalog.yml, globals.yml, parameters.yml"]
     if missing:
@@ -156,13 +172,7 @@ def _find(project: Path, checkpoint: str) -> tuple[Path, str]:
         return path, f"  filepath: {json.dumps(str(shown))}"
     if not (match := REPOSITORY.fullmatch(checkpoint)):
         raise InputError(f"{checkpoint} is neither a folder nor the name of a repository (`org/name@revision`).")
-    try:
-        path = CheckpointDataset(repo_id=match["repo_id"], revision=match["revision"]).load()
-    except DatasetError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(
-            f"{checkpoint} is not a folder in {Path.cwd()}, and could not be loaded from the hub: {reason}"
-        ) from error
+    path = find_checkpoint(checkpoint)
     return path, f"  repo_id: {json.dumps(match['repo_id'])}\n  revision: {json.dumps(path.name)}"
 
 
@@ -184,6 +194,8 @@ def _sizes(paths: tuple[Path, ...]) -> dict[str, str]:
         "budget": str(longest // 4),
         "half_budget": str(longest // 8),
         "answer_tokens": str(longest // 32),
+        "longest_prompt": str(positions - longest if positions < 2 * PAPERS_TOKENS else 1024),
+        "prompt_tokens": str(min(256, (positions - longest) // 2)),
         "micro_batch": str(_power_of_two(1.6e13 / (parameters * longest), 16)),
         "sampling_batch": str(_power_of_two(1e15 / (parameters * longest), 256)),
     }

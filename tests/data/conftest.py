@@ -25,6 +25,7 @@ def _sampled(problems: int = 6, **calibration: Any) -> DataPrep:
     return DataPrep.model_validate(
         {
             "seed": 5,
+            "instruction": None,
             "calibration": {
                 "source": "sampled",
                 "task": {"kind": "reasoning_gym", "dataset": "chain_sum", "problems": problems, "options": SUMS},
@@ -34,7 +35,7 @@ def _sampled(problems: int = 6, **calibration: Any) -> DataPrep:
                 "max_tokens": 24,
                 **calibration,
             },
-            "short_solutions": {"cut_share": 0.5},
+            "short_solutions": {"cut_share": 0.5, "max_tokens": None},
             "tasks": {
                 "short": {
                     "kind": "reasoning_gym",
@@ -125,6 +126,7 @@ def _sweep(max_new_tokens: int = 8, budgets: tuple[int, ...] = (), prompts: dict
             "plausibility": 0.0,
             "inra_alphas": [],
             "close_biases": [],
+            "others": {},
             "prompts": prompts or {},
             "budgets": {"tokens": list(budgets), "ramp": 0.5, "answer_tokens": 1},
             "sampling": {**sampling, "max_new_tokens": max_new_tokens},

@@ -6,6 +6,7 @@ from datasets import Dataset
 from realign_pipes.data.adapter_data import make_preference_pairs, make_short_solutions
 from realign_pipes.data.prompts import render_prompt
 from realign_pipes.data.schemas import PAIR_COLUMNS, SOLUTION_COLUMNS
+from realign_pipes.errors import InputError
 from realign_pipes.pipelines.data_prep import nodes
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 
@@ -63,6 +64,17 @@ def test_solutions_stand_after_no_thinking(samples, thinking_tokenizer) -> None:
         assert thinking_tokenizer.decode(row["completion_ids"]) == row["completion"] + "<|im_end|>"
         assert (row["thinking_tokens"], row["prompt_tokens"]) == (0, len(row["prompt_ids"]))
         assert row["completion_tokens"] == len(row["completion_ids"])
+
+
+def test_examples_that_are_too_long_are_left_out(samples, thinking_tokenizer) -> None:
+    whole = make_short_solutions(thinking_tokenizer, samples, cut_share=0.0, seed=5)
+    lengths = [row["prompt_tokens"] + row["completion_tokens"] for row in whole]
+    most = sorted(lengths)[1]
+    made = make_short_solutions(thinking_tokenizer, samples, cut_share=0.0, seed=5, max_tokens=most)
+    assert made["id"][:] == [name for name, length in zip(whole["id"], lengths, strict=True) if length <= most]
+    assert 0 < len(made) < len(whole)
+    with pytest.raises(InputError, match="no solution fits into 3 tokens"):
+        make_short_solutions(thinking_tokenizer, samples, cut_share=0.0, seed=5, max_tokens=3)
 
 
 def test_some_prompts_hold_the_thinking_up_to_a_random_token(samples, thinking_tokenizer) -> None:
@@ -133,7 +145,9 @@ def test_nodes_hand_over_the_parameters(
 ) -> None:
     """cut_share and seed; and the chat template of a file, which says how a turn ends."""
     reference = make_checkpoint(tmp_path / "thinking", tokenizer=thinking_tokenizer)
-    parameters = DataPrep.model_validate({**sampled().model_dump(), "short_solutions": {"cut_share": 1.0}})
+    parameters = DataPrep.model_validate(
+        {**sampled().model_dump(), "short_solutions": {"cut_share": 1.0, "max_tokens": None}}
+    )
     expected = make_short_solutions(thinking_tokenizer, samples, cut_share=1.0, seed=parameters.seed)
     assert nodes.make_short_solutions(parameters, models(), reference, samples)[:] == expected[:]
     pairs = make_preference_pairs(thinking_tokenizer, samples)

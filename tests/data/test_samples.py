@@ -196,6 +196,27 @@ def test_dataset_under_a_template_that_opens_the_thinking(
     assert rows["correct"][:] == [True, True, False, False]  # the last never stops the thinking that was opened
 
 
+def test_a_row_may_hold_several_completions_and_questions_an_instruction(
+    collect, reference, no_model, tmp_path, from_dataset, write_jsonl
+) -> None:
+    one_each = write_jsonl(tmp_path / "d.jsonl", DATASET)
+    questions = {row["question"]: row for row in DATASET}
+    lists = write_jsonl(
+        tmp_path / "lists.jsonl",
+        [
+            {**row, "completion": [one["completion"] for one in DATASET if one["question"] == question]}
+            for question, row in questions.items()
+        ],
+    )
+    expected = collect(from_dataset(one_each), reference, tmp_path / "work").to_pandas().sort_values("id")
+    parameters = from_dataset(lists).model_copy(update={"instruction": "Box it."})
+    rows = collect(parameters, reference, tmp_path / "work").to_pandas().sort_values("id")
+    columns = ["id", "question", "completion", "correct", "completion_tokens"]
+    assert rows[columns].values.tolist() == expected[columns].values.tolist()
+    assert [text.replace("\n\nBox it.<|im_end|>", "<|im_end|>") for text in rows["prompt"]] == list(expected["prompt"])
+    assert rows["prompt"].str.contains("\n\nBox it.<|im_end|>", regex=False).all()
+
+
 def test_limit_reads_some_rows_with_the_seed(collect, reference, no_model, tmp_path, from_dataset, write_jsonl) -> None:
     rows = [{"question": f"{n} + 0 =", "completion": f"<think>0</think>{n}", "answer": n} for n in range(50)]
     path = write_jsonl(tmp_path / "d.jsonl", rows)
@@ -243,7 +264,7 @@ class TestRefusals:
         )
 
     def test_completions_that_are_not_text(self, collect, reference, tmp_path, from_dataset, write_jsonl) -> None:
-        path = write_jsonl(tmp_path / "d.jsonl", [{**DATASET[0], "completion": ["a", "b"]}])
+        path = write_jsonl(tmp_path / "d.jsonl", [{**DATASET[0], "completion": [1, 2]}])
         assert "the completions (the column completion) are" in (
             message := self.refused(collect, from_dataset(path), reference, tmp_path)
         )

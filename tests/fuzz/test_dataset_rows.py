@@ -89,6 +89,7 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, make_generatio
     parameters = DataPrep.model_validate(
         {
             "seed": 0,
+            "instruction": None,
             "calibration": {
                 "source": "dataset",
                 "path": str(path),
@@ -97,7 +98,7 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, make_generatio
                 "max_tokens": 10,
                 "verifier": "exact",
             },
-            "short_solutions": {"cut_share": 0.5},
+            "short_solutions": {"cut_share": 0.5, "max_tokens": None},
             "tasks": {"x": {"kind": "dataset", "path": str(path), "verifier": "exact"}},
         }
     )

@@ -92,6 +92,7 @@ SWEEP = AlphaSweep.model_validate(
         "lora_scale_alphas": [],
         "plausibility": 0.1,
         "close_biases": [2.0],
+        "others": {},
         "prompts": {"brief": "Be brief."},
         "budgets": {"tokens": [6], "ramp": 0.5, "answer_tokens": 2},
         "sampling": {

@@ -37,6 +37,7 @@ def make_parameters(**changes):
             "lora_scale_alphas": [0.5],
             "plausibility": 0.1,
             "close_biases": [2.0],
+            "others": {},
             "prompts": {"brief": "Be brief."},
             "budgets": {"tokens": [6, 3], "ramp": 0.25, "answer_tokens": 2},
             "bootstrap_samples": 10,
@@ -211,6 +212,16 @@ def test_the_lora_student_is_measured_at_each_of_its_alphas(make_job, evaluated,
     assert found == [(f"lora-scale-{alpha:g}", "lora_scale", alpha, (lora,), 0.2) for alpha in (0.5, 2.0)]
 
 
+def test_others_are_rows_of_their_own(make_job, evaluated, tmp_path, make_checkpoint):
+    """They were trained from whatever, so that nothing is known of it; but on the reference's tokenizer."""
+    theirs = make_checkpoint(tmp_path / "theirs", seed=9, vocab_padding=5)
+    costs = make_job(others={"theirs-2": theirs}).run().costs
+    (found,) = [c for c, _ in evaluated if c.kind == "other"]
+    assert (found.name, found.checkpoints, math.isnan(found.alpha)) == ("other-theirs-2", (theirs,), True)
+    assert costs["other-theirs-2"].train_seconds is None
+    assert costs["other-theirs-2"].bytes == (theirs / "model.safetensors").stat().st_size
+
+
 def test_what_candidates_cost_is_read_from_their_checkpoints(make_job, evaluated):
     """A further round has cost the one before it. Only what is loaded besides the reference counts on disk."""
     job = make_job()
@@ -244,6 +255,17 @@ class TestRefusals:
     def test_a_checkpoint_that_is_missing(self, make_job):
         with pytest.raises(MissingFileError, match=r"are missing: 2/trra-2. Train them: kedro run --pipeline trra"):
             make_job(trra=make_trra(alphas=[1.5, 2])).run()
+
+    def test_another_checkpoint_with_another_tokenizer(self, make_job, tmp_path, make_checkpoint, thinking_tokenizer):
+        thinking_tokenizer.add_tokens(["<another>"])
+        theirs = make_checkpoint(tmp_path / "theirs", tokenizer=thinking_tokenizer)
+        with pytest.raises(InputError, match=r"tokenizers of .*reference and .*theirs differ"):
+            make_job(others={"theirs": theirs}).run()
+
+    def test_another_checkpoint_with_too_few_positions(self, make_job, tmp_path, make_checkpoint):
+        theirs = make_checkpoint(tmp_path / "theirs", max_position_embeddings=9)
+        with pytest.raises(InputError, match=r"max_position_embeddings of .*theirs is 9"):
+            make_job(others={"theirs": theirs}).run()
 
     @pytest.mark.parametrize(("name", "stage"), [("1-trra-1", "trra"), ("inra", "inra")])
     def test_a_checkpoint_of_another_reference(self, make_job, tmp_path, name, stage):
@@ -376,8 +398,9 @@ def sampled_data_prep():
     return DataPrep.model_validate(
         {
             "seed": 1,
+            "instruction": None,
             "calibration": {"source": "dataset", "path": "x", "keep": "all", "min_tokens": 1, "max_tokens": 9},
-            "short_solutions": {"cut_share": 0.0},
+            "short_solutions": {"cut_share": 0.0, "max_tokens": None},
             "tasks": {"sums": TASK},
         }
     )

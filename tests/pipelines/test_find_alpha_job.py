@@ -300,8 +300,9 @@ def test_the_nodes_with_real_models(tmp_path, make_job, make_generation, problem
     data_prep = DataPrep.model_validate(
         {
             "seed": 1,
+            "instruction": None,
             "calibration": {"source": "dataset", "path": "x", "keep": "all", "min_tokens": 1, "max_tokens": 9},
-            "short_solutions": {"cut_share": 0.0},
+            "short_solutions": {"cut_share": 0.0, "max_tokens": None},
             "tasks": {"sums": task},
         }
     )

@@ -23,11 +23,11 @@ from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.kinds import KINDS, Candidate
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS
 from realign_pipes.tasks.completion import ThinkingTags
-from realign_pipes.tasks.parameters import DatasetTask
+from realign_pipes.tasks.parameters import DatasetProblems
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=12, batch_size=4, seed=1)
-TASKS = {"sums": DatasetTask(kind="dataset", path="unused", verifier="exact")}
+TASKS = {"sums": DatasetProblems(kind="dataset", path="unused", verifier="exact")}
 
 
 @pytest.fixture
@@ -67,8 +67,9 @@ def make_evaluator(tmp_path, problems, tiny_tokenizer):
         def __missing__(self, path):
             return path.name
 
-    def make(work="work", problems=problems):
-        return Evaluator(problems, TASKS, fingerprints=Names(), tokenizer=tiny_tokenizer, work=tmp_path / work)
+    def make(work="work", problems=problems, tasks=TASKS, **options):
+        names = Names()
+        return Evaluator(problems, tasks, fingerprints=names, tokenizer=tiny_tokenizer, work=tmp_path / work, **options)
 
     return make
 
@@ -402,6 +403,29 @@ def test_an_instruction_stands_at_the_end_of_each_question(
     asked.clear()
     frames(make_evaluator(problems=questions), [brief])
     assert asked and all("helper" in one.prompt for one in asked), "another template is other work"
+
+
+def test_an_instruction_of_the_candidate_follows_that_of_all_problems(make_evaluator, checkpoints, monkeypatch):
+    asked = []
+    monkeypatch.setattr(graded, "grade", lambda attempts: (asked.append(attempt) or True for attempt in attempts))
+    brief = Candidate("prompt-brief", "prompt", math.nan, checkpoints[:1], instruction="Be brief.")
+    frames(make_evaluator(instruction="Box it."), [brief])
+    assert asked and all("\n\nBox it.\n\nBe brief.<|im_end|>" in attempt.prompt for attempt in asked)
+
+
+def test_a_task_may_have_samples_of_its_own(make_evaluator, checkpoints, problems):
+    """And the completions that two tasks have in common are those that one number of samples draws."""
+    several = problems.map(lambda row: {"task": "few" if row["id"] == "p1" else "sums"})
+    tasks = {**TASKS, "few": TASKS["sums"].model_copy(update={"samples": 1})}
+    reference = Candidate("reference", "reference", math.nan, checkpoints[:1])
+    frame = frames(make_evaluator("own", several, tasks), [reference])["reference"]
+    assert frame.groupby("problem_id")["sample"].agg(list).to_dict() == {
+        "p0": [0, 1, 2], "p1": [0], "p2": [0, 1, 2],
+    }  # fmt: skip
+    every = frames(make_evaluator("same"), [reference])["reference"]
+    both = frame.merge(every, on=["problem_id", "sample"])
+    assert len(both) == len(frame) == 7 and (both["completion_x"] == both["completion_y"]).all()
+    assert frame["seconds"].nunique() == 1
 
 
 def opened_model(kind, alpha, checkpoints, tokenizer, **about):

@@ -310,7 +310,10 @@ TWO = {"a": [[1, 0], [1, 1]]}
         (frame("aligned", TWO).head(0), r"hold no completion"),
         (frame("aligned", TWO, kind="base"), r"kind 'base'; known kinds are reference, aligned"),
         (frame("aligned", TWO, kind="reference"), r"needs one candidate of kind reference; this one has \['aligned', "),
-        (frame("aligned", TWO, alpha=1.0), r"aligned of kind aligned has alpha 1.0; reference, aligned, prompt have n"),
+        (
+            frame("aligned", TWO, alpha=1.0),
+            r"aligned of kind aligned has alpha 1.0; reference, aligned, prompt, other h",
+        ),
         (frame("trra_2", TWO), r"trra_2 of kind trra has alpha nan"),
         (frame("aligned", {"all": [[1]]}), r"a task cannot be named 'all'"),
     ],

@@ -4,9 +4,11 @@ import json
 
 import datasets
 import pytest
+from pydantic import ValidationError
 
+from realign_pipes.errors import InputError
 from realign_pipes.tasks.dataset_task import make_problems, read_rows
-from realign_pipes.tasks.parameters import DatasetTask
+from realign_pipes.tasks.parameters import DatasetSource, DatasetTask
 
 ROWS = [{"problem": "1 + 1", "solution": 2, "note": None}, {"problem": "2 + 2", "solution": 4, "note": "x"}]
 COLUMNS = {"question": "problem", "answer": "solution"}
@@ -24,7 +26,7 @@ def write(path, rows) -> str:
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows"])
 def test_reads_each_form(name, tmp_path) -> None:
-    rows = read_rows(write(tmp_path / name, ROWS), COLUMNS, "data_prep.calibration")
+    rows = read_rows(DatasetSource(path=write(tmp_path / name, ROWS)), COLUMNS, "data_prep.calibration")
     assert list(rows) == [{"question": "1 + 1", "answer": 2}, {"question": "2 + 2", "answer": 4}]
 
 
@@ -39,7 +41,7 @@ def test_make_problems(tmp_path) -> None:
 
 def refused(path, columns=COLUMNS) -> str:
     with pytest.raises((ValueError, FileNotFoundError)) as refusal:
-        read_rows(str(path), columns, "data_prep.calibration")
+        read_rows(DatasetSource(path=str(path)), columns, "data_prep.calibration")
     message = str(refusal.value)
     assert "data_prep.calibration" in message and str(path) in message
     return message
@@ -86,3 +88,58 @@ def test_no_rows(tmp_path) -> None:
     assert "no rows" in refused(tmp_path / "empty.parquet")
     datasets.Dataset.from_list(ROWS).select([]).save_to_disk(tmp_path / "empty")
     assert "no rows" in refused(tmp_path / "empty")
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The working folder holds `org/maths` in the hub's format, so that `datasets` finds it without the hub."""
+    (tmp_path / "org" / "maths" / "data").mkdir(parents=True)
+    rows = [{**row, "replies": ["<think>a</think>2", "3"]} for row in ROWS]
+    for split, some in (("train", rows), ("test", rows[:1])):
+        datasets.Dataset.from_list(some).to_parquet(tmp_path / "org/maths/data" / f"{split}-00000-of-00001.parquet")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("published")
+class TestHub:
+    @pytest.mark.parametrize(("given", "count"), [({}, 2), ({"split": "test", "subset": "default"}, 1)])
+    def test_reads_a_split_by_name(self, given, count):
+        rows = read_rows(DatasetSource(hub="org/maths", **given), COLUMNS, "key")
+        assert list(rows) == [{"question": "1 + 1", "answer": 2}, {"question": "2 + 2", "answer": 4}][:count]
+
+    def test_some_columns_may_hold_lists_of_texts(self):
+        columns = {"question": "problem", "completion": "replies"}
+        rows = read_rows(DatasetSource(hub="org/maths"), columns, "key", lists=["completion"])
+        assert rows["completion"][1] == ["<think>a</think>2", "3"]
+        with pytest.raises(InputError, match=r"the completions .the column replies. are list.*not text"):
+            read_rows(DatasetSource(hub="org/maths"), columns, "key")
+
+    @pytest.mark.parametrize(
+        "given", [{"split": "validation"}, {"subset": "other"}, {"hub": "org/nothing"}, {"hub": "not a name"}]
+    )
+    def test_what_is_not_there_is_named(self, given):
+        source = DatasetSource(**{"hub": "org/maths", **given})
+        with pytest.raises(InputError, match=rf"key: {source.hub} .* could not be loaded from the hub: "):
+            read_rows(source, COLUMNS, "key")
+
+    def test_the_revision_is_asked_for(self, monkeypatch):
+        asked = {}
+        monkeypatch.setattr(
+            "datasets.load_dataset", lambda *names, **given: asked.update(names=names, **given) or 1 / 0
+        )
+        with pytest.raises(InputError, match="division"):
+            read_rows(DatasetSource(hub="org/maths", revision="v2"), COLUMNS, "key")
+        assert (asked["names"], str(asked["split"]), asked["revision"]) == (("org/maths", None), "train", "v2")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "either path"),
+        ({"path": "a", "hub": "b/c"}, "either path"),
+        ({"path": "a", "split": "test"}, "split: these"),
+    ],
+)
+def test_a_dataset_is_on_disk_or_of_the_hub(given, message):
+    with pytest.raises(ValidationError, match=message):
+        DatasetSource(**given)

@@ -10,15 +10,17 @@ from transformers import PreTrainedTokenizerFast
 from realign_pipes.data.calibration import usable_rows
 from realign_pipes.data.prompts import encode_completion, end_of_turn_id
 from realign_pipes.data.schemas import PAIR_COLUMNS, SOLUTION_COLUMNS
+from realign_pipes.errors import InputError
 
 
 def make_short_solutions(
-    tokenizer: PreTrainedTokenizerFast, samples: Dataset, *, cut_share: float, seed: int
+    tokenizer: PreTrainedTokenizerFast, samples: Dataset, *, cut_share: float, seed: int, max_tokens: int | None = None
 ) -> Dataset:
     """What follows the thinking in every right completion, with SOLUTION_COLUMNS.
 
     A share `cut_share` of the prompts contains the thinking up to a random token. From these the adapter learns to stop
-    thinking at any time: mixed with the reference, it has to deal with thinking that is under way.
+    thinking at any time: mixed with the reference, it has to deal with thinking that is under way. Examples of more
+    than `max_tokens` tokens, those of the prompt included, are left out; InputError if none is left.
     """
     end_of_turn = end_of_turn_id(tokenizer)
     draws = random.Random(f"{seed}/short_solutions")
@@ -28,6 +30,8 @@ def make_short_solutions(
         cut = draws.random() < cut_share and len(thinking) > 0
         kept = thinking[: draws.randint(1, len(thinking))] if cut else []
         completion, completion_ids = _short_solution(tokenizer, row, end_of_turn, thinks=bool(kept))
+        if max_tokens is not None and row["prompt_tokens"] + len(kept) + len(completion_ids) > max_tokens:
+            continue
         rows.append(
             {
                 "id": row["id"],
@@ -42,6 +46,9 @@ def make_short_solutions(
                 "thinking_tokens": len(kept),
             }
         )
+    if not rows:
+        raise InputError(f"data_prep.short_solutions.max_tokens: no solution fits into {max_tokens} tokens, those of "
+                         "its prompt included. Set it to more.")  # fmt: skip
     return Dataset.from_list(rows, features=SOLUTION_COLUMNS)
 
 

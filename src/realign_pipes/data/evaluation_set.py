@@ -21,8 +21,10 @@ def make_evaluation_set(
     seed: int,
     key: str = "data_prep.tasks",
     excluded: Collection[str] = (),
+    instruction: str | None = None,
 ) -> Dataset:
-    """The problems of all tasks with EVALUATION_COLUMNS. `key` is the parameter that messages name.
+    """The problems of all tasks with EVALUATION_COLUMNS. `key` is the parameter that messages name, `instruction`
+    what is added to the end of each question.
 
     A problem that has any completion in `calibration_samples` is replaced by another one, even if none of them is in
     the calibration set: preference pairs may be made from them. So is one
@@ -32,7 +34,7 @@ def make_evaluation_set(
     rows = []
     for name, task in tasks.items():
         for problem in draw_problems(f"{key}.{name}", name, task, seed, {*calibrated, *excluded}):
-            prompt, prompt_ids = render_prompt(tokenizer, problem.question)
+            prompt, prompt_ids = render_prompt(tokenizer, problem.question, instruction)
             rows.append(
                 {
                     **vars(problem),

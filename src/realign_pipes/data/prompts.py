@@ -14,17 +14,17 @@ from realign_pipes.tasks.completion import THINK, ThinkingTags, tags_named_in
 _REPLY = "REPLY-OF-THE-ASSISTANT"
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> tuple[str, list[int]]:
-    """The chat template's text for one user turn with the assistant's opened, and its ids."""
-    chat = [{"role": "user", "content": question}]
+def render_prompt(
+    tokenizer: PreTrainedTokenizerFast, question: str, *instructions: str | None
+) -> tuple[str, list[int]]:
+    """The chat template's text for one user turn with the assistant's opened, and its ids.
+
+    The user asks the question and then gives the instructions, each a paragraph; None is not one.
+    """
+    chat = [{"role": "user", "content": "\n\n".join([question, *filter(None, instructions)])}]
     text = render_chat(tokenizer, chat, add_generation_prompt=True)
     # The template has already written the beginning of the sequence: the tokenizer must not add it again.
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def render_instructed(tokenizer: PreTrainedTokenizerFast, question: str, instruction: str) -> tuple[str, list[int]]:
-    """The same with an instruction at the end of what the user says."""
-    return render_prompt(tokenizer, f"{question}\n\n{instruction}")
 
 
 def thinking_tags(tokenizer: PreTrainedTokenizerFast) -> ThinkingTags:

@@ -1,4 +1,4 @@
-"""Graded completions of calibration problems: drawn from the reference model, or read from a dataset on disk."""
+"""Graded completions of calibration problems: drawn from the reference model, or read from a dataset."""
 
 import logging
 import random
@@ -27,7 +27,7 @@ from realign_pipes.runtime.work import open_work
 from realign_pipes.tasks.completion import ThinkingTags
 from realign_pipes.tasks.dataset_task import read_rows
 from realign_pipes.tasks.grading import Attempt, grade, looked_for
-from realign_pipes.tasks.parameters import DatasetTask, Problems, Task, Verifier
+from realign_pipes.tasks.parameters import DatasetSource, DatasetTask, Problems, Task, Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +49,18 @@ def draw_samples(
     seed: int,
     drawn_by: Description,
     work: Path,
+    instruction: str | None = None,
 ) -> Dataset:
     """Completions that the reference draws, `sampling.samples` of each problem, with SAMPLE_COLUMNS.
 
-    `open_engine` opens the reference, after the problems and the length of their prompts were checked; `drawn_by` says
-    what it will be. It is closed in the end. Sampling that was interrupted resumes in `work`.
+    `instruction` is added to the end of each question. `open_engine` opens the reference, after the problems and the
+    length of their prompts were checked; `drawn_by` says what it will be. It is closed in the end. Sampling that was
+    interrupted resumes in `work`.
 
     InputError if no completion is usable, as soon as ENOUGH problems are answered.
     """
     problems = {problem.id: problem for problem in draw_problems(f"{KEY}.task", NAME, task, seed)}
-    questions = {name: _question(problem, task, tokenizer, tags) for name, problem in problems.items()}
+    questions = {name: _question(problem, task, tokenizer, tags, instruction) for name, problem in problems.items()}
     check_length(
         [question.prompt_ids for question in questions.values()],
         sampling.max_new_tokens,
@@ -101,7 +103,7 @@ def draw_samples(
 
 
 def read_samples(
-    path: str,
+    source: DatasetSource,
     *,
     question_column: str,
     completion_column: str,
@@ -111,16 +113,18 @@ def read_samples(
     tokenizer: PreTrainedTokenizerFast,
     tags: ThinkingTags,
     seed: int,
+    instruction: str | None = None,
 ) -> Dataset:
-    """The completions in a dataset on disk, graded, with SAMPLE_COLUMNS. Rows with the same question are samples of it.
+    """The completions in a dataset, graded, with SAMPLE_COLUMNS. Rows with the same question are samples of it.
 
-    At most `limit` rows are read, drawn with the seed. InputError if no completion is usable.
+    A row may also hold a list of completions, each a sample. `instruction` is added to the end of each question. At
+    most `limit` rows are read, drawn with the seed. InputError if no completion is usable.
     """
     columns = {"question": question_column, "completion": completion_column, "answer": answer_column}
-    found = read_rows(path, columns, KEY)
+    found = read_rows(source, columns, KEY, lists=["completion"])
     if limit is not None and limit < len(found):
         found = found.select(sorted(random.Random(f"{seed}/{KEY}").sample(range(len(found)), limit)))
-    task = DatasetTask(kind="dataset", path=path, verifier=verifier)
+    task = DatasetTask(kind="dataset", **source.model_dump(include={"path", "hub"}), verifier=verifier)
     end_of_turn = end_of_turn_id(tokenizer)
     problems: dict[str, Problem] = {}
     samples: Counter[str] = Counter()
@@ -132,13 +136,15 @@ def read_samples(
                 problems[name] = Problem(
                     f"{NAME}-{len(problems):05d}", NAME, line["question"], str(line["answer"]), "{}"
                 )
-            asked = _question(problems[name], task, tokenizer, tags)
-            ids = encode_completion(tokenizer, continue_prompt(asked.prompt, line["completion"], tags), end_of_turn)
-            text = completion_text(tokenizer, ids, finished=True)
-            row = _row(problems[name], asked, samples[name], text, ids)
-            rows.append({**row, "finished": True, "source": "dataset"})
-            attempts.append(Attempt(asked.id, task, asked.prompt, text, asked.answer, asked.metadata, tags))
-            samples[name] += 1
+            asked = _question(problems[name], task, tokenizer, tags, instruction)
+            written = line["completion"]
+            for completion in [written] if isinstance(written, str) else written:
+                ids = encode_completion(tokenizer, continue_prompt(asked.prompt, completion, tags), end_of_turn)
+                text = completion_text(tokenizer, ids, finished=True)
+                row = _row(problems[name], asked, samples[name], text, ids)
+                rows.append({**row, "finished": True, "source": "dataset"})
+                attempts.append(Attempt(asked.id, task, asked.prompt, text, asked.answer, asked.metadata, tags))
+                samples[name] += 1
             advance()
     with progress_bar("grading the completions", len(rows)) as advance:
         for row, correct in zip(rows, grade(attempts), strict=True):
@@ -147,9 +153,11 @@ def read_samples(
     return _dataset(rows, task, tags)
 
 
-def _question(problem: Problem, task: Task, tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> Question:
+def _question(
+    problem: Problem, task: Task, tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags, instruction: str | None
+) -> Question:
     """The problem as the model gets it."""
-    prompt, prompt_ids = render_prompt(tokenizer, problem.question)
+    prompt, prompt_ids = render_prompt(tokenizer, problem.question, instruction)
     return Question(problem.id, task, prompt, prompt_ids, problem.answer, problem.metadata, tags)
 
 

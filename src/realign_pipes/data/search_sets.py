@@ -21,6 +21,7 @@ def make_search_sets(
     search: float,
     confirm: float,
     seed: int,
+    instruction: str | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Problems of each task, with EVALUATION_COLUMNS; all distinct, none of the calibration's.
 
@@ -50,7 +51,16 @@ def make_search_sets(
         sized = {name: task.model_copy(update={"problems": sizes[name][number]}) for name, task in tasks.items()}
         taken = [normalise(question) for one in sets for question in one["question"]]
         sets.append(
-            make_evaluation_set(sized, tokenizer, tags, calibration_samples, seed=seed, key=key, excluded=taken)
+            make_evaluation_set(
+                sized,
+                tokenizer,
+                tags,
+                calibration_samples,
+                seed=seed,
+                key=key,
+                excluded=taken,
+                instruction=instruction,
+            )
         )
     first_set, second_set = sets
     return first_set, second_set

@@ -91,10 +91,9 @@ class CheckpointDataset(AbstractDataset[Path, Path]):
         from realign_pipes.models.trust import check_checkpoint
 
         if self._filepath is None:
-            from huggingface_hub import snapshot_download
+            from realign_pipes.models.hub import download
 
-            wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-            path = Path(snapshot_download(str(self._repo_id), revision=self._revision, allow_patterns=wanted))
+            path = download(str(self._repo_id), self._revision)
         else:
             path = self._filepath
         check_checkpoint(path)
@@ -137,11 +136,12 @@ class CheckpointsDataset(AbstractDataset[dict[str, Path], dict[str, Path]]):
         return {name.as_posix(): folders[name] for name in names}
 
     def save(self, data: dict[str, Path]) -> None:
+        self._filepath.mkdir(parents=True, exist_ok=True)  # without checkpoints too: there are none then
         for name, source in data.items():
             _place(source, self._filepath / name)
 
     def _exists(self) -> bool:
-        return self._filepath.is_dir() and bool(self.load())
+        return self._filepath.is_dir()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}

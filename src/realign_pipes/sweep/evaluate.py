@@ -11,7 +11,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from realign_pipes.data.prompts import render_instructed
+from realign_pipes.data.prompts import render_prompt
 from realign_pipes.generation.engine import Description, Engine
 from realign_pipes.generation.graded import Question, completion_text, read_graded, sample_and_grade, seconds_taken
 from realign_pipes.generation.parameters import Sampling
@@ -25,7 +25,7 @@ from realign_pipes.serving.server import read_dtype
 from realign_pipes.sweep.kinds import KINDS, Candidate
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS, conform
 from realign_pipes.tasks.completion import ThinkingTags
-from realign_pipes.tasks.parameters import Task
+from realign_pipes.tasks.parameters import Problems
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,10 @@ ORDER = ["task", "problem_id", "sample"]
 class Evaluator:
     """Measures candidates on one evaluation set. What an interrupted run finished in the folder `work` is kept.
 
-    `fingerprints` has those of all checkpoints; candidates with an instruction need the `tokenizer`'s chat template.
-    Of n processes, number r lets the candidate answer the problems r, r + n, …; the main process puts the parts
-    together.
+    `fingerprints` has those of all checkpoints; candidates with an instruction need the `tokenizer`'s chat template,
+    and the `instruction` that the prompts of all problems have. A task with `samples` gets that many completions of
+    each problem. Of n processes, number r lets the candidate answer the problems r, r + n, …; the main process puts
+    the parts together.
 
     `servers` draw for the candidates that they can, and Transformers for the others; None: for all. `close` it, as the
     last engine is kept for further candidates.
@@ -46,16 +47,17 @@ class Evaluator:
     def __init__(
         self,
         problems: Dataset,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, Problems],
         *,
         fingerprints: Mapping[Path, str],
         tokenizer: PreTrainedTokenizerFast,
         work: Path,
+        instruction: str | None = None,
         servers: Servers | None = None,
         attn_implementation: str | None = None,
     ) -> None:
         self.fingerprints, self.tokenizer, self.work, self.servers = fingerprints, tokenizer, work, servers
-        self.attn_implementation = attn_implementation
+        self.tasks, self.instruction, self.attn_implementation = tasks, instruction, attn_implementation
         self._opened: tuple[Any, Engine] | None = None
         self.questions = [
             Question(
@@ -108,21 +110,30 @@ class Evaluator:
         state = PartialState()
         rank, count = state.process_index, state.num_processes
         drawn_by = self._drawn_by(candidate, served)
-        names = [f"completions-{number}-of-{count}.jsonl" for number in range(count)]
         if candidate.budget is not None:
             sampling = sampling.model_copy(update={"max_new_tokens": candidate.budget})
         kind = KINDS[candidate.kind]
         alpha = (candidate.schedule or candidate.alpha) if kind.takes_alpha else None
         questions = self._questions(candidate)
+        by_samples = self._by_samples(questions, sampling)
+        names = {
+            samples: [
+                f"completions-{number}-of-{count}{'' if samples == sampling.samples else f'-{samples}-samples'}.jsonl"
+                for number in range(count)
+            ]
+            for samples in by_samples
+        }
 
         def do(folder: Path) -> Callable[[Path], None]:
-            if own := questions[rank::count]:
+            for samples, group in by_samples.items():
+                if not (own := group[rank::count]):
+                    continue
                 drawn = sample_and_grade(
                     lambda: self._engine(candidate, served),
                     own,
                     self.tokenizer,
-                    sampling,
-                    folder / names[rank],
+                    sampling.model_copy(update={"samples": samples}),
+                    folder / names[samples][rank],
                     description=f"evaluating {candidate.name}",
                     alpha=alpha,
                     close_at=candidate.close_at,
@@ -131,7 +142,7 @@ class Evaluator:
                 for _ in drawn:
                     pass  # the file keeps them
             state.wait_for_everyone()
-            files = [folder / name for name in names]
+            files = [[folder / names[samples][number] for samples in names] for number in range(count)]
             return lambda path: self._frame(candidate, str(drawn_by), files).to_parquet(path, index=False)
 
         description = {**self._description(candidate, questions, sampling), "engine": asdict(drawn_by)}
@@ -143,9 +154,19 @@ class Evaluator:
             return self.questions
         questions = []
         for question in self.questions:
-            prompt, prompt_ids = render_instructed(self.tokenizer, self.texts[question.id], candidate.instruction)
+            prompt, prompt_ids = render_prompt(
+                self.tokenizer, self.texts[question.id], self.instruction, candidate.instruction
+            )
             questions.append(replace(question, prompt=prompt, prompt_ids=prompt_ids))
         return questions
+
+    def _by_samples(self, questions: Sequence[Question], sampling: Sampling) -> dict[int, list[Question]]:
+        """How many completions -> the questions of the tasks that get so many."""
+        groups: dict[int, list[Question]] = {}
+        for question in questions:
+            samples = self.tasks[self.task_names[question.id]].samples or sampling.samples
+            groups.setdefault(samples, []).append(question)
+        return groups
 
     def _served(self, candidate: Candidate) -> Served | None:
         """What a server loads for the candidate; None if Transformers draws."""
@@ -199,7 +220,8 @@ class Evaluator:
             "stops": [read_stops(path) for path in candidate.checkpoints],
         }
 
-    def _frame(self, candidate: Candidate, drawn_by: str, files: Sequence[Path]) -> pd.DataFrame:
+    def _frame(self, candidate: Candidate, drawn_by: str, files: Sequence[Sequence[Path]]) -> pd.DataFrame:
+        """The completions in the files of each process, with the seconds of the one that took longest."""
         rows = [
             {
                 "candidate": candidate.name,
@@ -216,9 +238,10 @@ class Evaluator:
                 "finished": one.finished,
                 "correct": one.correct,
             }
-            for file in files
+            for of_process in files
+            for file in of_process
             for one in read_graded(file)
         ]
         frame = pd.DataFrame(rows).sort_values(ORDER, ignore_index=True)
-        frame = frame.assign(seconds=max(seconds_taken(file) for file in files))
+        frame = frame.assign(seconds=max(sum(map(seconds_taken, of_process)) for of_process in files))
         return conform(frame, GENERATIONS if candidate.budget is None else BUDGET_GENERATIONS)

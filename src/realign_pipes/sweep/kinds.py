@@ -247,6 +247,8 @@ _KINDS = (
     Kind("prompt", "Prompt", "#56B4E9", "triangle-right", _open_model, has_alpha=False, alternative=True,
          serve=_serve_model,
          about="The reference with an instruction at the end of each question."),
+    Kind("other", "Other", "#999999", "pentagon", _open_model, has_alpha=False, alternative=True, serve=_serve_model,
+         about="A checkpoint that was made elsewhere."),
     Kind("truncation", "Plain truncation", "#222222", "circle", _open_model, has_alpha=False, of_budgets=True,
          serve=_serve_model,
          about="The reference, cut off at the budget."),

@@ -49,6 +49,8 @@ class Answers:
     """Task -> ids."""
     values: dict[str, Values]
     """Task -> what was measured; tasks are in the order of their names."""
+    samples: dict[str, int]
+    """Task -> completions of each problem."""
 
 
 def load_frame(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -93,6 +95,7 @@ def summarise_sweep(
         **{task: ([values], resampled[task]) for task, values in answers.values.items()},
         ALL_TASKS: (list(answers.values.values()), np.mean(list(resampled.values()), axis=0)),
     }
+    samples = answers.samples | {ALL_TASKS: max(answers.samples.values())}
     rows = []
     for task, (tasks, means) in of_tasks.items():
         low, high = _interval(means)
@@ -100,6 +103,7 @@ def summarise_sweep(
             answers.about.assign(
                 task=task,
                 problems=sum(values["correct"].shape[1] for values in tasks),
+                samples=samples[task],
                 **compare(tasks, answers.reference),
                 pass_at_1_low=low,
                 pass_at_1_high=high,
@@ -124,13 +128,13 @@ def read_answers(generations: Generations) -> Answers:
         "plausibility": [float(about[name]["plausibility"]) for name in names],
         "engine": [about[name]["engine"] for name in names],
         "seconds": [about[name]["seconds"] for name in names],
-        "samples": [frames[name]["sample"].nunique() for name in names],
         **{cost: [getattr(KINDS[about[name]["kind"]], cost) for name in names] for cost in RUNNING_COSTS},
     }
     ids = frames[names[reference]].groupby(["task", "problem_id"]).size()  # sorted as in _by_problem
     values = _by_problem(frames, names)
     problems = {task: ids.loc[task].index.tolist() for task in values}
-    return Answers(pd.DataFrame(rows), reference, problems, values)
+    samples = frames[names[reference]].groupby("task")["sample"].nunique().to_dict()
+    return Answers(pd.DataFrame(rows), reference, problems, values, samples)
 
 
 def compare(tasks: Sequence[Values], reference: int) -> dict[str, Floats]:

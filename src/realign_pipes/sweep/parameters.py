@@ -49,6 +49,9 @@ class Ties(Parameters):
         return self
 
 
+CandidateName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
 class AlphaSweep(Parameters):
     """parameters_alpha_sweep.yml: which candidates are measured, and how."""
 
@@ -65,8 +68,11 @@ class AlphaSweep(Parameters):
     """Beta of the mask where DeRa mixes, and of the min-p with which both models are measured once more."""
     close_biases: list[float]
     """Biases on the logit of the tag that closes the reference's thinking, while it thinks."""
+    others: dict[CandidateName, str]
+    """Checkpoints that were made elsewhere, by the name of their candidate: a folder, or `org/name` of the hub with an
+    optional `@revision`. Their tokenizer is the reference's."""
     prompts: dict[
-        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")],
+        CandidateName,
         Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)],
     ]
     """Instructions for the reference, such as to be brief, by the name of their candidate. One is added to the end of

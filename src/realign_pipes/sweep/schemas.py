@@ -40,7 +40,7 @@ SWEEP_RESULTS = {
     "engine": "str",  # what drew its completions: engine, version and dtype
     "task": "str",  # `all` for the mean over tasks
     "problems": "int64",  # for `all` the sum over tasks
-    "samples": "int64",  # per problem
+    "samples": "int64",  # per problem; for `all` the most of a task
     "pass_at_1": "float64",  # mean over problems of the mean over samples
     "pass_at_1_low": "float64",  # 95 % percentile bootstrap over problems
     "pass_at_1_high": "float64",

@@ -1,13 +1,14 @@
-"""Problems from a dataset on disk (JSONL, Parquet, or a folder saved by `datasets`), graded as mathematics or text."""
+"""Problems from a dataset on disk (JSONL, Parquet, a folder saved by `datasets`) or of the Hugging Face hub."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realign_pipes.errors import InputError, MissingFileError
-from realign_pipes.tasks.parameters import DatasetTask, Verifier
+from realign_pipes.tasks.parameters import DatasetSource, DatasetTask, Verifier
 
 if TYPE_CHECKING:
     import pyarrow
@@ -16,13 +17,42 @@ if TYPE_CHECKING:
 BOXED = "\\boxed"
 
 
-def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
-    """The dataset at `path` with only our columns (`columns` maps our name to theirs), memory-mapped.
+def read_rows(source: DatasetSource, columns: dict[str, str], key: str, *, lists: Collection[str] = ()) -> Dataset:
+    """The dataset with only our columns (`columns` maps our name to theirs), memory-mapped.
 
-    `key` is the parameter that named the dataset; messages quote it. Raises MissingFileError for a missing path,
-    and InputError for a format that is unknown or cannot be read, for columns that are missing, lack a value in some
-    row or are not text (answers may be numbers), and for a dataset without rows.
+    Those of our columns that are among `lists` may hold several texts a row. `key` is the parameter that named the
+    dataset; messages quote it. Raises MissingFileError for a missing path, and InputError for a format that is unknown
+    or cannot be read, for columns that are missing, lack a value in some row or are not text (answers may be numbers),
+    and for a dataset without rows.
     """
+    rows = _read_hub(source, key) if source.path is None else _read_path(source.path, key)
+    name = source.named()
+    missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in rows.column_names]
+    if missing:
+        raise InputError(f"{key}: {name} has no column {', '.join(missing)}. It has: "
+                         f"{', '.join(rows.column_names)}. Name the right ones in the parameters.")  # fmt: skip
+    if len(rows) == 0:
+        raise InputError(f"{key}: {name} has no rows.")
+    table = rows.with_format("arrow").select_columns(list(columns.values()))[:]
+    for ours, theirs in columns.items():
+        cells = table[theirs]
+        _check_column(cells, ours, f"{key}: {name}", theirs, may_be_list=ours in lists)
+    return rows.select_columns(list(columns.values())).rename_columns({v: k for k, v in columns.items() if v != k})
+
+
+def _read_hub(source: DatasetSource, key: str) -> Dataset:
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            str(source.hub), source.subset, split=datasets.Split(source.split), revision=source.revision
+        )
+    except Exception as error:  # each format has its own, and none of them names the parameter
+        raise InputError(f"{key}: {source.named()} could not be loaded from the hub: "
+                         f"{error.__cause__ or error}") from error  # fmt: skip
+
+
+def _read_path(path: str, key: str) -> Dataset:
     import datasets
 
     source = Path(path)
@@ -45,23 +75,20 @@ def read_rows(path: str, columns: dict[str, str], key: str) -> Dataset:
         raise InputError(f"{key}: {source} cannot be read, or has no rows: {error.__cause__ or error}") from error
     if isinstance(rows, datasets.DatasetDict):
         raise InputError(f"{key}: {source} holds the splits {sorted(rows)}. Point to one split's folder.")
-    missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in rows.column_names]
-    if missing:
-        raise InputError(f"{key}: {source} has no column {', '.join(missing)}. It has: "
-                         f"{', '.join(rows.column_names)}. Name the right ones in the parameters.")  # fmt: skip
-    if len(rows) == 0:
-        raise InputError(f"{key}: {source} has no rows.")
-    table = rows.with_format("arrow").select_columns(list(columns.values()))[:]
-    for ours, theirs in columns.items():
-        _check_column(table[theirs], ours, f"{key}: {source}", theirs)
-    return rows.select_columns(list(columns.values())).rename_columns({v: k for k, v in columns.items() if v != k})
+    return rows
 
 
-def _check_column(cells: pyarrow.ChunkedArray, ours: str, source: str, theirs: str) -> None:
-    """Raise InputError unless every row has text there; an answer may be a number."""
+def _check_column(
+    cells: pyarrow.ChunkedArray, ours: str, source: str, theirs: str, *, may_be_list: bool = False
+) -> None:
+    """Raise InputError unless every row has text there, or a list of texts; an answer may be a number."""
     import pyarrow
+    import pyarrow.compute
 
     kind = cells.type
+    if may_be_list and (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)) and not cells.null_count:
+        cells = pyarrow.compute.list_flatten(cells)
+        kind = cells.type
     is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
     if cells.null_count:
         raise InputError(f"{source} has no value for {theirs} in {cells.null_count} of its {len(cells)} rows. "
@@ -95,7 +122,7 @@ def _check_lines(file: Path) -> None:
 
 def make_problems(task: DatasetTask, key: str) -> list[dict[str, str]]:
     """The dataset's problems, each with `question`, `answer` and an empty `metadata`."""
-    rows = read_rows(task.path, {"question": task.question_column, "answer": task.answer_column}, key)
+    rows = read_rows(task, {"question": task.question_column, "answer": task.answer_column}, key)
     return [{"question": str(row["question"]), "answer": str(row["answer"]), "metadata": "{}"} for row in rows]
 
 

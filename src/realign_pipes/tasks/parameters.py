@@ -1,8 +1,8 @@
 """Parameters that name where problems come from."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from realign_pipes.runtime.parameters import Parameters
 
@@ -48,11 +48,36 @@ class ReasoningGymTask(Parameters):
         return options
 
 
-class DatasetTask(Parameters):
-    """Problems from a .jsonl or .parquet file or a saved `datasets` folder."""
+class DatasetSource(Parameters):
+    """A dataset on disk (`path`), or one of the Hugging Face hub (`hub`)."""
+
+    path: str | None = None
+    """A .jsonl or .parquet file, or a folder saved by `datasets`."""
+    hub: str | None = None
+    """`org/name`, as `datasets.load_dataset` takes it: the hub's, or a folder of that path in the working folder."""
+    subset: str | None = None
+    """The hub's configuration of that name; null: its default."""
+    split: str = "train"
+    revision: str | None = None
+    """Of the hub: a commit or tag; null: the newest."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path (a file or folder) or hub (a dataset's name there)")
+        if self.path is not None and (given := {"subset", "split", "revision"} & self.model_fields_set):
+            raise ValueError(f"{', '.join(sorted(given))}: these are for a dataset of the hub, and path is given")
+        return self
+
+    def named(self) -> str:
+        """What a message calls it."""
+        return str(self.path or f"{self.hub} (split {self.split})")
+
+
+class DatasetTask(DatasetSource):
+    """Problems from a dataset, graded as mathematics or text."""
 
     kind: Literal["dataset"]
-    path: str
     question_column: str = "question"
     answer_column: str = "answer"
     verifier: Verifier = "math"
@@ -65,6 +90,8 @@ class ReasoningGymProblems(ReasoningGymTask):
     """A task and how many of its problems."""
 
     problems: PositiveInt
+    samples: PositiveInt | None = None
+    """Completions of each in the sweep, in place of alpha_sweep.sampling.samples."""
 
 
 class DatasetProblems(DatasetTask):
@@ -72,6 +99,8 @@ class DatasetProblems(DatasetTask):
 
     problems: PositiveInt | None = None
     """How many are drawn with the seed; all if not given."""
+    samples: PositiveInt | None = None
+    """Completions of each in the sweep, in place of alpha_sweep.sampling.samples."""
 
 
 Problems = Annotated[ReasoningGymProblems | DatasetProblems, Field(discriminator="kind")]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerFast
 
-from realign_pipes.data.prompts import render_instructed
+from realign_pipes.data.prompts import render_prompt
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.graded import check_length
 from realign_pipes.generation.parameters import Generation
@@ -64,6 +64,10 @@ class MeasureCandidates(Job[Generations]):
     problems: AbsolutePath
     """The evaluation set."""
     work: AbsolutePath
+    instruction: str | None = None
+    """Of data_prep: at the end of each question."""
+    others: dict[str, AbsolutePath] = Field(default_factory=dict)
+    """The folders of `parameters.others`."""
     chat_template: AbsolutePath | None = None
     """In place of the reference's own; for the candidates with an instruction."""
     attn_implementation: str | None = None
@@ -76,8 +80,9 @@ class MeasureCandidates(Job[Generations]):
         that cannot be merged, and for a checkpoint that no server has.
         """
         problems = Dataset.load_from_disk(str(self.problems))
-        sweep, budgets = self._sweep_candidates(), self._budget_candidates()
-        check_pair(self.reference, self.aligned)
+        sweep, budgets = self.sweep_candidates(), self.budget_candidates()
+        for path in (self.aligned, *self.others.values()):
+            check_pair(self.reference, path)
         tokenizer = load_chat_tokenizer(self.reference, self.chat_template)
         self._check_lengths(problems, tokenizer)
         self._check_merging()
@@ -87,6 +92,7 @@ class MeasureCandidates(Job[Generations]):
             fingerprints=self._fingerprints([*sweep, *budgets]),
             tokenizer=tokenizer,
             work=self.work,
+            instruction=self.instruction,
             servers=make_servers(self.generation, self.work / "served"),
             attn_implementation=self.attn_implementation,
         )
@@ -100,10 +106,10 @@ class MeasureCandidates(Job[Generations]):
 
     def completions(self) -> int:
         """How many completions the sweep draws, those inside token budgets not counted."""
-        problems = len(Dataset.load_from_disk(str(self.problems)))
-        return len(self._sweep_candidates()) * problems * self.parameters.sampling.samples
+        tasks, samples = Dataset.load_from_disk(str(self.problems))["task"], self.parameters.sampling.samples
+        return len(self.sweep_candidates()) * sum(self.tasks[task].samples or samples for task in tasks)
 
-    def _sweep_candidates(self) -> list[Candidate]:
+    def sweep_candidates(self) -> list[Candidate]:
         """MissingFileError if a checkpoint that the parameters of trra name is missing."""
         students = self.trra.all_students()
         if missing := [name for name in students if name not in self.trra_checkpoints]:
@@ -116,6 +122,7 @@ class MeasureCandidates(Job[Generations]):
             *self._steered(),
             *self._mixed(),
             *self._students(students),
+            *self._others(),
             *(
                 Candidate(
                     f"inra-{alpha:g}",
@@ -137,6 +144,10 @@ class MeasureCandidates(Job[Generations]):
             for suffix, min_p in [("", 0.0)] + ([("-min-p", beta)] if beta > 0 else [])
             for name, model in models.items()
         ]
+
+    def _others(self) -> list[Candidate]:
+        """Checkpoints that were made elsewhere."""
+        return [Candidate(f"other-{name}", "other", math.nan, (path,)) for name, path in self.others.items()]
 
     def _steered(self) -> list[Candidate]:
         """The reference with a bias on its closing tag, or with an instruction."""
@@ -205,7 +216,7 @@ class MeasureCandidates(Job[Generations]):
             )
         return costs
 
-    def _budget_candidates(self) -> list[Candidate]:
+    def budget_candidates(self) -> list[Candidate]:
         """At each token budget: InRa whose alpha follows TokenBudget, and the reference, each with its thinking closed
         in time for an answer; and the reference cut off there."""
         inra, reference, budgets = (self.inra_checkpoint,), (self.reference,), self.parameters.budgets
@@ -245,19 +256,19 @@ class MeasureCandidates(Job[Generations]):
             raise InputError(f"{error} Set alpha_sweep.merge_alphas and alpha_sweep.ties.alphas to [].") from None
 
     def _check_lengths(self, problems: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Raise InputError if a completion could be longer than the positions of the reference or the aligned model.
+        """Raise InputError if a completion could be longer than the positions of a model that was not trained here.
 
         Trained models have the reference's positions.
         """
         prompt_ids = [
             *problems["prompt_ids"],
             *(
-                render_instructed(tokenizer, question, instruction)[1]
+                render_prompt(tokenizer, question, self.instruction, instruction)[1]
                 for instruction in self.parameters.prompts.values()
                 for question in problems["question"]
             ),
         ]
-        for path in (self.reference, self.aligned):
+        for path in (self.reference, self.aligned, *self.others.values()):
             for name, tokens in self.parameters.longest_completions():
                 check_length(prompt_ids, tokens, max_positions(path), parameter=name, model=str(path))
 
@@ -267,7 +278,7 @@ class MeasureCandidates(Job[Generations]):
         read_in_main_process(paths)
         fingerprints = {path: fingerprint_model(path) for path in paths}
         for path in paths:
-            if path in (self.reference, self.aligned):
+            if path in (self.reference, self.aligned, *self.others.values()):
                 continue
             if read_metadata(path)["reference"]["fingerprint"] != fingerprints[self.reference]:
                 stage = "inra" if path == self.inra_checkpoint else "trra"

@@ -38,6 +38,7 @@ def sweep(
     import pandas as pd
 
     from realign_pipes.datasets.arrow import folder_of
+    from realign_pipes.models.hub import find_checkpoint
     from realign_pipes.pipelines.alpha_sweep.job import Generations, MeasureCandidates
     from realign_pipes.sweep.metrics import summarise_budgets
 
@@ -59,6 +60,8 @@ def sweep(
         inra_checkpoint=inra_checkpoint,
         problems=folder_of(evaluation_set),
         work=folders.work / "alpha_sweep",
+        instruction=data_prep.instruction,
+        others={name: find_checkpoint(checkpoint) for name, checkpoint in parameters.others.items()},
         chat_template=models.chat_template,
         attn_implementation=models.attn_implementation,
     )

@@ -27,25 +27,32 @@ def collect_samples(
     """Graded completions of the calibration problems, sampled from the reference or read from disk.
 
     This is the first node of a realignment. So it also checks that the two models fit together, that there are problems
-    for the evaluation, and that the models have room for the completions of the sweep.
+    for the evaluation, and that the models have room for the completions of the sweep: these two and the sweep's
+    others, which are there from here on.
     """
     from realign_pipes.data import samples
     from realign_pipes.data.problems import draw_problems
-    from realign_pipes.data.prompts import render_instructed, render_prompt, thinking_tags
+    from realign_pipes.data.prompts import render_prompt, thinking_tags
     from realign_pipes.generation.graded import check_length
     from realign_pipes.generation.servers import engine_of_checkpoint
+    from realign_pipes.models.hub import find_checkpoint
     from realign_pipes.models.load import check_pair, load_chat_tokenizer, max_positions
 
     check_pair(reference_model, aligned_model)
     tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
     tags = models.thinking or thinking_tags(tokenizer)
+    others = [find_checkpoint(checkpoint) for checkpoint in alpha_sweep.others.values()]
+    for path in others:
+        check_pair(reference_model, path)
     calibration, seed = parameters.calibration, parameters.seed
     for name, task in parameters.tasks.items():
         problems = draw_problems(f"data_prep.tasks.{name}", name, task, seed)
-        prompt_ids = [render_prompt(tokenizer, problem.question)[1] for problem in problems]
-        for instruction in alpha_sweep.prompts.values():
-            prompt_ids += [render_instructed(tokenizer, problem.question, instruction)[1] for problem in problems]
-        for path in (reference_model, aligned_model):
+        prompt_ids = [
+            render_prompt(tokenizer, problem.question, parameters.instruction, instruction)[1]
+            for problem in problems
+            for instruction in (None, *alpha_sweep.prompts.values())
+        ]
+        for path in (reference_model, aligned_model, *others):
             for parameter, tokens in alpha_sweep.longest_completions():
                 check_length(prompt_ids, tokens, max_positions(path), parameter=parameter, model=str(path))
     if isinstance(calibration, SampledCalibration):
@@ -62,9 +69,10 @@ def collect_samples(
             seed=seed,
             drawn_by=drawn_by,
             work=folders.work / "data_prep",
+            instruction=parameters.instruction,
         )
     return samples.read_samples(
-        calibration.path,
+        calibration,
         question_column=calibration.question_column,
         completion_column=calibration.completion_column,
         answer_column=calibration.answer_column,
@@ -73,6 +81,7 @@ def collect_samples(
         tokenizer=tokenizer,
         tags=tags,
         seed=seed,
+        instruction=parameters.instruction,
     )
 
 
@@ -98,6 +107,7 @@ def make_short_solutions(
         calibration_samples,
         cut_share=parameters.short_solutions.cut_share,
         seed=parameters.seed,
+        max_tokens=parameters.short_solutions.max_tokens,
     )
 
 
@@ -125,4 +135,5 @@ def make_evaluation_set(
         models.thinking or thinking_tags(tokenizer),
         calibration_samples,
         seed=parameters.seed,
+        instruction=parameters.instruction,
     )

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.runtime.parameters import Parameters, Seed
-from realign_pipes.tasks.parameters import Problems, Verifier
+from realign_pipes.tasks.parameters import DatasetSource, Problems, Verifier
 
 
 class Calibration(Parameters):
@@ -33,15 +33,21 @@ class SampledCalibration(Calibration):
     task: Problems
     sampling: Sampling
 
+    @field_validator("task")
+    @classmethod
+    def _samples_of_the_sampling(cls, task: Problems) -> Problems:
+        if task.samples is not None:
+            raise ValueError("samples are given in data_prep.calibration.sampling; those of a task are the sweep's")
+        return task
 
-class DatasetCalibration(Calibration):
-    """Completions from a .jsonl or .parquet file or a saved `datasets` folder, one a row."""
+
+class DatasetCalibration(Calibration, DatasetSource):
+    """Completions that a dataset holds: each row has a question, its answer, and one completion or a list of them."""
 
     source: Literal["dataset"]
-    path: str
     question_column: str = "question"
     completion_column: str = "completion"
-    """The whole reply: the thinking with its tags, and the answer."""
+    """The whole reply: the thinking with its tags, and the answer. Or a list of such replies, each a sample."""
     answer_column: str = "answer"
     verifier: Verifier = "math"
     limit: PositiveInt | None = None
@@ -53,6 +59,8 @@ class ShortSolutions(Parameters):
 
     cut_share: Annotated[float, Field(ge=0, le=1)]
     """Share of the examples whose prompt holds the thinking up to a random token (the paper: none)."""
+    max_tokens: PositiveInt | None
+    """Longest example, its prompt included; longer ones are left out (the paper cuts them: 4,096)."""
 
 
 class DataPrep(Parameters):
@@ -68,6 +76,8 @@ class DataPrep(Parameters):
 
     seed: Seed
     """Seed of the problems; completions have their own."""
+    instruction: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None
+    """Added to the end of each question, of the calibration and of the tasks, such as where to put the answer."""
     calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
     short_solutions: ShortSolutions
     tasks: Annotated[dict[str, Problems], Field(min_length=1)]

@@ -254,7 +254,7 @@ class _Bench:
         # An evaluator for each candidate: it keeps its last engine open, where a student may be trained next.
         evaluator = Evaluator(
             self.problems,
-            self.job.tasks,
+            {name: task.model_copy(update={"samples": None}) for name, task in self.job.tasks.items()},
             fingerprints={path: fingerprint_model(path) for path in candidate.checkpoints},
             tokenizer=self.tokenizer,
             work=self.work,

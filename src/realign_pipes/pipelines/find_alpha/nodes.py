@@ -42,6 +42,7 @@ def draw_problems(
         search=parameters.search.share,
         confirm=parameters.confirm.share,
         seed=parameters.seed,
+        instruction=data_prep.instruction,
     )
 
 

@@ -81,7 +81,7 @@ class StudentName:
 class TrRa(Training, Distillation):
     """parameters_trra.yml: training-time realignment."""
 
-    alphas: Annotated[list[int | float], Field(min_length=1)]
+    alphas: SomeAlphas
     """The paper's lambda: how far to move. One checkpoint each, in a folder named as YAML spells the alpha."""
     only_alpha: int | float | None
     """Train this one of `alphas` alone: DVC runs one stage for each."""

@@ -1,0 +1,51 @@
+"""Stage plan: prints what a run will take, and keeps it as a table."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from realign_pipes.generation.parameters import Generation
+from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.pipelines.plan.parameters import Plan
+from realign_pipes.pipelines.teacher_logits.parameters import Teachers
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.runtime.launch import Folders, Launcher
+
+logger = logging.getLogger(__name__)
+
+
+def plan_run(
+    parameters: Plan,
+    data_prep: DataPrep,
+    teachers: Teachers,
+    trra: TrRa,
+    inra: InRa,
+    alpha_sweep: AlphaSweep,
+    generation: Generation,
+    launcher: Launcher,
+    folders: Folders,
+) -> str:
+    """The plan of the stages from data_prep to reporting, as a table in Markdown with the warnings below it."""
+    from realign_pipes.pipelines.plan.stages import Run
+
+    run = Run(
+        plan=parameters,
+        data_prep=data_prep,
+        teachers=teachers,
+        trra=trra,
+        inra=inra,
+        alpha_sweep=alpha_sweep,
+        generation=generation,
+        processes=launcher.num_processes,
+        shards=launcher.config_file is not None and "fsdp" in launcher.config_file.name,
+    )
+    text = run.table(free=shutil.disk_usage(_existing(folders.work)).free)
+    logger.info("%s", text)
+    return text
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return folder if folder.exists() else _existing(folder.absolute().parent)
