@@ -26,6 +26,7 @@ from realign_pipes.pipelines.find_alpha.parameters import FindAlpha, Knob, Measu
 from realign_pipes.pipelines.trra.job import train_student
 from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.kinds import Candidate
 from realign_pipes.sweep.metrics import ALL_TASKS, saved_interval, summarise_sweep
@@ -76,6 +77,7 @@ class SearchAlpha(Job[Found]):
     work: AbsolutePath
     students: AbsolutePath
     """The work folder of the stage trra, whose finished students are not trained again."""
+    tracking: Tracking = NOT_TRACKED
 
     def run(self) -> Found:
         """The student at the alpha found, its figures, and all steps of the search.
@@ -179,7 +181,9 @@ class SearchAlpha(Job[Found]):
     def _train(self, alpha: float, teachers: FusedTeachers) -> Path:
         """The checkpoint of the student at `alpha`, trained now or found finished."""
         student = StudentName(f"trra-{alpha:g}", "trra", alpha, self.trra.plausibility)
-        return train_student(student, self.aligned, teachers, self.trra, self.students, self.chat_template)
+        return train_student(
+            student, self.aligned, teachers, self.trra, self.students, self.chat_template, self.tracking
+        )
 
     def _measure_student(self, bench: "_Bench", alpha: float, checkpoint: Path) -> Measured:
         return bench.measure(

@@ -24,6 +24,7 @@ from realign_pipes.paper.trra import OnPolicy, Teacher, TrRaTrainer
 from realign_pipes.pipelines.trra.parameters import Distillation, StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.parameters import Training
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.training import (
     CURVES,
     in_training_order,
@@ -57,6 +58,7 @@ class TrainStudents(Job[Students]):
     chat_template: AbsolutePath | None = None
     """A file with the chat template that the checkpoints get; None: the reference's own."""
     work: AbsolutePath
+    tracking: Tracking = NOT_TRACKED
 
     def run(self) -> Students:
         """The checkpoints of all alphas, or of `only_alpha`."""
@@ -75,7 +77,7 @@ class TrainStudents(Job[Students]):
             for checkpoint, student in self.parameters.students(alpha).items():
                 aligned = last if student.iteration else self.aligned
                 last = checkpoints[checkpoint] = train_student(
-                    student, aligned, teachers, self.parameters, self.work, self.chat_template
+                    student, aligned, teachers, self.parameters, self.work, self.chat_template, self.tracking
                 )
         return Students(checkpoints=checkpoints)
 
@@ -87,6 +89,7 @@ def train_student(
     parameters: TrRa,
     work: Path,
     chat_template: Path | None = None,
+    tracking: Tracking = NOT_TRACKED,
 ) -> Path:
     """The student's finished checkpoint folder, trained now or found finished in `work`.
 
@@ -133,6 +136,7 @@ def train_student(
             folder=folder,
             description=f"training {student.name}",
             on_policy=on_policy(model, parameters),
+            tracking=tracking,
         )
 
         def write(checkpoint: Path) -> None:
@@ -195,6 +199,7 @@ def train_trra(
     folder: Path,
     description: str,
     on_policy: OnPolicy | None = None,
+    tracking: Tracking = NOT_TRACKED,
 ) -> dict[str, torch.Tensor]:
     """Train `student` to follow the teacher's softmax(z(alpha)); its state dict after that, whole on the main process.
 
@@ -214,7 +219,7 @@ def train_trra(
         vocab_size=vocab_size,
         chunk_tokens=distillation.chunk_tokens,
         on_policy=on_policy,
-        args=TrainingArguments(**trainer_arguments(training, training_state(folder))),
+        args=TrainingArguments(**trainer_arguments(training, training_state(folder), tracking)),
     )
     return train(trainer, description)
 
