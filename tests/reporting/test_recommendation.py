@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from realign_pipes.reporting.recommendation import headline, recommend, step_cells, task_recommendation_cells
+from realign_pipes.sweep.bounds import lower_bound
 from realign_pipes.sweep.choosing import first_half
 from realign_pipes.sweep.kinds import KINDS
-from realign_pipes.sweep.metrics import lower_bound, summarise_sweep
+from realign_pipes.sweep.metrics import summarise_sweep
 
 PROBLEMS = 400  # of a task: 200 in either half
 RIGHT = 190  # of 200: the reference's

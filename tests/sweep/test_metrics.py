@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from realign_pipes.sweep.bounds import bootstrap_means, lower_bound
 from realign_pipes.sweep.metrics import (
-    bootstrap_means,
-    lower_bound,
     pareto_front,
     saved_interval,
     summarise_budgets,
