@@ -161,7 +161,7 @@ def task_recommendation_cells(recommendation: Mapping[str, Any]) -> Cells:
     rows = [
         [
             task,
-            one["candidate"] if one["survived"] or one["problems_needed"] is None else _undecided(one),
+            _undecided(one) if _is_undecided(one) else one["candidate"],
             f"{percent(one['pass_at_1'])} / {percent(one['reference_pass_at_1'])}",
             f"{tokens_text(one['mean_tokens'])} / {tokens_text(one['reference_mean_tokens'])}",
             f"{percent(one['token_reduction'])} %" if one["survived"] else NONE,
@@ -175,6 +175,11 @@ def task_recommendation_cells(recommendation: Mapping[str, Any]) -> Cells:
     own = ["task", "use", "pass@1 % / reference", "tokens / reference", "reduction", "at least"]
     for_all = [f"{recommendation['candidate']}: pass@1 % / tokens", "gives away: tokens", "pass@1"]
     return Cells([*own, *for_all], rows, left=2)
+
+
+def _is_undecided(one: Mapping[str, Any]) -> bool:
+    """Whether a candidate that saves was not confirmed, where there are too few problems to confirm one like it."""
+    return bool(one["steps"]) and not one["survived"] and one["problems_needed"] is not None
 
 
 def _undecided(one: Mapping[str, Any]) -> str:
