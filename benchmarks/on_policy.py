@@ -155,7 +155,7 @@ def compare(off: Measured, on: Measured, resamples: int, seed: int) -> tuple[lis
     import numpy as np
 
     from realign_pipes.reporting.tables import percent
-    from realign_pipes.sweep.metrics import bootstrap_means
+    from realign_pipes.sweep.bounds import bootstrap_means
 
     differences = [
         bootstrap_means(on[task] - off[task], resamples, [seed, zlib.crc32(task.encode())]) for task in sorted(off)

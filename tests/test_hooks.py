@@ -12,6 +12,7 @@ from kedro.framework.startup import bootstrap_project
 from realign_pipes.config import ConfigLoader
 from realign_pipes.errors import InputError
 from realign_pipes.hooks import check_parameters
+from realign_pipes.runtime import tracking
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.settings import CONFIG_LOADER_ARGS
 
@@ -64,6 +65,14 @@ def test_all_that_is_wrong_is_said_at_once_and_where():
     del parameters["trra"]["stepps"]
     with pytest.raises(InputError, match=r"trra\.alphas\.1: Input should be a valid"):
         check_parameters(parameters)
+
+
+@pytest.mark.parametrize(("to", "packages"), [("mlflow", "mlflow-skinny sqlalchemy alembic"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_installed_stops_the_run_before_it_starts(to, packages, monkeypatch):
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf"tracking.to: {to} is not installed. Install it \(pip install {packages}\)"):
+        check_parameters({**load("base"), "tracking": {"to": to}})
+    check_parameters(load("base"))
 
 
 def test_the_completions_of_an_environments_own_problems_can_be_sampled(tmp_path):

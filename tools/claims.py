@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from realign_pipes.reporting.tables import percent, tokens_text
-from realign_pipes.sweep.metrics import bootstrap_means
+from realign_pipes.sweep.bounds import bootstrap_means
 
 PROJECT = Path(__file__).parents[1]
 COMPLETION = ["task", "problem_id", "sample", "completion"]

@@ -9,6 +9,7 @@ from realign_pipes.pipelines import (
     find_alpha,
     inra,
     plan,
+    push,
     reporting,
     teacher_logits,
     trra,
@@ -28,11 +29,12 @@ STAGES = {
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and besides
-    `find_alpha`, which needs a wish, and `plan`, which only reckons: no run has them unless they are named."""
+    `find_alpha`, which needs a wish, `push`, which needs a repository, and `plan`, which only reckons: no run has them
+    unless they are named."""
     # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     pipelines = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)
-        for name, module in {**STAGES, "find_alpha": find_alpha, "plan": plan}.items()
+        for name, module in {**STAGES, "find_alpha": find_alpha, "plan": plan, "push": push}.items()
     }
     stages = {name: pipelines[name] for name in STAGES}
     everything = sum(stages.values(), Pipeline([]))

@@ -21,6 +21,7 @@ from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.reporting.pipeline import create_pipeline
 from realign_pipes.reporting.tables import budget_cells, markdown_table
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.runtime.tracking import NOT_TRACKED
 from realign_pipes.sweep.parameters import AlphaSweep
 
 
@@ -37,6 +38,7 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
         "trra_checkpoints": {"trra-1.5": tmp_path},
         "params:folders": Folders(work=tmp_path / "work", logs=tmp_path / "logs", validation=validation_results),
         "params:reporting": parameters,
+        "params:tracking": NOT_TRACKED,
         # All that the stage reads of it.
         "params:alpha_sweep": AlphaSweep.model_construct(bootstrap_samples=200, bootstrap_seed=0),
         "parameters": {"reporting": parameters},

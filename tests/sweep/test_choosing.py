@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
+from realign_pipes.sweep.bounds import bootstrap_means, lower_bound
 from realign_pipes.sweep.choosing import Rule, confirmed, first_half, halves, order_candidates
-from realign_pipes.sweep.metrics import Answers, bootstrap_means, compare, lower_bound, read_answers
+from realign_pipes.sweep.metrics import Answers, compare, read_answers
 
 MARGIN = 0.02
 RULE = Rule(MARGIN, bootstrap_samples=100, bootstrap_seed=3)

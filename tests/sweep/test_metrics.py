@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from realign_pipes.sweep.bounds import bootstrap_means, lower_bound, problems_needed, unseen_loss
 from realign_pipes.sweep.metrics import (
-    bootstrap_means,
-    lower_bound,
     pareto_front,
     saved_interval,
     summarise_budgets,
@@ -359,7 +358,7 @@ def test_hand_computed_budgets():
             100,
             {"a": [[1, 1], [1, 1]], "b": [[1, 0], [1, 1], [1, 1]]},
             {"a": [[10, 20], [30, 40]], "b": [[100, 50], [60, 70], [80, 60]]},
-        ),
+        ).assign(plausibility=0.1),
         budget_frame("truncation", 32, {"a": [[0, 0], [0, 0]], "b": [[0, 0], [0, 0], [0, 1]]}),
         budget_frame("forced_close", 32, {"a": [[1, 0], [1, 1]], "b": [[0, 0], [0, 0], [0, 1]]}),
         budget_frame("forced_close", 100, {"a": [[1, 1], [1, 1]], "b": [[1, 0], [0, 0], [0, 0]]}),
@@ -376,6 +375,7 @@ def test_hand_computed_budgets():
     kinds = ["truncation", "forced_close"]
     assert results["kind"].tolist() == [*kinds, *kinds, "token_budget"]
     assert results["budget"].tolist() == [32, 32, 100, 100, 100]
+    assert results["plausibility"].tolist() == [0.0, 0.0, 0.0, 0.0, 0.1]
     # plain means over the two tasks, not over the five problems
     assert results["pass_at_1"].tolist() == pytest.approx(
         [1 / 12, (3 / 4 + 1 / 6) / 2, (3 / 4 + 1 / 6) / 2, (1 + 1 / 6) / 2, (1 + 5 / 6) / 2]
@@ -504,3 +504,18 @@ def test_the_saving_over_two_tasks_is_the_mean_of_both():
     reference = frame("reference", right, {"a": [[10], [10]], "b": [[100], [100]]})
     candidate = frame("trra_2", right, {"a": [[5], [5]], "b": [[90], [90]]})
     assert saved_interval(reference, candidate, bootstrap_samples=50, bootstrap_seed=0) == pytest.approx((0.3, 0.3))
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+@pytest.mark.parametrize("margin", [0.01, 0.02, 0.1])
+def test_the_problems_needed_are_the_fewest_whose_bound_is_within_the_margin(margin, tasks):
+    """By trying: the bound itself on tasks of so many problems, none of which was lost, and of one less."""
+    needed = problems_needed(margin, tasks)
+    bounds = [lower_bound([np.zeros((1, size))] * tasks)[0] for size in (needed, needed - 1)]
+    assert bounds[0] >= -margin > bounds[1]
+    assert bounds[0] == -unseen_loss(needed, tasks)
+
+
+def test_no_number_of_problems_confirms_a_margin_of_nothing():
+    assert problems_needed(0.0, 2) is None
+    assert problems_needed(0.6, 2) == 2

@@ -21,6 +21,7 @@ from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import default_device, load_model, load_tokenizer
 from realign_pipes.paper.adapters import sft_trainer
 from realign_pipes.runtime.parameters import Training
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.training import CURVES, in_training_order, train, trainer_arguments, training_state
 from realign_pipes.runtime.work import do_once
 from realign_pipes.tasks.parameters import ReasoningGymTask
@@ -31,7 +32,7 @@ Examples = list[tuple[list[int], list[int]]]
 MAX_POSITIONS = 1024
 
 
-def train_reference(parameters: DemoModels, work: Path) -> Path:
+def train_reference(parameters: DemoModels, work: Path, tracking: Tracking = NOT_TRACKED) -> Path:
     """Train the slow thinker from scratch on slow traces; the folder of its checkpoint, inside `work`.
 
     A finished model with the same parameters is reused; an interrupted training is resumed. InputError, before
@@ -45,7 +46,7 @@ def train_reference(parameters: DemoModels, work: Path) -> Path:
         torch.manual_seed(training.seed)
         model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
         examples = slow_examples(parameters, tokenizer)
-        return _train(model, tokenizer, examples, training, folder, "training the reference model")
+        return _train(model, tokenizer, examples, training, folder, tracking, "training the reference model")
 
     recipe = parameters.model_dump(mode="json", exclude={"aligned"})
     return do_once(work, "checkpoint", {"what": "demo reference", "parameters": recipe}, do)
@@ -89,7 +90,7 @@ def cut_thinking(
     return prompt + completion[:kept] + [think_close], completion[closed + 1 :]
 
 
-def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
+def train_aligned(parameters: DemoModels, reference: Path, work: Path, tracking: Tracking = NOT_TRACKED) -> Path:
     """Align `reference` to think less; the folder of the new checkpoint, inside `work`.
 
     By rejection sampling: the reference draws completions of each problem, the shortest one is kept (of a share of the
@@ -104,7 +105,7 @@ def train_aligned(parameters: DemoModels, reference: Path, work: Path) -> Path:
             lambda: TransformersEngine.of_checkpoint(reference), tokenizer, parameters, file
         )
         model = load_model(reference, device=default_device())
-        return _train(model, tokenizer, examples, training, folder, "training the aligned model")
+        return _train(model, tokenizer, examples, training, folder, tracking, "training the aligned model")
 
     recipe = {"problems": parameters.problems.model_dump(), "aligned": training.model_dump()}
     description = {"what": "demo aligned", "parameters": recipe, "reference": fingerprint_model(reference)}
@@ -200,6 +201,7 @@ def _train(
     examples: Examples,
     training: DemoTraining,
     folder: Path,
+    tracking: Tracking,
     description: str,
 ) -> Callable[[Path], None]:
     """Fine-tune the model in place by SFT; the function that then writes its checkpoint."""
@@ -217,7 +219,7 @@ def _train(
     )
     rows = Dataset.from_list([{"prompt_ids": prompt, "completion_ids": ids} for prompt, ids in examples])
     arguments = {
-        **trainer_arguments(recipe, training_state(folder)),
+        **trainer_arguments(recipe, training_state(folder), tracking),
         "adam_beta2": 0.98,  # the usual 0.999 averages over more steps than a short training has
     }
     train(sft_trainer(model, in_training_order(rows, recipe), tokenizer, arguments), description)

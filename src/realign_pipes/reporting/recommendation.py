@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from realign_pipes.reporting.tables import NONE, Cells, overall_rows, percent, points, tokens_text
+from realign_pipes.sweep.bounds import CONFIDENCE, Floats, problems_needed
 from realign_pipes.sweep.choosing import Rule, confirmed, halves, order_candidates
 from realign_pipes.sweep.kinds import KINDS
-from realign_pipes.sweep.metrics import CONFIDENCE, Answers, Floats, Generations, Values, compare, read_answers
+from realign_pipes.sweep.metrics import Answers, Generations, Values, compare, read_answers
 
 
 def recommend(
@@ -35,6 +36,8 @@ def recommend(
         `pass_at_1`, `mean_tokens`, `token_reduction`, `difference`, `difference_low` of the candidate, on the
         confirming half, and `reference_pass_at_1`, `reference_mean_tokens`.
         `survived`: whether a candidate was confirmed. `chosen_on`, `confirmed_on`: the number of problems in each half.
+        `smallest_task`, the number of problems of the smallest task, and `problems_needed`, how many it would need for
+        a candidate that loses none of them to be confirmed; None if it has as many, or if the margin is 0.
         `steps`: the candidates in the order in which they were tested, each with `candidate`, `confirmed`, and its
         figures `chosen_on` the one half and `confirmed_on` the other.
         `tasks`: by name, the same for each task's problems alone, but for what is common to all, with `overall`, the
@@ -78,6 +81,12 @@ def _recommend_for(
     chosen = passed[-1] if passed else reference
     before = _figures(choosing, reference) if ordered else []
     after = _figures(confirming, reference)
+    needed = problems_needed(rule.margin, len(confirming))
+    confirmed_on_smallest = min(values["correct"].shape[1] for values in confirming.values())
+    smallest = min(
+        first["correct"].shape[1] + second["correct"].shape[1]
+        for first, second in zip(choosing.values(), confirming.values(), strict=True)
+    )
     kind, alpha = about.loc[chosen, "kind"], float(about.loc[chosen, "alpha"])
     return {
         "candidate": about.loc[chosen, "candidate"],
@@ -89,6 +98,9 @@ def _recommend_for(
         "reference_mean_tokens": after[reference]["mean_tokens"],
         "chosen_on": _problems(choosing) if enough else 0,
         "confirmed_on": _problems(confirming),
+        "smallest_task": smallest,
+        # The half that confirms is the larger one of an odd number.
+        "problems_needed": None if needed is None or confirmed_on_smallest >= needed else 2 * needed - 1,
         "steps": [
             {
                 "candidate": about.loc[place, "candidate"],
@@ -149,7 +161,7 @@ def task_recommendation_cells(recommendation: Mapping[str, Any]) -> Cells:
     rows = [
         [
             task,
-            one["candidate"],
+            _undecided(one) if _is_undecided(one) else one["candidate"],
             f"{percent(one['pass_at_1'])} / {percent(one['reference_pass_at_1'])}",
             f"{tokens_text(one['mean_tokens'])} / {tokens_text(one['reference_mean_tokens'])}",
             f"{percent(one['token_reduction'])} %" if one["survived"] else NONE,
@@ -163,6 +175,16 @@ def task_recommendation_cells(recommendation: Mapping[str, Any]) -> Cells:
     own = ["task", "use", "pass@1 % / reference", "tokens / reference", "reduction", "at least"]
     for_all = [f"{recommendation['candidate']}: pass@1 % / tokens", "gives away: tokens", "pass@1"]
     return Cells([*own, *for_all], rows, left=2)
+
+
+def _is_undecided(one: Mapping[str, Any]) -> bool:
+    """Whether a candidate that saves was not confirmed, where there are too few problems to confirm one like it."""
+    return bool(one["steps"]) and not one["survived"] and one["problems_needed"] is not None
+
+
+def _undecided(one: Mapping[str, Any]) -> str:
+    """The reference, where a task has too few problems to confirm anything that does not gain."""
+    return f"{one['candidate']} (too few problems to tell: {one['smallest_task']:,} of {one['problems_needed']:,})"
 
 
 def _row(answers: Answers, candidate: str) -> int:
@@ -196,7 +218,9 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
             f"({tokens_text(found['mean_tokens'])} instead of {tokens_text(found['reference_mean_tokens'])} per "
             f"completion) at pass@1 {percent(found['pass_at_1'])} % against {percent(found['reference_pass_at_1'])} %, "
             f"and with {100 * CONFIDENCE:g} % confidence {_bound_text(found['difference_low'])} ({allowed}). It was "
-            f"chosen on {chosen_on}; these figures are from {confirmed_on} that had no part in the choice."
+            f"chosen on {chosen_on}; these figures are from {confirmed_on} that had no part in the choice. Of savings "
+            f"that do not differ with {100 * CONFIDENCE:g} % confidence, the higher pass@1 was taken, then the smaller "
+            "move."
         )
     keep = f"Keep the reference ({found['candidate']}): "
     if found["steps"]:
@@ -207,12 +231,24 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
             f"{percent(before['token_reduction'])} % of the tokens at pass@1 {percent(before['pass_at_1'])} %; on "
             f"{confirmed_on} that had no part in the choice it saves {percent(after['token_reduction'])} %, and with "
             f"{100 * CONFIDENCE:g} % confidence {_bound_text(after['difference_low'])} ({allowed})."
+            f"{_too_few_text(found, margin)}"
         )
     if found["chosen_on"] == 0:
         return f"{keep}choosing and confirming need at least two problems of each task."
     return (
         f"{keep}on {chosen_on}, no candidate saves tokens and loses at most {points(margin)} of pass@1, so there was "
         "nothing to confirm on the others."
+    )
+
+
+def _too_few_text(found: Mapping[str, Any], margin: float) -> str:
+    """What more problems would show; nothing where there are enough."""
+    if found["problems_needed"] is None:
+        return ""
+    return (
+        f" There are too few problems to tell: the smallest task has {found['smallest_task']:,}, and confirming a loss "
+        f"of at most {points(margin)} takes {found['problems_needed']:,} of each task, even for a candidate that loses "
+        "none of them."
     )
 
 

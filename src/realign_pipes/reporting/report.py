@@ -87,7 +87,7 @@ def render_report(
         kinds=[kind for name, kind in KINDS.items() if name in {*overall["kind"], *budget_results["kind"]}],
         examples=examples,
         validations=validation_cells(validations),
-        parameters=yaml.safe_dump(_plain(dict(sorted(parameters.items()))), sort_keys=False, allow_unicode=True),
+        parameters=yaml.safe_dump(plain(dict(sorted(parameters.items()))), sort_keys=False, allow_unicode=True),
         percent=percent,
         tokens_text=tokens_text,
     )
@@ -139,7 +139,7 @@ def _figure_html(figure: go.Figure, name: str) -> Markup:
     return Markup(page)  # noqa: S704  Plotly escapes the data, and `name` is one of ours
 
 
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as plain data: Kedro hands over a Pydantic model where a node's type hint names one."""
     return {
         name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -27,6 +27,7 @@ from realign_pipes.paper.trra import TrainingDivergedError
 from realign_pipes.runtime.files import explain_full_disk
 from realign_pipes.runtime.parameters import Training
 from realign_pipes.runtime.progress import Advance, progress_bar
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking, training_run
 
 CURVES = "curves"
 """The folder of a training's curves, in its work folder and then in its checkpoint."""
@@ -178,11 +179,11 @@ def matmul_dtype(name: Literal["auto", "float32", "bfloat16"], parameters: Train
     return dtype
 
 
-def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
+def trainer_arguments(parameters: Training, folder: Path, tracking: Tracking = NOT_TRACKED) -> dict[str, Any]:
     """Arguments for TrainingArguments and TRL's configs: the optimizer, and a cosine after a warm-up.
 
-    `folder` holds the training state. Examples come as they are ordered, so give the trainer those of
-    `in_training_order`. ValueError if the processes cannot share a batch evenly.
+    `folder` holds the training state; the folder that it is in names the tracker's run. Examples come as they are
+    ordered, so give the trainer those of `in_training_order`. ValueError if the processes cannot share a batch evenly.
     """
     state = PartialState()
     together = parameters.micro_batch_size * state.num_processes
@@ -213,7 +214,7 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
         "seed": parameters.seed,
         "data_seed": parameters.seed,
         "dataloader_pin_memory": device.type == "cuda",
-        "report_to": "none",
+        **training_run(tracking, folder.parent),
         "disable_tqdm": True,
     }
 
@@ -235,6 +236,10 @@ def train(trainer: Trainer, description: str) -> dict[str, torch.Tensor]:
         trainer.add_callback(FiniteGradients())
         last = last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if "wandb" in trainer.args.report_to and trainer.is_world_process_zero():
+        import wandb
+
+        wandb.finish()  # Trainer leaves the run open, and the next training would report to it
     state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return state
 

@@ -16,7 +16,8 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from realign_pipes.sweep.metrics import CONFIDENCE, Answers, Floats, Values, compare, resampled_reductions
+from realign_pipes.sweep.bounds import CONFIDENCE, Floats
+from realign_pipes.sweep.metrics import Answers, Values, compare, resampled_reductions
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def order_candidates(tasks: Mapping[str, Values], reference: int, alphas: Floats
 
     Those that save tokens (with 95 % confidence) and lose no more than the margin (as measured), from the highest
     pass@1 down; of equals the smaller move in alpha first, then the larger saving. One that does not save more than
-    the one before it, with 95 % confidence, is left out: it would cost correctness for nothing.
+    the one before it, with 95 % confidence, is left out: it would cost correctness for nothing. So of savings that do
+    not differ with confidence, the higher pass@1 is taken, then the smaller move.
     """
     figures = compare(list(tasks.values()), reference)
     reductions = resampled_reductions(tasks, reference, rule.bootstrap_samples, rule.bootstrap_seed)

@@ -15,12 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from realign_pipes.errors import InputError
+from realign_pipes.sweep.bounds import Floats, bootstrap_means, interval, lower_bound
 from realign_pipes.sweep.kinds import KINDS, budget_kinds, sweep_kinds, without_alpha
 from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
 ALL_TASKS = "all"
 """The `task` of the rows that average over tasks."""
-CONFIDENCE = 0.95
 KEY = ["task", "problem_id", "sample"]
 ABOUT = ["candidate", "kind", "alpha", "plausibility", "engine", "seconds"]
 NO_COSTS: Mapping[str, Mapping[str, float | None]] = MappingProxyType({})
@@ -28,11 +28,8 @@ COSTS = ["train_seconds", "bytes"]
 RUNNING_COSTS = ["models", "kv_streams", "passes"]
 """What every candidate of a kind costs."""
 MEASURED = ["completion_tokens", "finished", "correct"]
-RESAMPLES_AT_ONCE = 1000
-TINY = np.finfo(float).tiny
 
 Generations = Mapping[str, pd.DataFrame | Callable[[], pd.DataFrame]]
-Floats = NDArray[np.float64]
 Values = Mapping[str, Floats]
 """One task: each column of MEASURED as [candidates, problems], the mean over a problem's samples."""
 
@@ -98,7 +95,7 @@ def summarise_sweep(
     samples = answers.samples | {ALL_TASKS: max(answers.samples.values())}
     rows = []
     for task, (tasks, means) in of_tasks.items():
-        low, high = _interval(means)
+        low, high = interval(means)
         rows.append(
             answers.about.assign(
                 task=task,
@@ -153,39 +150,6 @@ def compare(tasks: Sequence[Values], reference: int) -> dict[str, Floats]:
     }
 
 
-def lower_bound(differences: Sequence[Floats]) -> Floats:
-    """What the mean of paired differences is not below, at 95 % confidence and one-sided: [candidates].
-
-    `differences` are of one task each, [candidates, problems], in [-1, 1]; the mean is the plain mean over tasks of
-    the means over their problems. Losses are rare and large, and the percentile bootstrap's bound then misses too
-    often: on 150 problems in 6 % of the tests instead of 5 %, and in 19 % where few problems are lost, but wholly
-    (tests/sweep/test_choosing.py). So this is Student's t corrected for negative skewness (P. Hall, The Bootstrap and
-    Edgeworth Expansion, 1992, on the Studentized mean: the term of order n^-1/2), with Welch's degrees of freedom for
-    several tasks. A candidate that lost on no problem may still lose on others: with 95 % confidence on a share
-    1 - 0.05^(1/n) of them, about 3 / n. A task of one problem says nothing: the bound is -1.
-    """
-    from scipy.stats import t as student  # half a second, which a run that only draws budgets need not wait
-
-    sizes = np.array([task.shape[1] for task in differences])
-    if sizes.min() < 2:
-        return np.full(len(differences[0]), -1.0)
-    mean = np.mean([task.mean(axis=1) for task in differences], axis=0)
-    centred = [task - task.mean(axis=1, keepdims=True) for task in differences]
-    shares = np.stack([task.var(axis=1, ddof=1) / task.shape[1] for task in differences]) / len(sizes) ** 2
-    variance = shares.sum(axis=0)
-    third_moment = np.sum([(task**3).mean(axis=1) / task.shape[1] ** 2 for task in centred], axis=0) / len(sizes) ** 3
-    varies = variance > 0
-    safe = np.where(varies, variance, 1)
-    freedom = np.where(varies, safe**2 / np.maximum((shares.T**2 / (sizes - 1)).sum(axis=1), TINY), 1)
-    quantile = student.ppf(CONFIDENCE, freedom)
-    skewness = np.minimum(third_moment / safe**1.5, 0)
-    low = mean - np.sqrt(variance) * (quantile - skewness * (2 * quantile**2 + 1) / 6)
-    lost_none = np.all([(task >= 0).all(axis=1) for task in differences], axis=0)
-    unseen = (1 - (1 - CONFIDENCE) ** (1 / sizes.min())) / len(sizes)
-    bound: Floats = np.maximum(np.where(lost_none, np.minimum(low, mean - unseen), low), -1)
-    return bound
-
-
 def resampled_reductions(tasks: Mapping[str, Values], reference: int, samples: int, seed: int) -> Floats:
     """Token reductions on resampled problems, the mean over tasks: [candidates, samples]."""
     tokens = _resampled(tasks, samples, seed, "completion_tokens")
@@ -238,7 +202,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
     if not generations:
         return conform(pd.DataFrame(columns=list(BUDGET_RESULTS)), BUDGET_RESULTS)
     kinds = budget_kinds()
-    frames = _checked_frames(generations, ["candidate", "kind", "budget"], kinds)
+    frames = _checked_frames(generations, ["candidate", "kind", "plausibility", "budget"], kinds)
     about = {name: (int(frame["budget"].iloc[0]), frame["kind"].iloc[0]) for name, frame in frames.items()}
     names = sorted(frames, key=lambda name: (about[name][0], kinds.index(about[name][1])))
     places = {about[name]: place for place, name in enumerate(names)}
@@ -259,16 +223,17 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
     values = _by_problem(frames, names)
     measured = _mean_over_tasks([_means(one) for one in values.values()])
     means = np.mean(list(_resampled(values, bootstrap_samples, bootstrap_seed).values()), axis=0)
-    low, high = _interval(means)
+    low, high = interval(means)
     differences: dict[str, Floats] = {}
     for column, kind in (("difference", "truncation"), ("forced_difference", "forced_close")):
         beside = [places[about[name][0], kind] for name in names]  # at the same budget
         differences[column] = measured["pass_at_1"] - measured["pass_at_1"][beside]
-        differences[f"{column}_low"], differences[f"{column}_high"] = _interval(means - means[beside])
+        differences[f"{column}_low"], differences[f"{column}_high"] = interval(means - means[beside])
     results = pd.DataFrame(
         {
             "candidate": names,
             "kind": [about[name][1] for name in names],
+            "plausibility": [frames[name]["plausibility"].iloc[0] for name in names],
             "budget": [about[name][0] for name in names],
             "pass_at_1": measured["pass_at_1"],
             "pass_at_1_low": low,
@@ -291,24 +256,8 @@ def saved_interval(
     """
     values = _by_problem({"reference": reference, "candidate": candidate}, ["reference", "candidate"])
     reductions = resampled_reductions(values, 0, bootstrap_samples, bootstrap_seed)
-    low, high = _interval(reductions)[:, 1]
+    low, high = interval(reductions)[:, 1]
     return float(low), float(high)
-
-
-def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> Floats:
-    """Means of resampled problems: [candidates, problems] -> [candidates, samples].
-
-    A resample draws as many problems as there are, with replacement, the same ones for every candidate. How often each
-    problem is drawn is multinomial, so a resampled mean is a product with those counts.
-    """
-    generator = np.random.default_rng(seed)
-    problems = values.shape[1]
-    means = []
-    for start in range(0, samples, RESAMPLES_AT_ONCE):  # in pieces: counts of all resamples may not fit in memory
-        size = min(RESAMPLES_AT_ONCE, samples - start)
-        counts = generator.multinomial(problems, np.full(problems, 1 / problems), size=size)
-        means.append(values @ counts.T.astype(float) / problems)
-    return np.concatenate(means, axis=1)
 
 
 def pareto_front(mean_tokens: Floats, pass_at_1: Floats) -> NDArray[np.bool_]:
@@ -350,12 +299,6 @@ def _resampled(tasks: Mapping[str, Values], samples: int, seed: int, column: str
 
 def _mean_over_tasks(per_task: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
     return {column: np.mean([measured[column] for measured in per_task], axis=0) for column in per_task[0]}
-
-
-def _interval(means: Floats) -> Floats:
-    """Low and high end of the percentile interval: [candidates, samples] -> [2, candidates]."""
-    ends: Floats = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1)
-    return ends
 
 
 def _checked_frames(generations: Generations, about: Sequence[str], kinds: Sequence[str]) -> dict[str, pd.DataFrame]:

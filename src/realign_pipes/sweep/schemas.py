@@ -45,7 +45,7 @@ SWEEP_RESULTS = {
     "pass_at_1_low": "float64",  # 95 % percentile bootstrap over problems
     "pass_at_1_high": "float64",
     "difference": "float64",  # pass@1 less the reference's
-    "difference_low": "float64",  # its one-sided lower bound at 95 % confidence: `metrics.lower_bound`
+    "difference_low": "float64",  # its one-sided lower bound at 95 % confidence: `bounds.lower_bound`
     "mean_tokens": "float64",
     "token_reduction": "float64",  # relative to the reference
     "truncated": "float64",  # share of completions cut off by the token limit
@@ -62,6 +62,7 @@ figure's plain mean over them."""
 BUDGET_RESULTS = {
     "candidate": "str",
     "kind": "str",
+    "plausibility": "float64",  # beta of the mask where InRa mixes its streams; 0 without one
     "budget": "int64",
     "pass_at_1": "float64",
     "pass_at_1_low": "float64",

@@ -19,13 +19,13 @@ class Measured(BaseModel):
     saved: float
     """Share of the reference's tokens; negative if it writes more."""
     saved_low: float
-    """95 % interval, paired bootstrap over problems."""
+    """95 % interval: percentile bootstrap over problems, paired (`metrics.saved_interval`)."""
     saved_high: float
     pass_at_1: float
     difference: float
     """pass@1 less the reference's."""
     difference_low: float
-    """Its one-sided lower bound at 95 % confidence, paired bootstrap."""
+    """Its one-sided lower bound at 95 % confidence: `bounds.lower_bound`."""
 
 
 class UnreachableError(Exception):

@@ -9,13 +9,13 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 make_reference,
-                inputs=["params:demo_models", "params:folders"],
+                inputs=["params:demo_models", "params:folders", "params:tracking"],
                 outputs="reference_model",
                 name="make_reference",
             ),
             Node(
                 make_aligned,
-                inputs=["params:demo_models", "params:folders", "reference_model"],
+                inputs=["params:demo_models", "params:folders", "params:tracking", "reference_model"],
                 outputs="aligned_model",
                 name="make_aligned",
             ),

@@ -29,9 +29,10 @@ from realign_pipes.pipelines.find_alpha.parameters import FindAlpha, Knob, Measu
 from realign_pipes.pipelines.trra.job import train_student
 from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.kinds import Candidate
-from realign_pipes.sweep.metrics import ALL_TASKS, saved_interval, summarise_sweep
+from realign_pipes.sweep.metrics import compare, read_answers, saved_interval
 from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.sweep.search import LoseAtMost, Measured, Save, UnreachableError, bisect, corrected, describe
 from realign_pipes.tasks.parameters import Problems
@@ -81,6 +82,7 @@ class SearchAlpha(Job[Found]):
     work: AbsolutePath
     students: AbsolutePath
     """The work folder of the stage trra, whose finished students are not trained again."""
+    tracking: Tracking = NOT_TRACKED
 
     def run(self) -> Found:
         """The student at the alpha found, its figures, and all steps of the search.
@@ -185,7 +187,9 @@ class SearchAlpha(Job[Found]):
     def _train(self, alpha: float, teachers: FusedTeachers) -> Path:
         """The checkpoint of the student at `alpha`, trained now or found finished."""
         student = StudentName(f"trra-{alpha:g}", "trra", alpha, self.trra.plausibility)
-        return train_student(student, self.aligned, teachers, self.trra, self.students, self.chat_template)
+        return train_student(
+            student, self.aligned, teachers, self.trra, self.students, self.chat_template, self.tracking
+        )
 
     def _measure_student(self, bench: "_Bench", alpha: float, checkpoint: Path) -> Measured:
         return bench.measure(
@@ -220,18 +224,19 @@ class _Bench:
         """The candidate's figures, drawn now or found in the work folder. They are kept in `measured`."""
         frames = {"reference": self._reference_frame(), candidate.name: self._draw(candidate)}
         samples, seed = self.job.alpha_sweep.bootstrap_samples, self.job.alpha_sweep.bootstrap_seed
-        results = summarise_sweep(frames, bootstrap_samples=samples, bootstrap_seed=seed)
-        row = results[(results["candidate"] == candidate.name) & (results["task"] == ALL_TASKS)].iloc[0]
+        answers = read_answers(frames)
+        figures = compare(list(answers.values.values()), answers.reference)
+        row = answers.about["candidate"].tolist().index(candidate.name)
         low, high = saved_interval(*frames.values(), bootstrap_samples=samples, bootstrap_seed=seed)
         measured = Measured(
             kind=candidate.kind,
             alpha=candidate.alpha,
-            saved=row["token_reduction"],
+            saved=figures["token_reduction"][row],
             saved_low=low,
             saved_high=high,
-            pass_at_1=row["pass_at_1"],
-            difference=row["difference"],
-            difference_low=row["difference_low"],
+            pass_at_1=figures["pass_at_1"][row],
+            difference=figures["difference"][row],
+            difference_low=figures["difference_low"][row],
         )
         self.measured.append(measured)
         logger.info("%s: %s", self.work.name, describe(measured))

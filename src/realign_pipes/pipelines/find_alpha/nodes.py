@@ -12,6 +12,7 @@ from realign_pipes.pipelines.find_alpha.parameters import FindAlpha
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
+from realign_pipes.runtime.tracking import Tracking
 from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.teachers.parameters import Teachers
 
@@ -57,6 +58,7 @@ def search_alpha(
     generation: Generation,
     launcher: Launcher,
     folders: Folders,
+    tracking: Tracking,
     reference_model: Path,
     aligned_model: Path,
     inra_checkpoint: Path,
@@ -98,6 +100,7 @@ def search_alpha(
         attn_implementation=models.attn_implementation,
         work=folders.work / "find_alpha",
         students=folders.work / "trra",
+        tracking=tracking,
     )
     found = launch(job, Found, launcher, folders.work / "launch" / "find_alpha", training=trra)
     # Only to count what the stage alpha_sweep draws: any student stands in for those that it measures.

@@ -32,6 +32,7 @@ def create_pipeline() -> Pipeline:
                     "params:generation",
                     "params:launcher",
                     "params:folders",
+                    "params:tracking",
                     "reference_model",
                     "aligned_model",
                     "inra_checkpoint",

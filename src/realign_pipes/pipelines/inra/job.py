@@ -22,6 +22,7 @@ from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.job import train_trra
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.training import (
     CURVES,
     in_training_order,
@@ -63,6 +64,7 @@ class TrainAdapter(Job[Adapter]):
     """A file with the chat template that the checkpoint gets; None: the reference's own."""
     attn_implementation: str | None = None
     work: AbsolutePath
+    tracking: Tracking = NOT_TRACKED
 
     def run(self) -> Adapter:
         """The finished checkpoint. A training that was interrupted resumes from its last saved step."""
@@ -131,6 +133,7 @@ class TrainAdapter(Job[Adapter]):
                 vocab_size=len(teachers.tokenizer),
                 folder=folder,
                 description="training the adapter (TrRa)",
+                tracking=self.tracking,
             )
 
         facts = {
@@ -150,21 +153,26 @@ class TrainAdapter(Job[Adapter]):
         examples = Dataset.load_from_disk(str(self.preference_pairs if dpo else self.short_solutions))
 
         def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
-            return train_by_trl(model, examples, self.reference, self.parameters, folder)
+            return train_by_trl(model, examples, self.reference, self.parameters, folder, self.tracking)
 
         settings = {"dpo": self.parameters.dpo.model_dump()} if dpo else {}
         return train_it, {"data_fingerprint": _fingerprint_columns(examples)}, settings
 
 
 def train_by_trl(
-    model: InRaForCausalLM, examples: Dataset, reference: Path, parameters: InRa, folder: Path
+    model: InRaForCausalLM,
+    examples: Dataset,
+    reference: Path,
+    parameters: InRa,
+    folder: Path,
+    tracking: Tracking = NOT_TRACKED,
 ) -> dict[str, torch.Tensor]:
     """Train stream A by SFT or DPO; the expanded model's state dict after that, as `runtime.training.train` gives it.
 
     DPO compares stream A with stream R, which shares all its weights.
     """
     tokenizer = load_tokenizer(reference)
-    arguments = trainer_arguments(parameters, training_state(folder))
+    arguments = trainer_arguments(parameters, training_state(folder), tracking)
     ordered = in_training_order(examples, parameters)
     if parameters.method == "dpo":
         trainer = dpo_trainer(

@@ -6,6 +6,7 @@ from typing import Any
 from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
+from realign_pipes.runtime.tracking import Tracking
 from realign_pipes.teachers.parameters import Teachers
 
 
@@ -15,6 +16,7 @@ def train_adapter(
     models: Models,
     launcher: Launcher,
     folders: Folders,
+    tracking: Tracking,
     reference_model: Path,
     aligned_model: Path,
     short_solutions: Any,
@@ -38,5 +40,6 @@ def train_adapter(
         chat_template=models.chat_template,
         attn_implementation=models.attn_implementation,
         work=folders.work / "inra",
+        tracking=tracking,
     )
     return launch(job, Adapter, launcher, folders.work / "launch" / "inra", training=parameters).checkpoint

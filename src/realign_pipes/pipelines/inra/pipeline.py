@@ -15,6 +15,7 @@ def create_pipeline() -> Pipeline:
                     "params:models",
                     "params:launcher",
                     "params:folders",
+                    "params:tracking",
                     "reference_model",
                     "aligned_model",
                     "short_solutions",

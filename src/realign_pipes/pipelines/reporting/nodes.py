@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.trra.parameters import SCALED_LORA
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.runtime.tracking import Tracking
 from realign_pipes.sweep.parameters import AlphaSweep
 
 if TYPE_CHECKING:
@@ -133,6 +134,31 @@ def write_report(
         all_parameters,
         validations=read_validations(folders.validation),
     )
+
+
+def log_sweep(
+    tracking: Tracking,
+    all_parameters: dict[str, Any],
+    sweep_results: DataFrame,
+    sweep_table_markdown: str,
+    pareto_figure: Figure,
+    alpha_figure: Figure,
+    report_html: str,
+) -> None:
+    """Report the sweep to the experiment tracker, if there is one."""
+    if tracking.to == "none":
+        return
+    from realign_pipes.reporting.report import plain
+    from realign_pipes.reporting.tracking import report_sweep
+
+    pages = {
+        "sweep_table.md": sweep_table_markdown,
+        "sweep_results.csv": sweep_results.to_csv(index=False),
+        "pareto_figure.html": pareto_figure.to_html(),
+        "alpha_figure.html": alpha_figure.to_html(),
+        "report.html": report_html,
+    }
+    report_sweep(tracking, plain(all_parameters), sweep_results, pages)
 
 
 def print_summary(

@@ -7,6 +7,7 @@ from realign_pipes.pipelines.reporting.nodes import (
     draw_budgets,
     draw_figures,
     draw_training,
+    log_sweep,
     print_summary,
     recommend_candidate,
     summarise_headline,
@@ -81,6 +82,20 @@ def create_pipeline() -> Pipeline:
                 },
                 outputs="report_html",
                 name="write_report",
+            ),
+            Node(
+                log_sweep,
+                inputs=[
+                    "params:tracking",
+                    "parameters",
+                    "sweep_results",
+                    "sweep_table_markdown",
+                    "pareto_figure",
+                    "alpha_figure",
+                    "report_html",
+                ],
+                outputs=None,
+                name="log_sweep",
             ),
             Node(
                 print_summary,

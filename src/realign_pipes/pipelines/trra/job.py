@@ -24,6 +24,7 @@ from realign_pipes.paper.trra import OnPolicy, Teacher, TrRaTrainer
 from realign_pipes.pipelines.trra.parameters import Distillation, StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.parameters import Training
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.training import (
     CURVES,
     in_training_order,
@@ -59,6 +60,7 @@ class TrainStudents(Job[Students]):
     """A file with the chat template that the checkpoints get; None: the reference's own."""
     attn_implementation: str | None = None
     work: AbsolutePath
+    tracking: Tracking = NOT_TRACKED
 
     def run(self) -> Students:
         """The checkpoints of all alphas, or of `only_alpha`."""
@@ -78,7 +80,7 @@ class TrainStudents(Job[Students]):
             for checkpoint, student in self.parameters.students(alpha).items():
                 aligned = last if student.iteration else self.aligned
                 last = checkpoints[checkpoint] = train_student(
-                    student, aligned, teachers, self.parameters, self.work, self.chat_template
+                    student, aligned, teachers, self.parameters, self.work, self.chat_template, self.tracking
                 )
         return Students(checkpoints=checkpoints)
 
@@ -90,6 +92,7 @@ def train_student(
     parameters: TrRa,
     work: Path,
     chat_template: Path | None = None,
+    tracking: Tracking = NOT_TRACKED,
 ) -> Path:
     """The student's finished checkpoint folder, trained now or found finished in `work`.
 
@@ -138,6 +141,7 @@ def train_student(
             folder=folder,
             description=f"training {student.name}",
             on_policy=on_policy(model, parameters),
+            tracking=tracking,
         )
 
         def write(checkpoint: Path) -> None:
@@ -200,6 +204,7 @@ def train_trra(
     folder: Path,
     description: str,
     on_policy: OnPolicy | None = None,
+    tracking: Tracking = NOT_TRACKED,
 ) -> dict[str, torch.Tensor]:
     """Train `student` to follow the teacher's softmax(z(alpha)); its state dict after that, whole on the main process.
 
@@ -221,7 +226,7 @@ def train_trra(
         matmul_dtype=matmul_dtype(distillation.matmul_dtype, training),
         padding_free=training.padding_free,
         on_policy=on_policy,
-        args=TrainingArguments(**trainer_arguments(training, training_state(folder))),
+        args=TrainingArguments(**trainer_arguments(training, training_state(folder), tracking)),
     )
     return train(trainer, description)
 

@@ -6,6 +6,7 @@ from typing import Any
 from realign_pipes.data.parameters import Models
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher, launch
+from realign_pipes.runtime.tracking import Tracking
 from realign_pipes.teachers.parameters import Teachers
 
 
@@ -15,6 +16,7 @@ def train_students(
     models: Models,
     launcher: Launcher,
     folders: Folders,
+    tracking: Tracking,
     reference_model: Path,
     aligned_model: Path,
     calibration_set: Any,
@@ -37,5 +39,6 @@ def train_students(
         chat_template=models.chat_template,
         attn_implementation=models.attn_implementation,
         work=folders.work / "trra",
+        tracking=tracking,
     )
     return launch(job, Students, launcher, folders.work / "launch" / "trra", training=parameters).checkpoints

@@ -1,0 +1,18 @@
+from kedro.pipeline import Node, Pipeline
+
+from realign_pipes.pipelines.push.nodes import push_checkpoints
+
+
+def create_pipeline() -> Pipeline:
+    """trra_checkpoints and inra_checkpoint -> branches of a repository on the hub."""
+    return Pipeline(
+        [
+            Node(
+                push_checkpoints,
+                inputs=["params:push", "trra_checkpoints", "inra_checkpoint"],
+                outputs=None,
+                name="push_checkpoints",
+            )
+        ],
+        tags="push",
+    )
