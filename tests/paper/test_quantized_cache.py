@@ -1,4 +1,4 @@
-"""Stream A's keys and values in 8 or 4 bits: against exact InRa, and against quantisation written out number by number."""
+"""Stream A's keys and values in 8 or 4 bits: against exact InRa, and against rounding written out number by number."""
 
 import math
 
@@ -19,8 +19,18 @@ ALPHAS = [-0.5, 0.0, 0.3, 1.0, 1.7]
 
 def make_inra(**more):
     """Of a random model, with an adapter that is not the identity."""
-    config = Qwen2Config(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, initializer_range=0.2,
-                         num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, eos_token_id=2, **more)  # fmt: skip
+    config = Qwen2Config(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=2,
+        **more,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return InRaForCausalLM.from_base(Qwen2ForCausalLM(config).eval(), init="random").eval()
@@ -51,7 +61,7 @@ def stored_bytes(cache):
 @pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_are_those_of_the_formula(dtype, model_dtype):
-    """Independently: each number by Python's floats, a loop over groups; bfloat16's bits are the upper half of float32's."""
+    """Each number in Python's floats, group by group; the bits of a bfloat16 are the upper half of a float32's."""
     states = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0)).to(model_dtype) * 3
     limit = 2 ** (int(dtype[3:]) - 1) - 1
     got = unpack(pack(states, dtype), dtype, torch.float32)
@@ -89,7 +99,7 @@ def test_zeros_and_tiny_and_huge_numbers_survive(dtype):
     (0.0, 0, 5), (1.0, 5, 0), (0.5, 5, 5), (ALPHAS, 4, 4),
 ])  # fmt: skip
 def test_the_cache_takes_the_bytes_that_it_should(inra, batch, dtype, alpha, aligned_rows, reference_rows):
-    """For each token: 3 layers and 1 of the adapter, 2 heads of 8 numbers, keys and values; a scale of 2 bytes a head."""
+    """Of a token: 3 layers and 1 of the adapter, keys and values, 2 heads of 8 numbers; a scale has 2 bytes."""
     cache = generate(inra, batch, alpha=alpha, aligned_cache_dtype=dtype).past_key_values
     tokens, pairs = 5 + 6 - 1, 2 * 2
     of_reference = 3 * pairs * 8 * 4
