@@ -7,12 +7,12 @@
 Needs the data of a finished run in the environment `--env`, or an InRa checkpoint and two sets of problems by path; the
 environment then gives the tasks and the sampling. Each way of storing stream A is compared with exact InRa: by the KL
 divergence of the next token's distribution, teacher-forced along completions of the exact model, and by pass@1 and
-mean tokens of completions drawn with the same random numbers. Completions are drawn for `int8` and `int4`, and, one
-for each problem, for the largest of every other kind that stays within 1.5 times the base's bytes (`--draw all`: for
-all of them, as many). What is fitted (low-rank bases, ranges of channels) is fitted on the calibration set's
-completions. int8 and int4 run the code of `generate(aligned_cache_dtype=...)`; the others are simulated, with their
-bytes by formula. Finished parts are kept in the folder `inra_kv_cache` of the run's work folder. Figures go to
-benchmarks/results/inra_kv_cache/NAME.json and docs/images/inra_kv_cache-NAME.png, and docs/inra_kv_cache.md is made
+mean tokens of completions drawn with the same random numbers. Completions are drawn for `int8` and, one for each
+problem, for the largest of every other kind that stays within 1.5 times the base's bytes (`--draw all`: for all of
+them, as many; `--draw int8 int4`: for these). What is fitted (low-rank bases, ranges of channels) is fitted on the
+calibration set's completions. int8 runs the code of `generate(aligned_cache_dtype=...)`; the others are simulated,
+with their bytes by formula. Finished parts are kept in the folder `inra_kv_cache` of the run's work folder. Figures go
+to benchmarks/results/inra_kv_cache/NAME.json and docs/images/inra_kv_cache-NAME.png, and docs/inra_kv_cache.md is made
 from all such files.
 """
 
@@ -65,7 +65,7 @@ def main(given: argparse.Namespace) -> None:
     for scheme in schemes_of(Shape(**found["shape"]), completions.fit(calibration, given.batch_size), given.windows):
         if scheme.name not in drawn:
             continue
-        count = 1 if given.draw == "some" and scheme.simulated else samples
+        count = 1 if "some" in given.draw and scheme.simulated else samples
         for alpha in ALPHAS:
             frame = completions.draw(problems, scheme, alpha, count)
             first = exact.setdefault(alpha, frame)  # exact InRa comes first
@@ -87,7 +87,7 @@ if __name__ == "__main__":
     parser.add_argument("--problems", type=int, help="only the first ones of each set")
     parser.add_argument("--samples", type=int, help="of each problem (default: the environment's)")
     parser.add_argument("--every", type=int, default=1, help="compare on every nth problem only")
-    parser.add_argument("--draw", choices=["all", "some", "shipped"], default="some", help="completions (see above)")
+    parser.add_argument("--draw", nargs="+", default=["some"], help="whose completions: some, all (see above) or names")
     parser.add_argument("--batch-size", type=int, default=100, help="sequences compared at a time")
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16, 32], help="of `last N tokens`")
     main(parser.parse_args())

@@ -7,7 +7,7 @@ from typing import Any
 from kv_schemes import ALPHAS, TARGET, WRITTEN_AT
 from matplotlib import pyplot
 
-from realign_pipes.reporting.tables import Cells, alpha_text, markdown_table
+from realign_pipes.reporting.tables import NONE, Cells, alpha_text, markdown_table
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks" / "results" / "inra_kv_cache"
@@ -24,6 +24,16 @@ def scientific(value: float) -> str:
 
 def place_name(row: dict[str, Any]) -> str:
     return f"{row['layer']}" if row["layer"] is not None else "adapter"
+
+
+def drawn(one: dict[str, float]) -> str:
+    """pass@1 and mean tokens, and how far they are from exact InRa's."""
+    return (
+        f"{100 * one['pass_at_1']:.1f} ({signed(100 * one['pass_at_1_difference'], 1)} "
+        f"[{signed(100 * one['pass_at_1_low'], 1)}, {signed(100 * one['pass_at_1_high'], 1)}]) / "
+        f"{one['mean_tokens']:.1f} ({signed(one['mean_tokens_difference'], 1)} "
+        f"[{signed(one['mean_tokens_low'], 1)}, {signed(one['mean_tokens_high'], 1)}])"
+    )
 
 
 def section(found: dict[str, Any]) -> list[str]:
@@ -46,21 +56,9 @@ def section(found: dict[str, Any]) -> list[str]:
         sizes = [f"{row['ratio_16']:.2f}", f"{row['ratio']:.2f}", f"{row['bytes']:.0f}"]
         of_alphas = [row["alphas"][f"{alpha:g}"] for alpha in ALPHAS]
         table.append([row["scheme"], *sizes, *(scientific(one["kl"]) for one in of_alphas)])
-        if "pass_at_1" in of_alphas[0]:
-            quality.append(
-                [
-                    row["scheme"],
-                    f"{row['ratio_16']:.2f}",
-                    f"{of_alphas[0]['samples']}",
-                    *(
-                        f"{100 * one['pass_at_1']:.1f} ({signed(100 * one['pass_at_1_difference'], 1)} "
-                        f"[{signed(100 * one['pass_at_1_low'], 1)}, {signed(100 * one['pass_at_1_high'], 1)}]) / "
-                        f"{one['mean_tokens']:.1f} ({signed(one['mean_tokens_difference'], 1)} "
-                        f"[{signed(one['mean_tokens_low'], 1)}, {signed(one['mean_tokens_high'], 1)}])"
-                        for one in of_alphas
-                    ),
-                ]
-            )
+        if samples := {one["samples"] for one in of_alphas if "samples" in one}:
+            cells = [drawn(one) if "samples" in one else NONE for one in of_alphas]
+            quality.append([row["scheme"], f"{row['ratio_16']:.2f}", f"{samples.pop()}", *cells])
     at = [f"alpha {alpha_text(alpha)}" for alpha in ALPHAS]
     return [
         f"## {found['name']}",
@@ -86,7 +84,7 @@ def section(found: dict[str, Any]) -> list[str]:
             Cells(["stream A's", "× base, 16 bits", f"× base, {width} bits", "bytes a token", *at], table, left=1), None
         ),
         "pass@1 in percent (difference from exact InRa in points [95 %]) / mean tokens (difference [95 %]). `samples`",
-        "is for each problem; differences are from the same samples of exact InRa.",
+        "is for each problem; differences are from the same samples of exact InRa; a dash: not drawn.",
         "",
         markdown_table(Cells(["stream A's", "× base, 16 bits", "samples", *at], quality, left=1), None),
     ]
@@ -136,9 +134,10 @@ def write_page() -> None:
         "layers, n being the adapter's. Stream R must stay exact, as alpha = 0 is the base model; these are ways to",
         "store stream A in less:",
         "",
-        "- `int8`, `int4`: a code of 8 or 4 bits for each number and a scale for each token and head (a bfloat16), in",
-        "  all layers and in the adapter. These are `generate(aligned_cache_dtype=...)`; other numbers of bits are",
-        "  simulated. `per channel`: a fixed range for each channel, fitted on other problems, and no scale to store.",
+        "- `int8`, `int4` and so on: a code of so many bits for each number and a scale for each token and head (a",
+        '  bfloat16), in all layers and in the adapter. `int8` is `generate(aligned_cache_dtype="int8")`, the others',
+        "  are simulated. `with zero point`: the smallest number is stored too. `per channel`: a fixed range for each",
+        "  channel, fitted on other problems, and no scale to store.",
         "- `difference`: the same of the difference from stream R (of the adapter, which R lacks, of its states).",
         "- `difference of rank r`: its coefficients in the r main directions, fitted on other problems; basis not",
         "  counted, adapter exact.",

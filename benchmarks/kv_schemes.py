@@ -15,7 +15,7 @@ from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.paper.inra import InRaForCausalLM
-from realign_pipes.paper.quantized_cache import LIMITS, SCALE_BYTES
+from realign_pipes.paper.quantized_cache import CACHE_DTYPES, SCALE_BYTES
 from realign_pipes.paper.streams import StreamsCache
 from realign_pipes.tasks.completion import ThinkingTags
 
@@ -498,8 +498,8 @@ def schemes_of(shape: Shape, fitted: Fitted, windows: Sequence[int]) -> list[Sch
     layers = range(shape.layers)
     return [
         Scheme("exact"),
-        *(Shipped(dtype) for dtype in LIMITS),
-        *(Bits(bits, difference=False) for bits in (6, 5, 3, 2)),
+        *(Shipped(dtype) for dtype in CACHE_DTYPES if dtype != "auto"),
+        *(Bits(bits, difference=False) for bits in (6, 5, 4, 3, 2)),
         *(Bits(bits, difference=True) for bits in (8, 4, 3, 2)),
         *(ZeroPoint(bits) for bits in (4, 3)),
         *(PerChannel(bits, fitted) for bits in (8, 4)),
@@ -511,11 +511,12 @@ def schemes_of(shape: Shape, fitted: Fitted, windows: Sequence[int]) -> list[Sch
     ]
 
 
-def chosen(rows: Sequence[dict[str, Any]], which: str) -> set[str]:
-    """Names of those that draw completions: exact, what is shipped, and of every other family the largest within the
-    target (`some`), or all, or none (`shipped`). `rows` are those of `compare`."""
-    names = {row["scheme"] for row in rows if which == "all" or not row["simulated"]}
-    for family in {row["family"] for row in rows if which == "some" and row["simulated"]}:
+def chosen(rows: Sequence[dict[str, Any]], wanted: Sequence[str]) -> set[str]:
+    """Names of those that draw completions: exact and the `wanted`, where `all` are all, and `some` are those that are
+    shipped and of every other family the largest within the target. `rows` are those of `compare`."""
+    names = {"exact", *wanted} - {"all", "some"}
+    names |= {row["scheme"] for row in rows if "all" in wanted or ("some" in wanted and not row["simulated"])}
+    for family in {row["family"] for row in rows if "some" in wanted and row["simulated"]}:
         within = [row for row in rows if row["family"] == family and row["ratio_16"] <= TARGET]
         if within:
             names.add(max(within, key=lambda row: row["ratio_16"])["scheme"])

@@ -1,6 +1,4 @@
-"""Stream A's keys and values in 8 or 4 bits: against exact InRa, and against rounding written out number by number."""
-
-import math
+"""Stream A's keys and values in 8 bits: against exact InRa, and against rounding written out number by number."""
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.quantized_cache import HalfQuantizedLayer, QuantizedLayer, pack, unpack
 from realign_pipes.paper.schedules import TokenBudget
 
-DTYPES = ["int8", "int4"]
+DTYPES = ["int8"]
 ALPHAS = [-0.5, 0.0, 0.3, 1.0, 1.7]
 
 
@@ -63,8 +61,8 @@ def stored_bytes(cache):
 def test_numbers_are_those_of_the_formula(dtype, model_dtype):
     """Each number in Python's floats, group by group; the bits of a bfloat16 are the upper half of a float32's."""
     states = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0)).to(model_dtype) * 3
-    limit = 2 ** (int(dtype[3:]) - 1) - 1
-    got = unpack(pack(states, dtype), dtype, torch.float32)
+    limit = 127
+    got = unpack(pack(states), torch.float32)
     for group, back in zip(states.flatten(0, -2).tolist(), got.flatten(0, -2).tolist(), strict=True):
         word = int(np.float32(max(map(abs, group)) / limit).view(np.uint32))
         rounded_word = (word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000  # to the nearest, ties to even
@@ -80,8 +78,8 @@ def test_no_number_is_off_by_more_than_half_a_scale(dtype):
     """Also where the scale was rounded down, which cuts the largest number off."""
     largest = torch.linspace(1, 2, 4001)[:, None]  # all roundings of a scale
     states = largest * torch.linspace(-1, 1, 64)
-    limit = {"int8": 127, "int4": 7}[dtype]
-    error = (unpack(pack(states, dtype), dtype, torch.float32) - states).abs().amax(-1)
+    limit = 127
+    error = (unpack(pack(states), torch.float32) - states).abs().amax(-1)
     exact_scale = largest[:, 0] / limit
     assert (error <= exact_scale / 2 * (1 + 2**-8) + 1e-6).all()  # bfloat16 moves the scale by 2^-8 at most
     assert error.max() > 0.45 * exact_scale.min()  # the bound is a tight one
@@ -90,7 +88,7 @@ def test_no_number_is_off_by_more_than_half_a_scale(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zeros_and_tiny_and_huge_numbers_survive(dtype):
     states = torch.tensor([[0.0] * 8, [1e-30] * 8, [-1e30] * 8])
-    back = unpack(pack(states, dtype), dtype, torch.float32)
+    back = unpack(pack(states), torch.float32)
     torch.testing.assert_close(back, states, rtol=2**-8, atol=0)
 
 
@@ -103,7 +101,7 @@ def test_the_cache_takes_the_bytes_that_it_should(inra, batch, dtype, alpha, ali
     cache = generate(inra, batch, alpha=alpha, aligned_cache_dtype=dtype).past_key_values
     tokens, pairs = 5 + 6 - 1, 2 * 2
     of_reference = 3 * pairs * 8 * 4
-    of_aligned = (3 + 1) * pairs * ({"int8": 8, "int4": 4}[dtype] + 2)
+    of_aligned = (3 + 1) * pairs * (8 + 2)
     assert stored_bytes(cache) == tokens * (reference_rows * of_reference + aligned_rows * of_aligned)
     assert cache.get_seq_length() == tokens
 
@@ -119,9 +117,9 @@ def test_auto_is_exact_inra_to_the_bit(inra, batch):
 def test_without_rounding_the_layers_are_exact_inra_to_the_bit(inra, batch, alpha, monkeypatch):
     """What is left when numbers are stored as they are: the rows and their order."""
     exact = generate(inra, batch, alpha=alpha)
-    monkeypatch.setattr(quantized_cache, "pack", lambda states, dtype: states)
-    monkeypatch.setattr(quantized_cache, "unpack", lambda packed, dtype, out: packed)
-    got = generate(inra, batch, alpha=alpha, aligned_cache_dtype="int4")
+    monkeypatch.setattr(quantized_cache, "pack", lambda states: states)
+    monkeypatch.setattr(quantized_cache, "unpack", lambda packed, out: packed)
+    got = generate(inra, batch, alpha=alpha, aligned_cache_dtype="int8")
     assert isinstance(got.past_key_values.layers[0], HalfQuantizedLayer)
     assert isinstance(got.past_key_values.layers[-1], QuantizedLayer)
     assert torch.equal(torch.stack(got.logits), torch.stack(exact.logits))
@@ -137,13 +135,12 @@ def test_alpha_0_is_the_base_to_the_bit(inra, batch, dtype):
     assert torch.equal(torch.stack(quantized.logits), torch.stack(both.logits))
 
 
-def test_8_bits_are_nearer_to_exact_inra_than_4(inra, batch):
-    def off(dtype):
-        cache = inra._new_cache(dtype)
-        logits = inra(**batch, alpha=0.7, past_key_values=cache, use_cache=True).logits
-        return (logits - inra(**batch, alpha=0.7).logits)[batch["attention_mask"].bool()].norm().item()
-
-    assert 0 < off("int8") < off("int4") / 8 < math.inf
+def test_logits_are_near_to_exact_inra_and_not_the_same(inra, batch):
+    with torch.no_grad():
+        exact = inra(**batch, alpha=0.7).logits
+        got = inra(**batch, alpha=0.7, past_key_values=inra._new_cache("int8"), use_cache=True).logits
+    seen = batch["attention_mask"].bool()
+    assert 0 < (got - exact)[seen].norm() < 0.02 * exact[seen].norm()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -196,14 +193,15 @@ def test_a_conversation_keeps_the_dtype_that_it_was_started_with(inra, batch):
     first = generate(inra, batch, alpha=0.5, aligned_cache_dtype="int8")
     more = {"input_ids": first.sequences, "attention_mask": torch.ones_like(first.sequences)}
     more["attention_mask"][:, :5] = batch["attention_mask"]
-    with pytest.raises(InputError, match=r"aligned_cache_dtype='int4'"):
-        generate(inra, more, alpha=0.5, past_key_values=first.past_key_values, aligned_cache_dtype="int4")
+    exact = generate(inra, batch, alpha=0.5)
+    with pytest.raises(InputError, match=r"aligned_cache_dtype='int8'"):
+        generate(inra, more, alpha=0.5, past_key_values=exact.past_key_values, aligned_cache_dtype="int8")
     second = generate(inra, more, alpha=0.7, past_key_values=first.past_key_values)
     assert second.past_key_values.layers[0].aligned.keys.dtype == torch.uint8
 
 
 def test_what_cannot_be_is_refused(inra, batch):
-    with pytest.raises(InputError, match="must be one of auto, int8, int4, not 'int3'"):
+    with pytest.raises(InputError, match="must be one of auto, int8, not 'int3'"):
         generate(inra, batch, alpha=0.5, aligned_cache_dtype="int3")
     with pytest.raises(InputError, match="past_key_values do not store"):
         generate(inra, batch, alpha=0.5, aligned_cache_dtype="int8", past_key_values=DynamicCache(config=inra.config))

@@ -254,9 +254,9 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         `plausibility` is that of `forward`.
 
         `aligned_cache_dtype` is how a new cache stores stream A's keys and values: in the model's dtype (`auto`), or in
-        8 or 4 bits with a scale for each token and head (`int8`, `int4`), which approximates every alpha but 0. A
-        cache that is continued stays as it is. InputError for a model with sliding windows, and for `past_key_values`
-        that were started otherwise.
+        8 bits with a scale for each token and head (`int8`), which approximates every alpha but 0. A cache
+        that is continued stays as it is. InputError for a model with sliding windows, and for `past_key_values` that
+        were started otherwise.
 
         With one alpha for each prompt, all sequences of a prompt share it. The row that a schedule sees counts the
         returned sequences.

@@ -87,8 +87,8 @@ class StreamsCache(DynamicCache):
         if aligned_dtype != "auto":
             if any(type(layer) is not DynamicLayer for layer in [*self.layers, *adapter_layers]):
                 raise InputError(f"aligned_cache_dtype={aligned_dtype!r} needs a model with full attention only.")
-            self.layers = [HalfQuantizedLayer(aligned_dtype) for _ in self.layers]
-            adapter_layers = [QuantizedLayer(aligned_dtype) for _ in adapter_layers]
+            self.layers = [HalfQuantizedLayer() for _ in self.layers]
+            adapter_layers = [QuantizedLayer() for _ in adapter_layers]
         self.aligned_dtype = aligned_dtype
         self.adapter_layers = adapter_layers
         self.layers += adapter_layers
