@@ -9,6 +9,7 @@ from realign_pipes.pipelines import (
     find_alpha,
     inra,
     reporting,
+    smollm2_models,
     teacher_logits,
     trra,
 )
@@ -26,12 +27,13 @@ STAGES = {
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and besides
-    `find_alpha`, which needs a wish: no run has it unless it is named."""
+    """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and two
+    that no run has unless it names them: `find_alpha`, which needs a wish, and `smollm2_models`, which makes the models
+    of conf/smollm2."""
     # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     pipelines = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)
-        for name, module in {**STAGES, "find_alpha": find_alpha}.items()
+        for name, module in {**STAGES, "find_alpha": find_alpha, "smollm2_models": smollm2_models}.items()
     }
     stages = {name: pipelines[name] for name in STAGES}
     everything = sum(stages.values(), Pipeline([]))

@@ -76,6 +76,9 @@ class Training(Parameters):
     save_steps: PositiveInt
     """An interrupted training resumes from the last multiple of these steps."""
     seed: Seed
+    bf16: bool | None = None
+    """Whether products are computed in bfloat16 (autocast); the weights stay in float32. null: where CUDA has it. True
+    pays on a CPU with AVX512-BF16 or AMX too."""
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
@@ -83,3 +86,15 @@ class Training(Parameters):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of "
                              f"micro_batch_size {self.micro_batch_size}")  # fmt: skip
         return self
+
+
+class FineTuning(Parameters):
+    """SFT of a whole model on a CPU or one accelerator, as `runtime.sft.fine_tune` does it."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    save_steps: PositiveInt
+    """An interrupted training resumes from the last multiple of these steps."""
+    seed: Seed

@@ -185,7 +185,9 @@ def trainer_arguments(parameters: Training, folder: Path) -> dict[str, Any]:
         "activation_checkpointing": parameters.gradient_checkpointing,
         "ddp_find_unused_parameters": False,
         "use_cpu": device.type == "cpu",
-        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if parameters.bf16 is None
+        else parameters.bf16,
         "save_steps": parameters.save_steps,
         "save_total_limit": 2,
         "logging_steps": max(1, parameters.steps // 100),  # a curve of about a hundred points
