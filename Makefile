@@ -1,6 +1,7 @@
 # make run       set up .venv from the lock and run the whole default pipeline
 # make claims    check the claims of the last default run: one line each, exit code 1 if one fails
 # make publish   copy the tables and the figures of the last default run into README and docs
+# make smollm2   the same pipeline on a pretrained language model (hours), and its page, docs/smollm2.md
 # make dvc-yaml  rewrite dvc.yaml after a change to the registry, the catalog, the parameters or imports
 # make test      the same set-up plus the test tools, and the tests; of those that start processes, one of each kind
 # make test-all  all tests (.ci/run leaves out those marked `slow`)
@@ -11,7 +12,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run claims publish dvc-yaml test test-all test-gpu lint format lock docs bench
+.PHONY: run claims publish smollm2 dvc-yaml test test-all test-gpu lint format lock docs bench
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.lock pyproject.toml
@@ -32,6 +33,11 @@ claims: .venv/installed
 
 publish: .venv/installed-dev
 	$(BIN)/python tools/publish.py
+
+# Resumes where it was interrupted. Two threads that share their cores with other work are slower than one.
+smollm2: .venv/installed-dev
+	$(BIN)/kedro run --env smollm2 --pipelines smollm2_models,realign
+	$(BIN)/python tools/publish_smollm2.py
 
 dvc-yaml: .venv/installed-dev
 	$(BIN)/python tools/dvc_yaml.py

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -15,8 +14,6 @@ from realign_pipes.runtime.training import CURVES, in_training_order, train, tra
 
 Examples = list[tuple[list[int], list[int]]]
 """Prompt and completion ids."""
-WINDOW = 16
-"""Batches among which examples of similar lengths are looked for."""
 
 
 def fine_tune(
@@ -27,20 +24,20 @@ def fine_tune(
     folder: Path,
     description: str,
     *,
+    micro_batch_size: int | None = None,
     bf16: bool | None = None,
-    by_length: bool = False,
     saved_in: torch.dtype | None = None,
 ) -> Callable[[Path], None]:
     """Fine-tune the model in place on the completion tokens; the function that then writes its checkpoint.
 
-    `folder` keeps the training's state and curves: an interrupted training resumes there. `bf16` is `Training.bf16`.
-    With `by_length`, the examples of a batch have similar lengths, so there is less padding to compute. `saved_in` is
-    the dtype of the checkpoint's weights; None: as they were trained.
+    `folder` keeps the training's state and curves: an interrupted training resumes there. A batch is computed in
+    micro-batches of this size (None: at once), with its longest examples in the last. `bf16` is `Training.bf16`.
+    `saved_in` is the dtype of the checkpoint's weights; None: as they were trained.
     """
     recipe = Training(
         steps=training.steps,
         batch_size=training.batch_size,
-        micro_batch_size=training.batch_size,
+        micro_batch_size=micro_batch_size or training.batch_size,
         learning_rate=training.learning_rate,
         warmup_ratio=training.warmup_ratio,
         weight_decay=0.0,
@@ -52,9 +49,9 @@ def fine_tune(
     )
     rows = Dataset.from_list([{"prompt_ids": prompt, "completion_ids": ids} for prompt, ids in examples])
     ordered = in_training_order(rows, recipe)
-    if by_length:
+    if recipe.micro_batch_size < recipe.batch_size:
         lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in ordered]
-        ordered = ordered.select(order_by_length(lengths, recipe.batch_size, recipe.seed))
+        ordered = ordered.select(sorted_batches(lengths, recipe.batch_size))
     arguments = {
         **trainer_arguments(recipe, training_state(folder)),
         "adam_beta2": 0.98,  # the usual 0.999 averages over more steps than a short training has
@@ -70,14 +67,10 @@ def fine_tune(
     return write
 
 
-def order_by_length(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
-    """A permutation of the examples in which the batches hold similar `lengths` (tokens) and come in random order.
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[int]:
+    """An order of the examples in which each batch has the examples that it has now, the shortest first.
 
-    Examples move within a window of WINDOW batches alone. `lengths` are those of whole batches.
+    So its micro-batches have less padding, and the optimizer step is the same. (Batches of similar lengths would have
+    less still. But where length is what is learned, such as how often to check, each batch would pull another way.)
     """
-    random, order = np.random.default_rng([seed, batch_size]), []
-    for start in range(0, len(lengths), WINDOW * batch_size):
-        window = sorted(range(start, min(start + WINDOW * batch_size, len(lengths))), key=lambda row: lengths[row])
-        batches = [window[at : at + batch_size] for at in range(0, len(window), batch_size)]
-        order += [row for number in random.permutation(len(batches)) for row in batches[number]]
-    return order
+    return sorted(range(len(lengths)), key=lambda row: (row // batch_size, lengths[row]))

@@ -37,6 +37,8 @@ class SlowTraces(Parameters):
 
 
 class ReferenceTraining(FineTuning):
+    micro_batch_size: PositiveInt
+    """Examples in a forward pass, which share a length: a small one has less padding."""
     bf16: bool | None
     """As in `Training`."""
     problem_seed: Seed

@@ -55,7 +55,7 @@ def train_reference(parameters: Smollm2Models, base: Path, unseen: Collection[st
             folder,
             "training the reference model",
             bf16=training.bf16,
-            by_length=True,
+            micro_batch_size=training.micro_batch_size,
             saved_in=torch.bfloat16,
         )
 
@@ -120,7 +120,7 @@ def train_aligned(parameters: Smollm2Models, reference: Path, unseen: Collection
             folder,
             "training the aligned model",
             bf16=training.bf16,
-            by_length=True,
+            micro_batch_size=training.micro_batch_size,
             saved_in=torch.bfloat16,
         )
 
