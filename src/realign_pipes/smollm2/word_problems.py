@@ -57,24 +57,24 @@ TEMPLATES: Mapping[str, Template] = {
         "{name} buys {a} boxes of {b} {things} and gives {c} {things} to {friend}. "
         "How many {things} does {name} have left?",
         "{a} boxes of {b} {things} are {a}*{b}={x} {things}. {name} gives away {c}, so {x}-{c}={y} are left.",
-        "*", "-", range(2, 10), range(2, 10), range(2, 10),
+        "*", "-", range(2, 6), range(2, 7), range(2, 13),
     ),
     "days": Template(
         "{name} has {c} coins and earns {a} coins a day for {b} days. How many coins does {name} have then?",
         "In {b} days {name} earns {a}*{b}={x} coins. With the first {c} that makes {x}+{c}={y}.",
-        "*", "+", range(2, 10), range(2, 10), range(2, 20),
+        "*", "+", range(2, 6), range(2, 7), range(2, 13),
     ),
     "harvest": Template(
         "{name} picks {a} {fruits} in the morning and {b} in the afternoon, and {friend} eats {c} of them. "
         "How many {fruits} are left?",
         "Together {a}+{b}={x} {fruits}. {friend} eats {c}, so {x}-{c}={y} are left.",
-        "+", "-", range(11, 50), range(11, 50), range(2, 10),
+        "+", "-", range(3, 13), range(3, 13), range(2, 10),
     ),
     "cakes": Template(
         "{name} bakes {a} cakes. {b} of them burn, and {name} sells the rest for {c} dollars each. "
         "How many dollars does {name} get?",
         "{a}-{b}={x} cakes are good. They sell for {c} dollars each: {x}*{c}={y}.",
-        "-", "*", range(8, 15), range(2, 7), range(2, 10),
+        "-", "*", range(6, 13), range(2, 6), range(2, 6),
     ),
 }  # fmt: skip
 
