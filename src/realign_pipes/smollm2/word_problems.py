@@ -124,9 +124,9 @@ def draw_problems(split: Split, seed: int) -> Iterator[WordProblem]:
         for name, template in TEMPLATES.items():
             problem = None
             while problem is None or problem.question in seen:
-                numbers = [draws.choice(candidates) for candidates in (template.a, template.b, template.c)]
-                if split_of(name, *numbers) == split:
-                    problem = WordProblem(name, *numbers, words=_words(draws))
+                a, b, c = (draws.choice(candidates) for candidates in (template.a, template.b, template.c))
+                if split_of(name, a, b, c) == split:
+                    problem = WordProblem(name, a, b, c, _words(draws))
             seen.add(problem.question)
             yield problem
 
