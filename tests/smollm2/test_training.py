@@ -128,12 +128,12 @@ def test_completions_longer_than_the_positions_are_refused_before_any_training(b
 
 def write(prompt: str, sample: int) -> str:
     """A long right completion, a short right one, and a shorter wrong one."""
-    boxes = re.search(r"buys (\d+) boxes of (\d+) \w+ and gives (\d+)", prompt)
+    boxes = re.search(r"has (\d+) red boxes and (\d+) blue boxes. There are (\d+)", prompt)
     days = re.search(r"has (\d+) coins and earns (\d+) coins a day for (\d+) days", prompt)
-    harvest = re.search(r"picks (\d+) \w+ in the morning and (\d+) in the afternoon, and \w+ eats (\d+)", prompt)
-    cakes = re.search(r"bakes (\d+) cakes. (\d+) of them burn, .* for (\d+) dollars", prompt)
-    a, b, c = map(int, (boxes or days or harvest or cakes).groups())
-    answer = a * b - c if boxes else a + b * c if days else a + b - c if harvest else (a - b) * c
+    harvest = re.search(r"picks (\d+) \w+ in the morning, (\d+) at noon and (\d+)", prompt)
+    price = re.search(r"buys (\d+) \w+, and \w+ buys (\d+) more than .* costs (\d+)", prompt)
+    a, b, c = map(int, (boxes or days or harvest or price).groups())
+    answer = a + b * c if days else a + b + c if harvest else (a + b) * c
     return (
         rf"long long</think>\boxed{{{answer}}}<|im_end|>",
         rf"long</think>\boxed{{{answer}}}<|im_end|>",

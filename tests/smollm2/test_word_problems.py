@@ -12,11 +12,11 @@ from realign_pipes.smollm2.word_problems import SPLITS, TEMPLATES, draw_problems
 
 TRACES = SlowTraces(checks=[10, 25, 25, 25, 15], slip_rate=0.2, cut_share=0.0)
 BY_HAND = {
-    "boxes": (r"buys (\d+) boxes of (\d+) \w+ and gives (\d+)", lambda a, b, c: a * b - c),
+    "boxes": (r"has (\d+) red boxes and (\d+) blue boxes. There are (\d+)", lambda a, b, c: a * c + b * c),
     "days": (r"has (\d+) coins and earns (\d+) coins a day for (\d+) days", lambda c, a, b: c + a * b),
-    "harvest": (r"picks (\d+) \w+ in the morning and (\d+) .* eats (\d+)", lambda a, b, c: a + b - c),
-    "cakes": (r"bakes (\d+) cakes. (\d+) of them burn, .* for (\d+) dollars", lambda a, b, c: (a - b) * c),
-}  # fmt: skip
+    "harvest": (r"picks (\d+) \w+ in the morning, (\d+) at noon and (\d+)", lambda a, b, c: sum((a, b, c))),
+    "price": (r"buys (\d+) \w+, and \w+ buys (\d+) more than .* costs (\d+)", lambda a, b, c: (a + b) * c),
+}
 
 
 def problems(split="training", size=400, seed=1):
@@ -25,8 +25,8 @@ def problems(split="training", size=400, seed=1):
 
 def equations(text):
     """Each equation of a text, and whether it is right."""
-    found = re.findall(r"(\d+)([-+*])(\d+)=(\d+)", text)
-    values = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+    found = re.findall(r"(\d+) ([+*]) (\d+) = (\d+)", text)
+    values = {"+": lambda a, b: a + b, "*": lambda a, b: a * b}
     return [values[sign](int(a), int(b)) == int(c) for a, sign, b, c in found]
 
 
@@ -59,16 +59,11 @@ def test_no_two_splits_share_numbers_and_each_has_its_share():
         assert min(counts[split] for split in SPLITS) >= 10, name
     for split, sixteenths in SPLITS.items():
         share = totals[split] / sum(totals[one] for one in SPLITS)
-        assert share == pytest.approx(len(sixteenths) / 16, abs=0.02), split
+        assert share == pytest.approx(len(sixteenths) / 16, abs=0.05), split  # three standard deviations of 496 draws
     assert sorted(number for sixteenths in SPLITS.values() for number in sixteenths) == list(range(16))
     drawn = {split: {(p.template, p.a, p.b, p.c) for p in problems(split)} for split in SPLITS}
     for split, numbers in drawn.items():
         assert {split_of(*one) for one in numbers} == {split}
-
-
-def test_numbers_with_a_step_that_is_not_positive_belong_to_no_split():
-    assert split_of("boxes", 2, 2, 4) is None
-    assert split_of("boxes", 2, 2, 3) is not None
 
 
 def test_a_trace_without_slips_is_right_in_every_equation_and_checks_as_often_as_drawn():
@@ -96,7 +91,7 @@ def test_a_slip_is_in_the_first_pass_and_a_check_finds_it_and_is_itself_checked(
     for problem in problems(size=400):
         thinking, solution = slow_trace(problem, always, rng).split("</think>\n")
         verdicts = re.findall(r"(Yes|No)", thinking)
-        first_pass, *checks = re.split(r" Wait| Hmm| Let me go", thinking)
+        first_pass, *checks = re.split(r" Wait| Hmm| Let me", thinking)
         assert equations(first_pass).count(False) == 1
         assert all(all(equations(check)) for check in checks)
         if not verdicts:  # nobody looked

@@ -1,16 +1,16 @@
 """Word problems of two steps, in four templates, and slow traces of their solutions.
 
-4 boxes of 6 pens are 4*6=24 pens. Mia gives away 5, so 24-5=19 are left. Wait, let me check: 4*6=24, 24-5=19. Yes,
-19.</think>
-4*6=24, 24-5=19. \\boxed{19}
+There are 2 + 3 = 5 boxes. With 4 pens in each, that makes 5 * 4 = 20 pens. Wait, check: 2 + 3 = 5, 5 * 4 = 20. Yes,
+20.</think>
+2 + 3 = 5, 5 * 4 = 20. \\boxed{20}
 
 Which numbers a template may get in a split is decided by a hash, so no two splits share a problem, whatever their
 seeds: what is evaluated are numbers that the models have never seen in that template.
 """
 
+import hashlib
 import operator
 import random
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -21,18 +21,18 @@ from realign_pipes.tasks.completion import THINK
 Split = Literal["training", "alignment", "calibration", "evaluation"]
 
 SPLITS: Mapping[Split, range] = {
-    "evaluation": range(0, 2),
-    "calibration": range(2, 4),
-    "alignment": range(4, 7),
-    "training": range(7, 16),
+    "evaluation": range(0, 3),
+    "calibration": range(3, 5),
+    "alignment": range(5, 8),
+    "training": range(8, 16),
 }
 """Sixteenths of the numbers."""
 
 NAMES = ("Mia", "Tom", "Anna", "Ben", "Sara", "Leo", "Emma", "Max", "Lily", "Sam", "Nina", "Paul", "Julia", "Adam")
 THINGS = ("pens", "books", "stamps", "cards", "balls", "candles", "shells", "stickers", "cups", "toys")
 FRUITS = ("apples", "plums", "pears", "cherries", "lemons", "peaches")
-OPERATIONS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-OPENERS = (" Wait, let me check:", " Hmm, let me be sure:", " Let me go over it again:")
+OPERATIONS: Mapping[str, Callable[[int, int], int]] = {"+": operator.add, "*": operator.mul}
+OPENERS = (" Wait, check:", " Hmm, again:", " Let me see:")
 """Of a re-check, each as likely as the others."""
 SLIPS = (-10, -2, -1, 1, 2, 10)
 """By how much a mistake misses."""
@@ -54,29 +54,31 @@ class Template:
 
 TEMPLATES: Mapping[str, Template] = {
     "boxes": Template(
-        "{name} buys {a} boxes of {b} {things} and gives {c} {things} to {friend}. "
-        "How many {things} does {name} have left?",
-        "{a} boxes of {b} {things} are {a}*{b}={x} {things}. {name} gives away {c}, so {x}-{c}={y} are left.",
-        "*", "-", range(2, 6), range(2, 7), range(2, 13),
+        "{name} has {a} red boxes and {b} blue boxes. There are {c} {things} in each box. "
+        "How many {things} does {name} have?",
+        "There are {a} + {b} = {x} boxes. With {c} {things} in each, that makes {x} * {c} = {y} {things}.",
+        "+", "*", range(2, 6), range(2, 6), range(2, 7),
     ),
     "days": Template(
         "{name} has {c} coins and earns {a} coins a day for {b} days. How many coins does {name} have then?",
-        "In {b} days {name} earns {a}*{b}={x} coins. With the first {c} that makes {x}+{c}={y}.",
-        "*", "+", range(2, 6), range(2, 7), range(2, 13),
+        "In {b} days {name} earns {a} * {b} = {x} coins. With the first {c} that makes {x} + {c} = {y} coins.",
+        "*", "+", range(2, 7), range(2, 7), range(10, 50, 10),
     ),
     "harvest": Template(
-        "{name} picks {a} {fruits} in the morning and {b} in the afternoon, and {friend} eats {c} of them. "
-        "How many {fruits} are left?",
-        "Together {a}+{b}={x} {fruits}. {friend} eats {c}, so {x}-{c}={y} are left.",
-        "+", "-", range(3, 13), range(3, 13), range(2, 10),
+        "{name} picks {a} {fruits} in the morning, {b} at noon and {c} in the evening. "
+        "How many {fruits} does {name} pick?",
+        "By noon there are {a} + {b} = {x} {fruits}. With the evening's, there are {x} + {c} = {y} {fruits}.",
+        "+", "+", range(2, 8), range(2, 8), range(2, 8),
     ),
-    "cakes": Template(
-        "{name} bakes {a} cakes. {b} of them burn, and {name} sells the rest for {c} dollars each. "
-        "How many dollars does {name} get?",
-        "{a}-{b}={x} cakes are good. They sell for {c} dollars each: {x}*{c}={y}.",
-        "-", "*", range(6, 13), range(2, 6), range(2, 6),
+    "price": Template(
+        "{friend} buys {a} {things}, and {name} buys {b} more than {friend}. Each costs {c} dollars. "
+        "How many dollars does {name} pay?",
+        "{name} buys {a} + {b} = {x} {things}. They cost {x} * {c} = {y} dollars.",
+        "+", "*", range(2, 6), range(2, 6), range(2, 7),
     ),
 }  # fmt: skip
+"""Their arithmetic is what SmolLM2 mostly knows (with spaces around the signs): products up to 6 * 6, sums of single
+digits. It subtracts badly."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class WordProblem:
     def steps(self, x: int, y: int) -> tuple[str, str]:
         """Both steps as equations."""
         template = TEMPLATES[self.template]
-        return f"{self.a}{template.first}{self.b}={x}", f"{x}{template.second}{self.c}={y}"
+        return f"{self.a} {template.first} {self.b} = {x}", f"{x} {template.second} {self.c} = {y}"
 
 
 def draw_problems(split: Split, seed: int) -> Iterator[WordProblem]:
@@ -131,12 +133,9 @@ def draw_problems(split: Split, seed: int) -> Iterator[WordProblem]:
             yield problem
 
 
-def split_of(template: str, a: int, b: int, c: int) -> Split | None:
-    """The one split whose problems may have these numbers; None for numbers whose steps are not positive."""
-    problem = WordProblem(template, a, b, c, {})
-    if problem.first() < 1 or problem.answer < 1:
-        return None
-    sixteenth = zlib.crc32(f"{template} {a} {b} {c}".encode()) % 16
+def split_of(template: str, a: int, b: int, c: int) -> Split:
+    """The one split whose problems may have these numbers."""
+    sixteenth = hashlib.sha256(f"{template} {a} {b} {c}".encode()).digest()[0] % 16
     return next(split for split, sixteenths in SPLITS.items() if sixteenth in sixteenths)
 
 
@@ -167,7 +166,7 @@ def _slipped(problem: WordProblem, rng: random.Random) -> tuple[int, int]:
     """Results of the two steps, one of which is wrong."""
     x, y = problem.first(), problem.answer
     miss = rng.choice(SLIPS)
-    if rng.random() < 0.5 and x + miss > 0 and problem.second(x + miss) > 0:
+    if rng.random() < 0.5 and x + miss > 0:
         return x + miss, problem.second(x + miss)
     return x, y + miss if y + miss > 0 else y + 10
 
