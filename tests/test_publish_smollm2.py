@@ -38,6 +38,7 @@ def completions(tokens, right, kind):
             "sample": sample,
             "completion": f"2+2=4. Wait: 2+2=4. Yes, 4. Hmm: 2+2=4. No, it is 4.</think>\n{kind}",
             "completion_tokens": tokens,
+            "finished": True,
             "correct": problem < right * PROBLEMS,
         }
         for problem in range(PROBLEMS)
@@ -138,6 +139,16 @@ def test_rows_of_the_tables(results):
     ]
     shown = publish_smollm2.examples(results)
     assert shown.count("```\n") == 8 and shown.startswith("reference, 100 tokens:\n\n```\n2+2=4.")
+
+
+def test_the_floor_is_the_completions_without_a_re_check(results):
+    results.completions["aligned"].loc[:2, ["completion", "completion_tokens"]] = ["2+2=4.</think>", 40]
+    results.completions["aligned"].loc[2, ["completion_tokens", "finished"]] = [260, False]
+    said = publish_smollm2.room(results)
+    assert said == (
+        "The reference writes 100.0 tokens, the aligned model 80.0, and the 2 completions of both without any re-check "
+        "have 40.0.\n"
+    )
 
 
 def test_every_marker_names_a_table_and_is_closed(results):

@@ -21,11 +21,14 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from realign_pipes.errors import InputError, UserError
 from realign_pipes.runtime.work import do_once
 from realign_pipes.smollm2.parameters import Package
 from realign_pipes.tasks.completion import THINK
+
+disable_progress_bar()  # as in models.load
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
