@@ -53,7 +53,7 @@ class AlignedTraining(ReferenceTraining):
 
 
 class Smollm2Models(Parameters):
-    """conf/smollm2/parameters_smollm2_models.yml: SmolLM2 as a slow thinker, and its aligned model."""
+    """parameters_smollm2_models.yml: SmolLM2 as a slow thinker, and its aligned model."""
 
     package: Package
     problem_sets: ProblemSets
