@@ -1,6 +1,7 @@
 # make run       set up .venv from the lock and run the whole default pipeline
 # make claims    check the claims of the last default run: one line each, exit code 1 if one fails
 # make publish   copy the tables and the figures of the last default run into README and docs
+# make smollm2   the same pipeline on a pretrained language model (hours), and its page, docs/smollm2.md
 # make dvc-yaml  rewrite dvc.yaml after a change to the registry, the catalog, the parameters or imports
 # make test      the same set-up plus the test tools, and the tests; of those that start processes, one of each kind
 # make test-all  all tests (.ci/run leaves out those marked `slow`)
@@ -15,7 +16,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run claims publish dvc-yaml test test-all test-gpu serve-setup serve test-serve lint format lock docs bench
+.PHONY: run claims publish smollm2 dvc-yaml test test-all test-gpu serve-setup serve test-serve lint format lock docs bench
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.lock pyproject.toml
@@ -53,6 +54,11 @@ claims: .venv/installed
 publish: .venv/installed-dev
 	$(BIN)/python tools/publish.py
 
+# Resumes where it was interrupted. Two threads that share their cores with other work are slower than one.
+smollm2: .venv/installed-dev
+	$(BIN)/kedro run --env smollm2 --pipelines smollm2_models,realign
+	$(BIN)/python tools/publish_smollm2.py
+
 dvc-yaml: .venv/installed-dev
 	$(BIN)/python tools/dvc_yaml.py
 
@@ -85,7 +91,7 @@ docs: .venv/installed-dev
 	$(BIN)/zensical build --clean --strict
 
 # Liger is only a baseline of one benchmark, so it is not a dependency. Its own, such as a GPU compiler, are left out.
-BENCHMARKS = trra_step loss_precision padding_free teacher_cache sweep decoding engines common_numbers evaluation start_up
+BENCHMARKS = trra_step loss_precision padding_free teacher_cache sweep decoding small_machine engines common_numbers evaluation start_up
 bench: .venv/installed-dev serve-setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done

@@ -23,13 +23,13 @@ from harness import Results, arguments
 from datasets import load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from realign_pipes.generation.vllm_engine import Endpoint, VLLMEngine
 from transformers import PreTrainedTokenizerFast
 
 from realign_pipes.generation.engine import Description, Engine, Prompt
 from realign_pipes.generation.graded import GradedCompletion, Question, completion_text
 from realign_pipes.generation.parameters import Generation, Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.generation.vllm_engine import Endpoint, VLLMEngine
 from realign_pipes.models.load import load_tokenizer, read_stops
 from realign_pipes.serving.server import ServedModel, start_server
 from realign_pipes.tasks.completion import ThinkingTags

@@ -23,13 +23,13 @@ from models import random_model
 # isort: split
 import psutil
 import torch
-from realign_pipes.generation.vllm_engine import Endpoint, VLLMEngine
 from transformers import GenerationConfig
 
 from realign_pipes.demo.tokenizer import build_tokenizer
 from realign_pipes.generation.engine import Description, Prompt
 from realign_pipes.generation.parameters import Generation, Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.generation.vllm_engine import Endpoint, VLLMEngine
 from realign_pipes.models.load import load_model, read_stops
 from realign_pipes.serving.server import ServedModel, start_server
 

@@ -23,8 +23,7 @@ HEAD = """\
 # A stage's code is the packages of src that it imports, directly or not. It does not include the modules directly below
 # src/realign_pipes (command line, hooks, settings, registry) and those that .dvcignore names: they hold types, whose
 # values are tracked as params, or affect how fast a result comes, but not the result. The parameters `launcher`,
-# `folders` and `tracking` are not tracked for the same reason. `find_alpha`, `plan` and `push` are not tracked, as their
-# pipelines are not stages here.
+# `folders` and `tracking` are not tracked for the same reason; those of other pipelines, as these are not stages here.
 #
 # trra has a stage for each alpha, which does not depend on trra.alphas: a new alpha adds a stage and leaves the others.
 #

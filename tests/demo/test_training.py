@@ -1,7 +1,6 @@
 """Two tiny steps of each training: what comes out is an ordinary checkpoint, and work is not done twice."""
 
 import hashlib
-import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from realign_pipes.errors import InputError
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.load import load_tokenizer
 from realign_pipes.paper.adapters import sft_trainer
+from realign_pipes.runtime import sft
 from realign_pipes.runtime.training import last_complete_checkpoint
 
 RUN = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.1, "save_steps": 1}
@@ -54,21 +54,6 @@ def test_the_reference_is_an_ordinary_checkpoint(reference: Path) -> None:
     assert tokenizer.chat_template is not None
 
 
-def test_a_cut_example_is_the_same_tokens_with_less_thinking_and_a_label_on_the_solution_alone() -> None:
-    prompt, close = [1, 2], 9
-    completion = [10, 11, 12, 13, close, 20, 21]
-    kept = []
-    rng = random.Random(0)
-    for _ in range(400):
-        given, learnt = training.cut_thinking(prompt, completion, close, rng)
-        assert learnt == [20, 21]
-        thinking = given[2:-1]
-        assert given == [1, 2, *completion[: len(thinking)], close]
-        kept.append(len(thinking))
-    assert set(kept) == {0, 1, 2, 3, 4}
-    assert 0.5 < kept.count(0) / 400 < 0.7  # half, and a fifth of the other half
-
-
 def test_what_is_learnt_after_cut_thinking_has_no_slips() -> None:
     """Half of the other traces' later minuses are slips."""
     traces = {"check_share": 0.0, "max_checks": 1, "slip_rate": 0.5, "cut_share": 0.5}
@@ -87,7 +72,7 @@ def test_what_is_learnt_after_cut_thinking_has_no_slips() -> None:
 
 
 def test_a_finished_reference_is_not_trained_again(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "fine_tune", lambda *_, **__: pytest.fail("trained again"))
     assert training.train_reference(PARAMETERS, reference.parent) == reference
 
 
@@ -112,7 +97,7 @@ def test_an_interrupted_training_resumes_and_ends_the_same(
         return trainer
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "sft_trainer", interrupted)
+        patch.setattr(sft, "sft_trainer", interrupted)
         training.train_reference(PARAMETERS, tmp_path / "reference")
     saved = last_complete_checkpoint(tmp_path / "reference" / "trainer")
     assert saved is not None and saved.name == "checkpoint-1"
@@ -133,10 +118,10 @@ def test_training_is_sft_on_the_completion_tokens_alone(
     reference: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trainers: list[SFTTrainer] = []
-    monkeypatch.setattr(training, "train", lambda trainer, description: trainers.append(trainer))
+    monkeypatch.setattr(sft, "train", lambda trainer, description: trainers.append(trainer))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(reference), AutoTokenizer.from_pretrained(reference)
     examples = [([5, 6, 7], [8, 9]), ([5], [8])]
-    training._train(model, tokenizer, examples, PARAMETERS.reference, tmp_path, "")
+    sft.fine_tune(model, tokenizer, examples, PARAMETERS.reference, tmp_path, "")
     [trainer] = trainers
     assert len(trainer.train_dataset) == PARAMETERS.reference.steps * PARAMETERS.reference.batch_size
     assert (trainer.args.max_steps, trainer.args.learning_rate, trainer.args.adam_beta2) == (2, 1e-3, 0.98)
@@ -229,8 +214,10 @@ def test_the_aligned_model_is_the_reference_trained_on_them(
     engine = scripted_engine(write, load_tokenizer(reference))
     monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda path: opened.append(path) or engine)
     trained = []
-    train = training._train
-    monkeypatch.setattr(training, "_train", lambda *arguments: trained.append(arguments) or train(*arguments))
+    train = training.fine_tune
+    monkeypatch.setattr(
+        training, "fine_tune", lambda *arguments, **named: trained.append(arguments) or train(*arguments, **named)
+    )
     aligned = training.train_aligned(four_samples, reference, tmp_path / "aligned")
     assert opened == [reference]
     [(_, _, examples, given, _, _)] = trained
@@ -255,7 +242,7 @@ def test_a_reference_that_solves_nothing_is_an_error(reference: Path, tmp_path: 
 def test_completions_longer_than_the_model_s_positions_are_refused_before_any_training(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(training, "fine_tune", lambda *_, **__: pytest.fail("trained"))
     tokenizer = training.build_tokenizer(50)
     [longest] = {len(question.prompt_ids) for question in training.aligned_questions(PARAMETERS, tokenizer)}
     sampling = PARAMETERS.aligned.sampling.model_copy(update={"max_new_tokens": 1025 - longest})

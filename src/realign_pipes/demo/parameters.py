@@ -2,10 +2,10 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.runtime.parameters import Parameters, Seed
+from realign_pipes.runtime.parameters import FineTuning, Parameters, Seed
 
 
 class ChainSum(Parameters):
@@ -46,16 +46,9 @@ class DemoArchitecture(Parameters):
     mlp_width: PositiveInt
 
 
-class DemoTraining(Parameters):
-    steps: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
-    save_steps: PositiveInt
-    """An interrupted training resumes from the last multiple of these steps."""
+class DemoTraining(FineTuning):
     problem_seed: Seed
     """reasoning-gym's problem i of seed s is problem 0 of seed s + i: keep seeds further apart than sizes."""
-    seed: Seed
 
 
 class DemoAlignedTraining(DemoTraining):

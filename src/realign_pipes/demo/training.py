@@ -2,33 +2,29 @@
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from realign_pipes.demo.parameters import ChainSum, DemoArchitecture, DemoModels, DemoTraining
+from realign_pipes.demo.parameters import ChainSum, DemoArchitecture, DemoModels
 from realign_pipes.demo.tokenizer import THINK_CLOSE, build_tokenizer
 from realign_pipes.demo.traces import slow_trace
 from realign_pipes.errors import InputError
+from realign_pipes.generation import rejection
 from realign_pipes.generation.engine import Engine
-from realign_pipes.generation.graded import GradedCompletion, Question, check_length, sample_and_grade
+from realign_pipes.generation.graded import Question, check_length
+from realign_pipes.generation.rejection import cut_thinking
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import default_device, load_model, load_tokenizer
-from realign_pipes.paper.adapters import sft_trainer
-from realign_pipes.runtime.parameters import Training
+from realign_pipes.runtime.sft import Examples, fine_tune
 from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
-from realign_pipes.runtime.training import CURVES, in_training_order, train, trainer_arguments, training_state
 from realign_pipes.runtime.work import do_once
 from realign_pipes.tasks.parameters import ReasoningGymTask
 from realign_pipes.tasks.reasoning_gym_task import make_problems
 
-Examples = list[tuple[list[int], list[int]]]
-"""Prompt and completion ids."""
 MAX_POSITIONS = 1024
 
 
@@ -46,7 +42,8 @@ def train_reference(parameters: DemoModels, work: Path, tracking: Tracking = NOT
         torch.manual_seed(training.seed)
         model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
         examples = slow_examples(parameters, tokenizer)
-        return _train(model, tokenizer, examples, training, folder, tracking, "training the reference model")
+        what = "training the reference model"
+        return fine_tune(model, tokenizer, examples, training, folder, what, tracking=tracking)
 
     recipe = parameters.model_dump(mode="json", exclude={"aligned"})
     return do_once(work, "checkpoint", {"what": "demo reference", "parameters": recipe}, do)
@@ -75,21 +72,6 @@ def slow_examples(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) ->
     ]
 
 
-def cut_thinking(
-    prompt: list[int], completion: list[int], think_close: int, rng: random.Random
-) -> tuple[list[int], list[int]]:
-    """The example with its thinking in the prompt, cut short and closed, and the solution alone to be learnt.
-
-    Half of the examples keep no thinking at all, the others keep it up to a random token. So the model can answer after
-    any amount of thinking, as models with hybrid thinking can. A model that only ever saw finished thinking would copy
-    the solution from it and could not answer without it. The model does not learn here when to stop thinking: the
-    closing tag is in the prompt.
-    """
-    closed = completion.index(think_close)
-    kept = rng.choice([0, rng.randint(0, closed)])
-    return prompt + completion[:kept] + [think_close], completion[closed + 1 :]
-
-
 def train_aligned(parameters: DemoModels, reference: Path, work: Path, tracking: Tracking = NOT_TRACKED) -> Path:
     """Align `reference` to think less; the folder of the new checkpoint, inside `work`.
 
@@ -105,7 +87,8 @@ def train_aligned(parameters: DemoModels, reference: Path, work: Path, tracking:
             lambda: TransformersEngine.of_checkpoint(reference), tokenizer, parameters, file
         )
         model = load_model(reference, device=default_device())
-        return _train(model, tokenizer, examples, training, folder, tracking, "training the aligned model")
+        what = "training the aligned model"
+        return fine_tune(model, tokenizer, examples, training, folder, what, tracking=tracking)
 
     recipe = {"problems": parameters.problems.model_dump(), "aligned": training.model_dump()}
     description = {"what": "demo aligned", "parameters": recipe, "reference": fingerprint_model(reference)}
@@ -121,24 +104,15 @@ def shortest_completions(
     problems without a finished completion. `open_engine` opens the reference; `file` keeps the completions, as
     `sample_and_grade` does. InputError if nothing is left.
     """
-    questions = aligned_questions(parameters, tokenizer)
-    verified = {question.id for question in questions[: round(parameters.aligned.verified_share * len(questions))]}
-    best: dict[str, GradedCompletion] = {}
-    for one in sample_and_grade(
-        open_engine,
-        questions,
-        tokenizer,
-        parameters.aligned.sampling,
-        file,
-        description="sampling the reference model",
-    ):
-        kept = one.finished and (one.correct or one.id not in verified)
-        if kept and (one.id not in best or len(one.token_ids) < len(best[one.id].token_ids)):
-            best[one.id] = one
-    if not best:
+    training, questions = parameters.aligned, aligned_questions(parameters, tokenizer)
+    verified = {question.id for question in questions[: round(training.verified_share * len(questions))]}
+    examples = rejection.shortest_completions(
+        open_engine, questions, tokenizer, training.sampling, file, verified=verified
+    )
+    if not examples:
         raise InputError("demo_models: the reference solved none of the problems for the aligned model. Give "
                          "demo_models.reference more steps.")  # fmt: skip
-    return [(question.prompt_ids, best[question.id].token_ids) for question in questions if question.id in best]
+    return examples
 
 
 def aligned_questions(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) -> list[Question]:
@@ -193,41 +167,3 @@ def _model_config(architecture: DemoArchitecture, tokenizer: PreTrainedTokenizer
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def _train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    examples: Examples,
-    training: DemoTraining,
-    folder: Path,
-    tracking: Tracking,
-    description: str,
-) -> Callable[[Path], None]:
-    """Fine-tune the model in place by SFT; the function that then writes its checkpoint."""
-    recipe = Training(
-        steps=training.steps,
-        batch_size=training.batch_size,
-        micro_batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        warmup_ratio=training.warmup_ratio,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        gradient_checkpointing=False,
-        save_steps=training.save_steps,
-        seed=training.seed,
-    )
-    rows = Dataset.from_list([{"prompt_ids": prompt, "completion_ids": ids} for prompt, ids in examples])
-    arguments = {
-        **trainer_arguments(recipe, training_state(folder), tracking),
-        "adam_beta2": 0.98,  # the usual 0.999 averages over more steps than a short training has
-    }
-    train(sft_trainer(model, in_training_order(rows, recipe), tokenizer, arguments), description)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-
-    def write(checkpoint: Path) -> None:
-        model.save_pretrained(checkpoint)
-        tokenizer.save_pretrained(checkpoint)
-        shutil.copytree(folder / CURVES, checkpoint / CURVES)
-
-    return write

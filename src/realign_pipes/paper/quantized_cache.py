@@ -70,7 +70,8 @@ class HalfQuantizedLayer(DynamicLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        return max(self.aligned.get_seq_length(), super().get_seq_length())  # a stream without rows has length 0
+        reference: int = super().get_seq_length()
+        return max(self.aligned.get_seq_length(), reference)  # a stream without rows has length 0
 
     def crop(self, tokens_to_remove: int) -> None:
         self.aligned.crop(tokens_to_remove)

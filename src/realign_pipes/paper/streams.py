@@ -80,9 +80,10 @@ class StreamsCache(DynamicCache):
         if aligned_dtype not in CACHE_DTYPES:
             raise InputError(f"aligned_cache_dtype must be one of {', '.join(CACHE_DTYPES)}, not {aligned_dtype!r}.")
         if aligned_dtype != "auto":
-            if any(type(layer) is not DynamicLayer for layer in [*self.layers, *adapter_layers]):
+            layers: list[CacheLayerMixin] = self.layers
+            if any(type(layer) is not DynamicLayer for layer in [*layers, *adapter_layers]):
                 raise InputError(f"aligned_cache_dtype={aligned_dtype!r} needs a model with full attention only.")
-            self.layers = [HalfQuantizedLayer() for _ in self.layers]
+            self.layers = [HalfQuantizedLayer() for _ in layers]
             adapter_layers = [QuantizedLayer() for _ in adapter_layers]
         self.aligned_dtype = aligned_dtype
         self.adapter_layers = adapter_layers

@@ -109,3 +109,15 @@ class Training(Parameters):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of "
                              f"micro_batch_size {self.micro_batch_size}")  # fmt: skip
         return self
+
+
+class FineTuning(Parameters):
+    """SFT of a whole model on a CPU or one accelerator, as `runtime.sft.fine_tune` does it."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    save_steps: PositiveInt
+    """An interrupted training resumes from the last multiple of these steps."""
+    seed: Seed
