@@ -23,6 +23,7 @@ from realign_pipes.pipelines.find_alpha.parameters import FindAlpha
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher
+from realign_pipes.runtime.tracking import NOT_TRACKED
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.sweep.schemas import GENERATIONS, conform
@@ -324,6 +325,7 @@ def test_the_nodes_with_real_models(tmp_path, make_job, make_generation, problem
         "generation": make_generation(),
         "launcher": Launcher(num_processes=1, config_file=None),
         "folders": Folders(work=tmp_path / "node", logs=tmp_path, validation=tmp_path),
+        "tracking": NOT_TRACKED,
         "reference_model": job.reference,
         "aligned_model": job.aligned,
         "inra_checkpoint": job.inra_checkpoint,

@@ -13,6 +13,7 @@ from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra import nodes as trra
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.runtime.launch import Folders, Launcher
+from realign_pipes.runtime.tracking import NOT_TRACKED
 from realign_pipes.teachers.parameters import Teachers
 
 BASE = Path(__file__).parents[2] / "conf" / "base"
@@ -38,6 +39,7 @@ def test_the_chat_template_of_the_models_goes_to_the_job(tmp_path, monkeypatch, 
         "models": Models(chat_template="given.jinja" if given else None, thinking=None),
         "launcher": Launcher(num_processes=1, config_file=None),
         "folders": Folders(work="work", logs="logs", validation="validation"),
+        "tracking": NOT_TRACKED,
         "reference_model": tmp_path / "reference",
         "aligned_model": tmp_path / "aligned",
         "calibration_set": rows,

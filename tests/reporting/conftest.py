@@ -191,6 +191,7 @@ def budget_results() -> pd.DataFrame:
             {
                 "candidate": f"{kind}-{budget}",
                 "kind": kind,
+                "plausibility": 0.0,
                 "budget": budget,
                 "task": "chain_sum",
                 "problem_id": [f"chain_sum-{problem:04d}" for problem in range(40)],
