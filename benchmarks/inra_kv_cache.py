@@ -7,13 +7,12 @@
 Needs the data of a finished run in the environment `--env`, or an InRa checkpoint and two sets of problems by path; the
 environment then gives the tasks and the sampling. Each way of storing stream A is compared with exact InRa: by the KL
 divergence of the next token's distribution, teacher-forced along completions of the exact model, and by pass@1 and
-mean tokens of completions drawn with the same random numbers. Completions are drawn for `int8` and, one for each
-problem, for the largest of every other kind that stays within 1.5 times the base's bytes (`--draw all`: for all of
-them, as many; `--draw int8 int4`: for these). What is fitted (low-rank bases, ranges of channels) is fitted on the
-calibration set's completions. int8 runs the code of `generate(aligned_cache_dtype=...)`; the others are simulated,
-with their bytes by formula. Finished parts are kept in the folder `inra_kv_cache` of the run's work folder. Figures go
-to benchmarks/results/inra_kv_cache/NAME.json and docs/images/inra_kv_cache-NAME.png, and docs/inra_kv_cache.md is made
-from all such files.
+mean tokens of completions drawn with the same random numbers: by default one for each problem, by the largest of every
+kind that stays within 1.5 times the base's bytes; with `--draw all` by all of them, with `--draw int8 int4` by these,
+as many as in the sweep. What is fitted (low-rank bases, ranges of channels) is fitted on the calibration set's
+completions. The store is simulated, and bytes are by formula. Finished parts are kept in the folder `inra_kv_cache` of
+the run's work folder. Figures go to benchmarks/results/inra_kv_cache/NAME.json and
+docs/images/inra_kv_cache-NAME.png, and docs/inra_kv_cache.md is made from all such files.
 """
 
 import argparse

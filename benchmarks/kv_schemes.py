@@ -15,7 +15,6 @@ from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.paper.inra import InRaForCausalLM
-from realign_pipes.paper.quantized_cache import CACHE_DTYPES, SCALE_BYTES
 from realign_pipes.paper.streams import StreamsCache
 from realign_pipes.tasks.completion import ThinkingTags
 
@@ -24,6 +23,8 @@ WRITTEN_AT = (-0.5, 0.0, 0.5, 1.0)
 ALPHAS = (-0.5, 0.5, 1.0)
 """Where stream A counts. At 1 it has all the weight, and its cache is the only one that does."""
 RESAMPLES = 10_000
+SCALE_BYTES = 2
+"""A scale is a bfloat16."""
 TARGET = 1.5
 NARROW = 16
 """Bits of a key's or value's number in the models that people deploy."""
@@ -52,8 +53,6 @@ class Scheme:
     """Exact: stream A's keys and values are stored as they are. The others override what they do otherwise."""
 
     family = "exact"
-    dtype = "auto"
-    """Of generate's `aligned_cache_dtype`."""
     simulated = False
     in_one_pass = True
     """Whether what a token sees depends on that token and the ones before it alone, not on how they came in."""
@@ -84,28 +83,15 @@ class Scheme:
         return 1 + sum(own) / (shape.layers * one)
 
 
-class Shipped(Scheme):
-    """`generate(aligned_cache_dtype=...)`."""
-
-    family = "n bits"
-
-    def __init__(self, dtype: str) -> None:
-        super().__init__(dtype)
-        self.dtype = dtype
-
-    def bits(self, shape: Shape, width: int, layer: int | None) -> float:
-        return shape.heads * (shape.size * int(self.dtype.removeprefix("int")) + 8 * SCALE_BYTES)
-
-
 def rounded(states: torch.Tensor, bits: int) -> torch.Tensor:
-    """As the shipped code stores and returns it, for any number of bits."""
+    """What codes of so many bits and a scale for each token and head give back."""
     limit = 2 ** (bits - 1) - 1
     scale = (states.float().abs().amax(-1, keepdim=True) / limit).bfloat16().float().clamp(min=1e-30)
     return ((states / scale).round().clamp(-limit, limit) * scale).to(states.dtype)
 
 
 class Bits(Scheme):
-    """A scale for each token and head, as shipped; of stream A itself, or of its difference from stream R."""
+    """A scale for each token and head; of stream A itself, or of its difference from stream R."""
 
     simulated = True
 
@@ -258,8 +244,8 @@ class Measured(InRaForCausalLM):
 
     scheme = Scheme("exact")
 
-    def _new_cache(self, aligned_dtype: Any = "auto") -> StreamsCache:
-        cache = super()._new_cache(self.scheme.dtype)
+    def _new_cache(self) -> StreamsCache:
+        cache = super()._new_cache()
         if self.scheme.simulated:
             count = self.config.num_hidden_layers
             cache.layers = [SimulatedLayer(self.scheme, n, n >= count) for n in range(len(cache.layers))]
@@ -498,8 +484,7 @@ def schemes_of(shape: Shape, fitted: Fitted, windows: Sequence[int]) -> list[Sch
     layers = range(shape.layers)
     return [
         Scheme("exact"),
-        *(Shipped(dtype) for dtype in CACHE_DTYPES if dtype != "auto"),
-        *(Bits(bits, difference=False) for bits in (6, 5, 4, 3, 2)),
+        *(Bits(bits, difference=False) for bits in (8, 6, 5, 4, 3, 2)),
         *(Bits(bits, difference=True) for bits in (8, 4, 3, 2)),
         *(ZeroPoint(bits) for bits in (4, 3)),
         *(PerChannel(bits, fitted) for bits in (8, 4)),
@@ -512,10 +497,10 @@ def schemes_of(shape: Shape, fitted: Fitted, windows: Sequence[int]) -> list[Sch
 
 
 def chosen(rows: Sequence[dict[str, Any]], wanted: Sequence[str]) -> set[str]:
-    """Names of those that draw completions: exact and the `wanted`, where `all` are all, and `some` are those that are
-    shipped and of every other family the largest within the target. `rows` are those of `compare`."""
+    """Names of those that draw completions: exact and the `wanted`, where `all` are all, and `some` are of every
+    family the largest within the target. `rows` are those of `compare`."""
     names = {"exact", *wanted} - {"all", "some"}
-    names |= {row["scheme"] for row in rows if "all" in wanted or ("some" in wanted and not row["simulated"])}
+    names |= {row["scheme"] for row in rows if "all" in wanted}
     for family in {row["family"] for row in rows if "some" in wanted and row["simulated"]}:
         within = [row for row in rows if row["family"] == family and row["ratio_16"] <= TARGET]
         if within:

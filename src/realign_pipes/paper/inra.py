@@ -40,7 +40,6 @@ from realign_pipes.paper.expansion import (
     zero_output_projections,
 )
 from realign_pipes.paper.objective import check_plausibility
-from realign_pipes.paper.quantized_cache import CacheDtype
 from realign_pipes.paper.schedules import Schedule
 from realign_pipes.paper.streams import Streams, StreamsCache
 
@@ -261,22 +260,11 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def generate(
-        self,
-        *args: Any,
-        alpha: Alpha = 1.0,
-        plausibility: float = 0.0,
-        both_streams: bool = False,
-        aligned_cache_dtype: CacheDtype = "auto",
-        **kwargs: Any,
+        self, *args: Any, alpha: Alpha = 1.0, plausibility: float = 0.0, both_streams: bool = False, **kwargs: Any
     ) -> Any:
         """Transformers' `generate` at `alpha`: sampling or greedy, optionally with `num_return_sequences`.
 
         `plausibility` is that of `forward`.
-
-        `aligned_cache_dtype` is how a new cache stores stream A's keys and values: in the model's dtype (`auto`), or in
-        8 bits with a scale for each token and head (`int8`), which approximates every alpha but 0. A cache
-        that is continued stays as it is. InputError for a model with sliding windows, and for `past_key_values` that
-        were started otherwise.
 
         With one alpha for each prompt, all sequences of a prompt share it. The row that a schedule sees counts the
         returned sequences.
@@ -288,14 +276,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             passed = torch.as_tensor(alpha, dtype=torch.float32, device="cpu")
             passed = passed if passed.ndim else float(passed)
-        cache = kwargs.get("past_key_values")
-        if cache is None:
-            kwargs["past_key_values"] = self._new_cache(aligned_cache_dtype)
-        elif aligned_cache_dtype not in (
-            "auto",
-            cache.aligned_dtype if isinstance(cache, StreamsCache) else "auto",
-        ):
-            raise InputError(f"past_key_values do not store stream A as aligned_cache_dtype={aligned_cache_dtype!r}.")
+        if kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = self._new_cache()
         return super().generate(*args, alpha=passed, plausibility=plausibility, both_streams=both_streams, **kwargs)
 
     def _alphas(self, alpha: Alpha | _ScheduledAlpha, batch: int) -> torch.Tensor:
@@ -322,8 +304,8 @@ class InRaForCausalLM(PreTrainedModel, GenerationMixin):
                 "row of its own, or load the model with attn_implementation sdpa."
             )
 
-    def _new_cache(self, aligned_dtype: CacheDtype = "auto") -> StreamsCache:
-        return StreamsCache(self.config, self._adapter_cache_layers(), aligned_dtype)
+    def _new_cache(self) -> StreamsCache:
+        return StreamsCache(self.config, self._adapter_cache_layers())
 
     def _adapter_cache_layers(self) -> list[CacheLayerMixin]:
         layers: list[CacheLayerMixin] = DynamicCache(config=self.expanded.config).layers

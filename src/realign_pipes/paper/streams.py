@@ -8,11 +8,9 @@ import copy
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin
 
-from realign_pipes.errors import InputError
 from realign_pipes.paper.objective import mix_streams
-from realign_pipes.paper.quantized_cache import CACHE_DTYPES, CacheDtype, HalfQuantizedLayer, QuantizedLayer
 
 
 class Streams:
@@ -68,38 +66,13 @@ class Streams:
 class StreamsCache(DynamicCache):
     """The KV cache of both streams' rows: the base's layers, then the adapter's, which hold only stream A's rows."""
 
-    def __init__(
-        self, config: PreTrainedConfig, adapter_layers: list[CacheLayerMixin], aligned_dtype: CacheDtype = "auto"
-    ) -> None:
-        """`config` is the base model's; `adapter_layers` are empty layers of a cache.
+    streams: Streams
 
-        Stream A's keys and values are stored in `aligned_dtype` (quantized_cache.py), stream R's in the model's dtype.
-        InputError for a model with other layers than full attention, if they are to be quantised.
-        """
+    def __init__(self, config: PreTrainedConfig, adapter_layers: list[CacheLayerMixin]) -> None:
+        """`config` is the base model's; `adapter_layers` are empty layers of a cache."""
         super().__init__(config=config)
-        if aligned_dtype not in CACHE_DTYPES:
-            raise InputError(f"aligned_cache_dtype must be one of {', '.join(CACHE_DTYPES)}, not {aligned_dtype!r}.")
-        if aligned_dtype != "auto":
-            layers: list[CacheLayerMixin] = self.layers
-            if any(type(layer) is not DynamicLayer for layer in [*layers, *adapter_layers]):
-                raise InputError(f"aligned_cache_dtype={aligned_dtype!r} needs a model with full attention only.")
-            self.layers = [HalfQuantizedLayer() for _ in layers]
-            adapter_layers = [QuantizedLayer() for _ in adapter_layers]
-        self.aligned_dtype = aligned_dtype
         self.adapter_layers = adapter_layers
         self.layers += adapter_layers
-
-    @property
-    def streams(self) -> Streams:
-        """The streams of the rows that are in the cache."""
-        return self._streams
-
-    @streams.setter
-    def streams(self, streams: Streams) -> None:
-        self._streams = streams
-        for layer in self.layers:
-            if isinstance(layer, HalfQuantizedLayer):
-                layer.rows = len(streams.aligned)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows of the batch, in each stream that they run through."""
