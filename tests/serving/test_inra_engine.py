@@ -70,7 +70,11 @@ class Request:
         """The greedy completion."""
         given = {name.removeprefix("inra_"): value for name, value in self.arguments.items()}
         plausibility = given.pop("plausibility", 0.0)
-        alpha = TokenBudget(**given) if "budget" in given else given.get("alpha", 1.0)
+        begun = given.pop("begun", 0)
+        alpha = given.get("alpha", 1.0)
+        if "budget" in given:
+            schedule = TokenBudget(**given)
+            alpha = lambda step, row: schedule(begun + step, row)  # noqa: E731
         ids = torch.tensor([self.ids])
         output = model.generate(
             ids, attention_mask=torch.ones_like(ids), alpha=alpha, plausibility=plausibility, do_sample=False,
@@ -132,7 +136,16 @@ def test_mixed_alphas_and_all_that_a_request_can_ask(tmp_path):
     others = [replace(one, arguments={"inra_alpha": 0.9 - one.arguments["inra_alpha"]}) for one in requests]
     first = [replace(one, arguments=requests[0].arguments) for one in requests]
     budgets = [
-        Request(ids, {"inra_budget": 8 + index, "inra_ramp": 0.25, "inra_alpha": -0.5, "inra_fast": 1.5})
+        Request(
+            ids,
+            {
+                "inra_budget": 8 + index,
+                "inra_ramp": 0.25,
+                "inra_alpha": -0.5,
+                "inra_fast": 1.5,
+                "inra_begun": index % 3,
+            },
+        )
         for index, ids in enumerate(draw_ids(6, seed=2))
     ]
     masked = [Request(ids, {"inra_alpha": 4.0, "inra_plausibility": beta})

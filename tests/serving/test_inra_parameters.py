@@ -23,6 +23,7 @@ from realign_pipes.serving import inra
         ({"inra_budget": 64}, Realignment(TokenBudget(64))),
         ({"inra_budget": 64.0, "inra_ramp": 0, "inra_alpha": 0.25, "inra_fast": 2},
          Realignment(TokenBudget(64, 0.0, 0.25, 2.0))),
+        ({"inra_budget": 64, "inra_begun": 10}, Realignment(TokenBudget(64), begun=10)),
     ],
 )  # fmt: skip
 def test_what_requests_ask_for(arguments, realignment):
@@ -51,6 +52,9 @@ def test_what_requests_ask_for(arguments, realignment):
         ({"inra_plausibility": -0.1}, r"inra_plausibility must be"),
         ({"inra_budget": 0}, "inra_budget: a budget is at least one token"),
         ({"inra_budget": 2.5}, "inra_budget must be a whole number of tokens, not 2.5"),
+        ({"inra_budget": 8, "inra_begun": 2.5}, "inra_begun must be a whole number of tokens, not 2.5"),
+        ({"inra_budget": 8, "inra_begun": -1}, "inra_begun must be a whole number of tokens, not -1"),
+        ({"inra_begun": 1}, "inra_begun belong to an inra_budget, which is missing"),
         ({"inra_budget": 8, "inra_ramp": 1.5}, "inra_budget: ramp is a share of the budget between 0 and 1, not 1.5"),
         ({"inra_ramp": 0.5, "inra_fast": 1}, "inra_ramp and inra_fast belong to an inra_budget, which is missing"),
     ],

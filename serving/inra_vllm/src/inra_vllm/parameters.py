@@ -12,7 +12,7 @@ from realign_pipes.paper.schedules import Schedule, TokenBudget
 LIMIT = 100.0
 """Of an alpha, both ways: some ten times what has been found useful, and float32 can still mix there."""
 
-NAMES = ("inra_alpha", "inra_budget", "inra_ramp", "inra_fast", "inra_plausibility")
+NAMES = ("inra_alpha", "inra_budget", "inra_ramp", "inra_fast", "inra_begun", "inra_plausibility")
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,15 @@ class Realignment:
 
     alpha: float | Schedule
     plausibility: float = 0.0
+    begun: int = 0
+    """Tokens of the completion that are at the end of the prompt already: the schedule counts them too."""
 
 
 def read_realignment(arguments: Mapping[str, Any] | None, default_alpha: float = 1.0) -> Realignment:
     """What a request's `vllm_xargs` ask for. Names that do not start with `inra_` are others' business.
 
     ValueError, with a message for the client, for an unknown name, a value that is not a number or out of bounds, and
-    `inra_ramp` or `inra_fast` without an `inra_budget`.
+    `inra_ramp`, `inra_fast` or `inra_begun` without an `inra_budget`.
     """
     given = {name: value for name, value in (arguments or {}).items() if name.startswith("inra_")}
     if unknown := sorted(given.keys() - set(NAMES)):
@@ -42,14 +44,16 @@ def read_realignment(arguments: Mapping[str, Any] | None, default_alpha: float =
     except ValueError as error:
         raise ValueError(f"inra_{error}") from error
     if "inra_budget" not in numbers:
-        if without := [name for name in ("inra_ramp", "inra_fast") if name in numbers]:
+        if without := [name for name in ("inra_ramp", "inra_fast", "inra_begun") if name in numbers]:
             raise ValueError(f"{' and '.join(without)} belong to an inra_budget, which is missing.")
         return Realignment(numbers.get("inra_alpha", default_alpha), plausibility)
-    if not numbers["inra_budget"].is_integer():
-        raise ValueError(f"inra_budget must be a whole number of tokens, not {numbers['inra_budget']:g}.")
+    begun = numbers.get("inra_begun", 0.0)
+    for name, number in (("inra_budget", numbers["inra_budget"]), ("inra_begun", begun)):
+        if not number.is_integer() or number < 0:
+            raise ValueError(f"{name} must be a whole number of tokens, not {number:g}.")
     of_schedule = {name: numbers[f"inra_{name}"] for name in ("ramp", "alpha", "fast") if f"inra_{name}" in numbers}
     try:
-        return Realignment(TokenBudget(int(numbers["inra_budget"]), **of_schedule), plausibility)
+        return Realignment(TokenBudget(int(numbers["inra_budget"]), **of_schedule), plausibility, int(begun))
     except ValueError as error:
         raise ValueError(f"inra_budget: {error}") from error
 

@@ -87,6 +87,6 @@ class Requests(LogitsProcessor):
             for place, realignment in schedules.items():
                 prompt = requests[place][1]
                 rows = slice(bounds[place], bounds[place + 1])
-                steps = (positions[rows] - (prompt - 1)).clamp_(min=0).tolist()
+                steps = ((positions[rows] - (prompt - 1)).clamp_(min=0) + realignment.begun).tolist()
                 per_token[rows, 0] = torch.tensor([realignment.alpha(step, 0) for step in steps]).to(per_token)
         return per_token
