@@ -144,7 +144,7 @@ def write_page() -> None:
         "  exact; bytes at the average length.",
         "",
         "None of them is an option of InRa. It would have to take at most 1.5 times the base's bytes in 16 bits, at no",
-        "measurable loss of pass@1; on the demo, int8 takes more, and int4 answers fewer problems correctly at alpha 1.",
+        "measurable loss of pass@1; on the demo, int8 takes more, and int4 answers fewer problems right at alpha 1.",
         "The streams differ by about as much as they are large, so there is little to share.",
         "",
         "At alpha 1 both streams are kept here, as for a conversation that goes on at another alpha: stream A has all",
