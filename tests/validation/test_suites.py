@@ -108,6 +108,7 @@ def generation(name: str, problem: int) -> dict[str, Any]:
         "kind": "reference" if name == "reference" else "trra",
         "alpha": math.nan if name == "reference" else 1.5,
         "plausibility": 0.0 if name == "reference" else 0.1,
+        "engine": "transformers 5.23.0 float32",
         "task": "sums",
         "problem_id": f"p-{problem}",
         "sample": 0,
@@ -126,6 +127,7 @@ def figures(name: str, task: str) -> dict[str, Any]:
         "kind": kind,
         "alpha": math.nan if kind == name else 1.5,
         "plausibility": 0.0 if kind == name else 0.1,
+        "engine": "vllm 0.32.0 bfloat16",
         "task": task,
         "problems": 10,
         "samples": 1,
@@ -265,7 +267,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"kind": "trar", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, p-3, 0, trar"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference, aligned, prompt have no alpha: does not hold in 1 of 10 rows (10 %)",
+            "candidates of kind reference, aligned, prompt, other have no alpha: does not hold in 1 of 10 rows (10 %)",
             ["reference, p-3, 0, 0.5"],
         ),
         (
@@ -291,13 +293,14 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ),
         ({"seconds": -1.0}, f"seconds is not negative: {ONE_ROW}", ["reference, p-3, 0, -1.0"]),
         ({"plausibility": 1.0}, f"plausibility is at least 0 and below 1: {ONE_ROW}", ["reference, p-3, 0, 1.0"]),
+        ({"engine": "vllmore"}, f"every row says which engine drew it: {ONE_ROW}", ["reference, p-3, 0, vllmore"]),
     ],
     "sweep_results": [  # row 3 is the reference on all tasks
         ({"kind": "refrence", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, all, refrence"]),
         ({"pass_at_1": math.nan}, f"pass_at_1 is never missing: {ONE_ROW}", ["reference, all, None"]),
         (
             {"alpha": 0.5},
-            "candidates of kind reference, aligned, prompt have no alpha: does not hold in 1 of 8 rows (12.5 %)",
+            "candidates of kind reference, aligned, prompt, other have no alpha: does not hold in 1 of 8 rows (12.5 %)",
             ["reference, all, 0.5"],
         ),
         (
@@ -319,6 +322,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"difference_low": 0.1}, f"no lower bound is above its difference: {ONE_ROW}", ["reference, all, 0.0, 0.1"]),
         ({"mean_tokens": 0.9}, f"mean_tokens is 1 or more: {ONE_ROW}", ["reference, all, 0.9"]),
         ({"plausibility": 1.0}, f"plausibility is at least 0 and below 1: {ONE_ROW}", ["reference, all, 1.0"]),
+        ({"engine": ""}, f"every row says which engine drew it: {ONE_ROW}", ["reference, all, "]),
         ({"train_seconds": -1.0}, f"train_seconds is not negative: {ONE_ROW}", ["reference, all, -1.0"]),
         ({"bytes": -1}, f"bytes is not negative: {ONE_ROW}", ["reference, all, -1"]),
         ({"mean_tokens": math.inf}, f"mean_tokens is 1 or more: {ONE_ROW}", ["reference, all, Infinity"]),

