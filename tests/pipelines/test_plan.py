@@ -94,8 +94,14 @@ def test_memory_by_hand():
         model, trained=1000, layers_trained_through=28, rows=1, positions=9000, checkpointing=True, chunk_tokens=1024
     )
     assert trained - frozen == (model.parameters - 1000) * 12
-    assert estimate.training_states(0, model.parameters, 200, 100) == 2 * 12 * 1_777_088_000  # 21 GB each
-    assert estimate.training_states(0, model.parameters, 200, 20) == 3 * 12 * 1_777_088_000
+    narrow = estimate.training(
+        model, trained=1000, layers_trained_through=28, rows=1, positions=9000, checkpointing=True, chunk_tokens=1024,
+        trained_width=2, frozen_width=2,
+    )  # fmt: skip
+    assert frozen - narrow == (model.parameters - 1000) * 2 + 1000 * 8
+    assert estimate.training_states(model.parameters, 200, 200) == 12 * 1_777_088_000  # 21 GB
+    assert estimate.training_states(model.parameters, 200, 20) == 2 * 12 * 1_777_088_000
+    assert estimate.training_states(model.parameters, 200, 20, 2) == 2 * 6 * 1_777_088_000
     fit = estimate.rows_that_fit(model, 80 * GIB, 16_384, weights=model.weights)
     assert estimate.decoding([model], fit, 16_384) <= 80 * GIB < estimate.decoding([model], fit + 1, 16_384)
 

@@ -17,12 +17,12 @@ from realign_pipes.paper.expansion import decoder_layers
 
 GIB = 2**30
 FLOAT32 = 4
-TRAINED = 16
-"""Bytes of each trained parameter: float32 weights and gradients (4 + 4), and AdamW's two moments (8)."""
-SAVED = 12
-"""Bytes of each trained parameter in a training state: float32 weights and AdamW's moments."""
-STATES = 3
-"""Training states on disk at a time: Trainer keeps two, and writes the next before it removes the older."""
+TRAINED = 4
+"""Numbers in the weights' dtype for each trained parameter: weight, gradient, and AdamW's two moments."""
+SAVED = 3
+"""Of these in a training state: the weight and the moments."""
+STATES = 2
+"""Training states on disk at the peak: the next is written before the only one that is kept is removed."""
 SAMPLER_COPIES = 4
 """Tensors [rows, vocab] in float32 while a token is drawn: logits, their sorted values and order, probabilities."""
 LOSS_COPIES = 6
@@ -134,11 +134,14 @@ def training(
     positions: int,
     checkpointing: bool,
     chunk_tokens: int,
+    trained_width: int = FLOAT32,
+    frozen_width: int = FLOAT32,
     teachers: int = 0,
 ) -> int:
-    """Memory of a training in float32, on CUDA under autocast to bfloat16 if the model is saved so.
+    """Memory of a training, on CUDA under autocast to bfloat16 if the model is saved so.
 
-    The frozen parameters x 4, the `trained` x TRAINED, autocast's copy of the weights where the model's width is 2;
+    The frozen parameters x `frozen_width`, the `trained` x TRAINED x `trained_width`, autocast's copy of the weights
+    where the model's width is 2;
     activations of `rows` x `positions` tokens; LOSS_COPIES x chunk_tokens x vocab x 4; and what the `teachers` hold.
     Activations are layer_values of each layer that gradients pass (`layers_trained_through`); with checkpointing the
     input of each, and layer_values of one.
@@ -149,12 +152,14 @@ def training(
         values = layers_trained_through * model.hidden + layer_values(model)
     activations = rows * positions * values * model.width
     loss = LOSS_COPIES * min(chunk_tokens, rows * positions) * model.vocab * FLOAT32
-    return (model.parameters - trained) * FLOAT32 + trained * TRAINED + copy + activations + loss + teachers
+    weights = (model.parameters - trained) * frozen_width + trained * TRAINED * trained_width
+    return weights + copy + activations + loss + teachers
 
 
-def training_states(frozen_and_saved: int, trained: int, steps: int, save_steps: int) -> int:
-    """Disk of the states of one training at its end: at most STATES of (frozen x 4 + trained x SAVED)."""
-    return min(STATES, math.ceil(steps / save_steps)) * (frozen_and_saved * FLOAT32 + trained * SAVED)
+def training_states(trained: int, steps: int, save_steps: int, width: int = FLOAT32) -> int:
+    """Disk of the states of one training at its peak: at most STATES of `trained` x SAVED x width. Frozen weights are in
+    none."""
+    return min(STATES, math.ceil(steps / save_steps)) * trained * SAVED * width
 
 
 def lora_parameters(model: Model, rank: int) -> int:

@@ -161,7 +161,8 @@ class Run:
                 seconds += tokens / self.plan.tokens_per_second.forward
             stage.tokens += tokens
             stage.hours += seconds / 3600
-            states = estimate.training_states(0, trained, trra.steps, trra.save_steps)
+            width = estimate.FLOAT32 if lora else _width(trra.dtype, reference)
+            states = estimate.training_states(trained, trra.steps, trra.save_steps, width)
             stage.work = max(stage.work, states + (self._cache(aligned) if cached else 0))
             memory = estimate.training(
                 reference,
@@ -171,13 +172,15 @@ class Run:
                 positions=longest,
                 checkpointing=trra.gradient_checkpointing,
                 chunk_tokens=trra.chunk_tokens,
+                trained_width=width,
+                frozen_width=reference.width,  # LoRA's, which are the checkpoint's own
                 teachers=sum(model.weights for model in self.models) if online else 0,
             )
             stage.memory = max(stage.memory, self._of_one_process(memory))
         return stage
 
     def _inra(self) -> Stage:
-        """The adapter's training: all other weights are frozen, in float32, and saved with each state."""
+        """The adapter's training: all other weights are frozen, and in no state."""
         reference, inra, prompt = self.models[0], self.inra, self.plan.prompt_tokens
         mean, longest = self.plan.solution_tokens, self.data_prep.calibration.max_tokens
         if inra.method == "sft":
@@ -188,7 +191,8 @@ class Run:
         stage = Stage("inra", checkpoints=1, data=reference.weights + self.adapter * reference.width)
         stage.tokens = passes * inra.steps * inra.batch_size * (prompt.mean + mean)
         stage.hours = stage.tokens / self.plan.tokens_per_second.train / 3600
-        stage.work = estimate.training_states(reference.parameters, self.adapter, inra.steps, inra.save_steps)
+        width = _width(inra.dtype, reference)
+        stage.work = estimate.training_states(self.adapter, inra.steps, inra.save_steps, width)
         memory = estimate.training(
             reference,
             trained=self.adapter,
@@ -197,8 +201,10 @@ class Run:
             positions=longest,
             checkpointing=inra.gradient_checkpointing,
             chunk_tokens=inra.trra.chunk_tokens if inra.method == "trra" else inra.micro_batch_size * longest,
+            trained_width=width,
+            frozen_width=_width(inra.frozen_dtype, reference),
         )
-        stage.memory = self._of_one_process(memory + self.adapter * estimate.FLOAT32)
+        stage.memory = self._of_one_process(memory + self.adapter * width)
         return stage
 
     def _of_one_process(self, memory: float) -> float:
@@ -303,6 +309,14 @@ class Run:
                     f"{stage.name}: {stage.memory / GIB:.1f} GiB do not fit into {room / GIB:g} GiB. Set its "
                     "micro-batch to less, gradient_checkpointing to true or adapter to lora, or share it with FSDP."
                 )
+
+
+def _width(dtype: str, model: Model) -> int:
+    """Bytes of a weight of a training's `dtype`; of `auto`, the model's own."""
+    if dtype == "auto":
+        return model.width
+    width: int = getattr(torch, dtype).itemsize
+    return width
 
 
 def _line(stage: Stage) -> str:
