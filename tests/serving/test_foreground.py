@@ -157,7 +157,7 @@ def test_a_server_that_dies_is_started_again_until_we_end(model, start):
         wait_for("vLLM ended by itself; it is started again", times, process, log)
     wait_for("is served at", 3, process, log)
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 0
+    assert process.wait(timeout=120) == 0
     assert "The server is stopped" in log.read_text()
     with pytest.raises(OSError):  # nothing listens
         HTTPConnection("127.0.0.1", port).connect()
@@ -165,7 +165,7 @@ def test_a_server_that_dies_is_started_again_until_we_end(model, start):
 
 def test_a_server_that_never_gets_ready_is_not_started_again(model, start):
     process, _, log = start(model.rename(model.with_name("broken")))
-    assert process.wait() == 1
+    assert process.wait(timeout=120) == 1
     assert "RuntimeError: this model is broken" in log.read_text()
     assert "vLLM ended before it was ready to serve" in log.read_text()
     assert "started again" not in log.read_text()

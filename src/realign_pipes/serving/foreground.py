@@ -87,7 +87,8 @@ def serve_inra(model: Path, environment: Path, address: Address, limits: Limits,
         command += ["--enable-log-requests"]
     variables = server.server_environment(installed, served) | {"VLLM_MAX_N_SEQUENCES": str(limits.max_n)}
     _check_port(address)
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background processes ignore it
+        signal.signal(number, _end)
     try:
         while True:
             _run_once(served, command, variables, address)
@@ -109,7 +110,7 @@ def _check_port(address: Address) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends us as Ctrl-C does."""
+    """SIGTERM ends us as Ctrl-C does, and SIGINT where Python left it ignored."""
     raise KeyboardInterrupt
 
 
