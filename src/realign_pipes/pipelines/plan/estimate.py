@@ -157,8 +157,10 @@ def training(
 
 
 def training_states(trained: int, steps: int, save_steps: int, width: int = FLOAT32) -> int:
-    """Disk of the states of one training at its peak: at most STATES of `trained` x SAVED x width. Frozen weights are in
-    none."""
+    """Disk of the states of one training at its peak: at most STATES of `trained` x SAVED x width.
+
+    Frozen weights are in none.
+    """
     return min(STATES, math.ceil(steps / save_steps)) * trained * SAVED * width
 
 
