@@ -98,12 +98,17 @@ def test_written_problems_are_of_their_own_splits():
     questions = {split: {row["question"] for row in rows} for split, rows in sets.items()}
     trained = {
         problem.question
-        for split in ("training", "alignment")
-        for problem in training.islice(training.draw_problems(split, PARAMETERS.problem_sets.seed), 3000)
+        for split, count in (("training", 2500), ("alignment", 750))
+        for problem in training.islice(training.draw_problems(split, PARAMETERS.problem_sets.seed), count)
     }
     assert not questions["calibration"] & questions["evaluation"]
     assert not (questions["calibration"] | questions["evaluation"]) & trained
     assert set(SPLITS) == {"training", "alignment", *sets}
+
+
+def test_more_problems_than_there_are_are_refused():
+    with pytest.raises(InputError, match=r"there are \d{3} problems of the split alignment, and hardly any more"):
+        list(training.draw_problems("alignment", 1))
 
 
 @pytest.mark.parametrize("split", ["training", "alignment"])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from realign_pipes.errors import InputError
 from realign_pipes.smollm2.parameters import SlowTraces
 from realign_pipes.tasks.completion import THINK
 
@@ -81,6 +82,10 @@ TEMPLATES: Mapping[str, Template] = {
 digits. It subtracts badly."""
 
 
+TRIES = 10_000
+"""Draws in which a new problem has to be found."""
+
+
 @dataclass(frozen=True)
 class WordProblem:
     """A problem, and what it takes to write its solution."""
@@ -119,16 +124,20 @@ class WordProblem:
 
 
 def draw_problems(split: Split, seed: int) -> Iterator[WordProblem]:
-    """Distinct problems of a split, one template after the other, without end."""
+    """Distinct problems of a split, one template after the other. InputError where no further one is found."""
     draws = random.Random(f"{split}/{seed}")
     seen = set[str]()
     while True:
         for name, template in TEMPLATES.items():
-            problem = None
-            while problem is None or problem.question in seen:
+            for _ in range(TRIES):
                 a, b, c = (draws.choice(candidates) for candidates in (template.a, template.b, template.c))
                 if split_of(name, a, b, c) == split:
                     problem = WordProblem(name, a, b, c, _words(draws))
+                    if problem.question not in seen:
+                        break
+            else:
+                raise InputError(f"smollm2_models: there are {len(seen)} problems of the split {split}, and hardly any "
+                                 "more. Ask for fewer.")  # fmt: skip
             seen.add(problem.question)
             yield problem
 
