@@ -183,7 +183,7 @@ def script(monkeypatch: pytest.MonkeyPatch, scripted_engine: Callable[..., Any])
 
     def install(write: Callable[[int, int], str], **options: Any) -> Any:
         engine = scripted_engine(lambda prompt, sample: write(_total(prompt), sample), **options)
-        monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda path: engine.open())
+        monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda path, **_: engine.open())
         return engine
 
     return install

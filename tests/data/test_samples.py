@@ -21,7 +21,7 @@ def reference(make_checkpoint, tmp_path) -> Path:
 @pytest.fixture
 def no_model(monkeypatch) -> None:
     """Loading a model fails the test."""
-    monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda path: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(TransformersEngine, "of_checkpoint", lambda path, **_: pytest.fail("a model was loaded"))
 
 
 def test_scripted_completions(

@@ -33,7 +33,7 @@ from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.generation.vllm_engine import Endpoint, ServerError, VLLMEngine
 from realign_pipes.models.load import load_model, load_tokenizer, read_stops
 from realign_pipes.serving.server import ServedModel, Server, start_server
-from realign_pipes.tasks.parameters import DatasetTask
+from realign_pipes.tasks.parameters import DatasetProblems
 
 PROJECT = Path(__file__).parents[2]
 ENVIRONMENT = PROJECT / ".venv-serve"
@@ -165,7 +165,7 @@ def test_thinking_is_closed_by_force_as_transformers_does_it(qwen2: Path, qwen2_
 
 def answer(server: Server, checkpoint: Path, file: Path, in_flight: int = 8) -> list[GradedCompletion]:
     """What a stage does with an engine: all questions, sampled and graded, and kept in `file` as they come."""
-    task = DatasetTask(kind="dataset", path="unused", verifier="exact")
+    task = DatasetProblems(kind="dataset", path="unused", verifier="exact")
     questions = [
         Question(prompt.key, task, "", prompt.token_ids, answer="0", metadata="{}") for prompt in random_prompts(60)
     ]

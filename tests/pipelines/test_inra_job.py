@@ -294,7 +294,7 @@ def test_a_finished_adapter_is_found_again_until_what_it_is_made_from_changes(ma
     trained = []
     with monkeypatch.context() as patch:
 
-        def train_nothing(model, examples, reference, parameters, folder):
+        def train_nothing(model, examples, reference, parameters, folder, *_):
             trained.append(parameters.learning_rate)
             (folder / "curves").mkdir()
             return model.expanded.state_dict()

@@ -9,10 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from realign_pipes.config import ConfigLoader
+from realign_pipes.errors import MissingFileError
 from realign_pipes.hooks import check_parameters
 from realign_pipes.paper.expansion import InRaConfig, expanded_config
 from realign_pipes.pipelines.plan import estimate
 from realign_pipes.pipelines.plan.estimate import GIB, Model
+from realign_pipes.pipelines.plan.nodes import plan_run
 from realign_pipes.pipelines.plan.stages import Run
 from realign_pipes.settings import CONFIG_LOADER_ARGS
 
@@ -174,9 +176,13 @@ def test_a_task_of_unknown_size_is_asked_for():
         run_of("paper_trra", data_prep={"tasks": {"more": {"kind": "dataset", "path": "x"}}}).table(0)
 
 
+def test_a_model_without_its_config_is_named(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    with pytest.raises(MissingFileError, match=r"plan[.]aligned: there is no file missing[.]json in .*Give the path"):
+        plan_run(run_of("base", plan={"aligned": "missing.json"}).plan, *[None] * 8)
+
+
 def test_parameters_that_cannot_be():
-    with pytest.raises(ValueError, match=r"no file missing\.json"):
-        run_of("base", plan={"reference": "missing.json"})
     with pytest.raises(ValueError, match="of 3 completions, 1611 cannot be in the calibration set"):
         run_of("base", plan={"calibration": {"completions": 3}})
 

@@ -55,11 +55,11 @@ def test_what_is_not_met_comes_first_and_names_rows(validation_results: Path, tm
     page = build_data_docs(validation_results, tmp_path / "data_docs") / "index.html"
     shown = text_of(page)
     warned = "warning no candidate has more than half of a task cut off (alpha_sweep.sampling.max_new_tokens)"
-    section = shown[shown.index("sweep_results: 1 of 38 not met") :]
-    assert section.index(warned) < section.index(" met ", len("sweep_results: 1 of 38 not met "))
+    section = shown[shown.index("sweep_results: 1 of 40 not met") :]
+    assert section.index(warned) < section.index(" met ", len("sweep_results: 1 of 40 not met "))
     assert "does not hold in 2 of 42 rows (4.76 %) aligned, chain_sum, 0.75 aligned, all, 0.75" in section
     assert re.findall(r"<details( open)?>\s*<summary>(\w+): ([^<]*)<", page.read_text()) == [
-        ("", "generations", "all 24 met"), (" open", "sweep_results", "1 of 38 not met"),
+        ("", "generations", "all 26 met"), (" open", "sweep_results", "1 of 40 not met"),
     ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_a_failure_is_shown_with_its_count_and_rows(failed: tuple[Path, Path]):
     results, docs = failed
     assert json.loads((results / "generations.json").read_text())["failed"] == 2
     shown = text_of(docs / "index.html")
-    assert "generations: 2 of 24 not met" in shown
+    assert "generations: 2 of 26 not met" in shown
     assert "does not hold in 2 of 3360 rows (0.0595 %)" in shown
     assert f"aligned, {ATTACK}, 2, -1.0 aligned, chain_sum-0001, 1, -1.0" in shown
 

@@ -120,7 +120,7 @@ def test_tokens_within_noise_cost_no_correctness(tokens, taken):
                                         "completion_tokens": completion_tokens}))  # fmt: skip
         frames[name] = pd.concat(halves).assign(
             candidate=name, kind=name.split("-")[0], alpha=alpha, plausibility=0.0, task=TASK, sample=0, finished=True,
-            seconds=1.0, completion="",
+            seconds=1.0, completion="", engine="transformers 5.23.0 float32",
         )  # fmt: skip
     table = (
         summarise_sweep(frames, bootstrap_samples=10, bootstrap_seed=0).query("task == 'all'").set_index("candidate")
@@ -138,7 +138,8 @@ def test_too_few_problems_to_tell_are_said_and_how_many_it_takes():
     def sweep_of(problems):
         ids = [f"{TASK}-{number:05d}" for number in range(problems)]
         rows = pd.DataFrame({"problem_id": ids, "correct": True, "task": TASK, "sample": 0, "finished": True,
-                             "seconds": 1.0, "plausibility": 0.0, "alpha": np.nan})  # fmt: skip
+                             "seconds": 1.0, "plausibility": 0.0, "alpha": np.nan,
+                             "engine": "transformers 5.23.0 float32"})  # fmt: skip
         return {name: rows.assign(candidate=name, kind=name, completion_tokens=tokens)
                 for name, tokens in (("reference", 100), ("aligned", 50))}  # fmt: skip
 

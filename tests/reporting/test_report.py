@@ -226,5 +226,5 @@ def test_report_explains_the_kinds_that_it_shows(
 def test_report_says_what_was_checked(page: str):
     section = page.split("<h2>What was checked</h2>")[1].split("<h2>", maxsplit=1)[0]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", section)
-    assert cells[:5] == ["generations", "3,360", "24", "0", "0"]
-    assert cells[5:] == ["sweep_results", "42", "38", "0", "1"]
+    assert cells[:5] == ["generations", "3,360", "26", "0", "0"]
+    assert cells[5:] == ["sweep_results", "42", "40", "0", "1"]

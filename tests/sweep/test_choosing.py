@@ -115,6 +115,7 @@ def make_answers():
                 kind=kind,
                 alpha=1.0 if kind == "trra" else np.nan,
                 plausibility=0.0,
+                engine="transformers 5.23.0 float32",
                 sample=0,
                 seconds=1.0,
                 train_seconds=0.0,

@@ -13,6 +13,7 @@ def generations(columns: dict[str, str], **values: object) -> pd.DataFrame:
         {
             "alpha": [None] * 4,
             "plausibility": 0.0,
+            "engine": "transformers 5.23.0 float32",
             "task": "sums",
             "problem_id": ["p-0", "p-0", "p-1", "p-1"],
             "sample": [0, 1, 0, 1],

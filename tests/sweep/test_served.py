@@ -20,10 +20,10 @@ from realign_pipes.models.load import load_model
 from realign_pipes.serving.server import Installed, Server
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.kinds import Candidate
-from realign_pipes.tasks.parameters import DatasetTask
+from realign_pipes.tasks.parameters import DatasetProblems
 
 GREEDY = Sampling(samples=1, temperature=1e-6, top_p=1.0, max_new_tokens=8, batch_size=4, seed=1)
-TASKS = {"sums": DatasetTask(kind="dataset", path="unused", verifier="exact")}
+TASKS = {"sums": DatasetProblems(kind="dataset", path="unused", verifier="exact")}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from realign_pipes.errors import MissingFileError
 from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
@@ -27,8 +28,16 @@ def plan_run(
     launcher: Launcher,
     folders: Folders,
 ) -> str:
-    """The plan of the stages from data_prep to reporting, as a table in Markdown with the warnings below it."""
+    """The plan of the stages from data_prep to reporting, as a table in Markdown with the warnings below it.
+
+    MissingFileError if there is no config.json of the reference or the aligned model.
+    """
     from realign_pipes.pipelines.plan.stages import Run
+
+    for name, config in (("reference", parameters.reference), ("aligned", parameters.aligned)):
+        if not config.is_file():
+            raise MissingFileError(f"plan.{name}: there is no file {config} in {Path.cwd()}. Give the path of the "
+                                   "model's config.json.")  # fmt: skip
 
     run = Run(
         plan=parameters,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from realign_pipes.runtime.parameters import Parameters
 
@@ -60,10 +60,3 @@ class Plan(Parameters):
     problems: dict[str, PositiveInt]
     """How many problems the tasks have that do not say it: those with a data set that is read whole."""
     tokens_per_second: Speeds
-
-    @field_validator("reference", "aligned")
-    @classmethod
-    def _is_a_file(cls, config: Path) -> Path:
-        if not config.is_file():
-            raise ValueError(f"there is no file {config} in {Path.cwd()}. Give the path of the model's config.json")
-        return config
