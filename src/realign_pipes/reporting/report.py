@@ -142,6 +142,6 @@ def _figure_html(figure: go.Figure, name: str) -> Markup:
 def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as plain data: Kedro hands over a Pydantic model where a node's type hint names one."""
     return {
-        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        name: value.model_dump(mode="json", exclude_unset=True) if isinstance(value, BaseModel) else value
         for name, value in parameters.items()
     }
