@@ -5,6 +5,7 @@ import json
 import math
 import random
 import socket
+import threading
 import time
 from itertools import pairwise
 
@@ -187,10 +188,17 @@ def test_completions_come_while_others_are_drawn(start):
 
 
 def test_a_caller_that_stops_leaves_nothing_behind(start):
-    server = start(pause=0.05)
+    stopped = threading.Event()
+
+    def hold(number, body):  # however slow the machine is, no more than one request follows before the caller stops
+        if number > 0:
+            stopped.wait(10)
+
+    server = start(trouble=hold)
     groups = engine_for(server, max_in_flight=1).draw(PROMPTS, SAMPLING)
     next(groups)
     groups.close()
+    stopped.set()
     asked = len(server.bodies)
     time.sleep(0.2)
     assert len(server.bodies) == asked <= 3
