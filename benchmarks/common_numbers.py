@@ -32,7 +32,7 @@ from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.generation.vllm_engine import Endpoint, VLLMEngine
 from realign_pipes.models.load import load_tokenizer, read_stops
 from realign_pipes.serving.server import ServedModel, start_server
-from realign_pipes.tasks.completion import ThinkingTags
+from realign_pipes.sweep.evaluate import questions_of
 from realign_pipes.tasks.grading import is_correct
 
 PROJECT = Path(__file__).parents[1]
@@ -115,18 +115,8 @@ def main() -> None:
     models = {"first": Path(given.first), "second": Path(given.second)}
     tokenizer = load_tokenizer(models["first"])
     rows = load_from_disk(given.evaluation_set)
-    questions = {
-        row["id"]: Question(
-            row["id"],
-            tasks[row["task"]],
-            row["prompt"],
-            row["prompt_ids"],
-            row["answer"],
-            row["metadata"],
-            ThinkingTags(open=row["think_open"], close=row["think_close"]),
-        )
-        for row in rows.select(range(0, len(rows), max(1, len(rows) // given.problems)))
-    }
+    chosen = rows.select(range(0, len(rows), max(1, len(rows) // given.problems)))
+    questions = {question.id: question for question in questions_of(chosen, tasks)}
     pair = f"{models['first'].name} and {models['second'].name}"
     results = Results(f"common_numbers {pair}", f"Common random numbers, {pair}", given)
     for name in ENGINES:

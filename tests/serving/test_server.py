@@ -15,12 +15,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.models.load import read_dtype
 from realign_pipes.serving.server import (
     Installed,
     ServedModel,
     ServerError,
     find_vllm,
-    read_dtype,
     serve_command,
     start_server,
 )

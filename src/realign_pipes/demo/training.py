@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from realign_pipes.generation.graded import Question, check_length
 from realign_pipes.generation.rejection import cut_thinking
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import default_device, load_model, load_tokenizer
+from realign_pipes.models.load import default_device, load_model, load_tokenizer, render_prompts
 from realign_pipes.runtime.sft import Examples, fine_tune
 from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.work import do_once
@@ -66,9 +66,10 @@ def slow_examples(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast) ->
     ]
     completions = tokenizer([trace + tokenizer.eos_token for trace in traces])["input_ids"]
     think_close = tokenizer.convert_tokens_to_ids(THINK_CLOSE)
+    prompts = render_prompts(tokenizer, [problem["question"] for problem in problems])
     return [
         cut_thinking(prompt, completion, think_close, draws) if is_cut else (prompt, completion)
-        for prompt, completion, is_cut in zip(_prompts(tokenizer, problems), completions, cut, strict=True)
+        for prompt, completion, is_cut in zip(prompts, completions, cut, strict=True)
     ]
 
 
@@ -119,9 +120,10 @@ def aligned_questions(parameters: DemoModels, tokenizer: PreTrainedTokenizerFast
     """The problems that the aligned model learns from. InputError if their completions would be too long."""
     task = _task(parameters.problems)
     problems = make_problems(task, parameters.aligned.problems, seed=parameters.aligned.problem_seed)
+    prompts = render_prompts(tokenizer, [problem["question"] for problem in problems])
     questions = [
         Question(f"demo-{number:05d}", task, tokenizer.decode(prompt), prompt, problem["answer"], problem["metadata"])
-        for number, (prompt, problem) in enumerate(zip(_prompts(tokenizer, problems), problems, strict=True))
+        for number, (prompt, problem) in enumerate(zip(prompts, problems, strict=True))
     ]
     check_length(
         [question.prompt_ids for question in questions],
@@ -144,12 +146,6 @@ def _largest_number(problems: ChainSum) -> int:
 
 def _task(problems: ChainSum) -> ReasoningGymTask:
     return ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options=problems.model_dump())
-
-
-def _prompts(tokenizer: PreTrainedTokenizerFast, problems: Sequence[dict[str, str]]) -> list[list[int]]:
-    conversations = [[{"role": "user", "content": problem["question"]}] for problem in problems]
-    texts = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def _model_config(architecture: DemoArchitecture, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:

@@ -1,7 +1,6 @@
 """Who serves a checkpoint to `VLLMEngine`: the user's own servers, or vLLM that is started for it."""
 
 import logging
-import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,14 +18,12 @@ from realign_pipes.generation.parameters import Generation
 from realign_pipes.generation.transformers_engine import TransformersEngine, describe
 from realign_pipes.generation.vllm_engine import CONNECTING, Endpoint, ServerError, VLLMEngine
 from realign_pipes.models.card import checkpoint_name
-from realign_pipes.models.load import read_stops
+from realign_pipes.models.load import read_dtype, read_stops
 from realign_pipes.runtime.files import atomic_path
-from realign_pipes.serving.server import ServedModel, find_vllm, read_dtype, start_server
+from realign_pipes.serving.inra import PLUGIN, has_plugin
+from realign_pipes.serving.server import ServedModel, find_vllm, start_server
 
 logger = logging.getLogger(__name__)
-
-PLUGIN = "inra-vllm"
-"""The distribution that serves InRa in vLLM."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class ManagedServers:
     def __init__(self, parameters: Generation, work: Path) -> None:
         self.parameters, self.work = parameters, work
         self.installed = find_vllm(parameters.environment)
-        self.has_plugin = _is_installed(PLUGIN, self.installed.python)
+        self.has_plugin = has_plugin(self.installed.python)
 
     def serves(self, served: Served) -> bool:
         """All but InRa, which needs the plug-in."""
@@ -241,8 +238,3 @@ def _version_of(url: str) -> str:
         return str(answer.json()["version"])
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         return "of unknown version"
-
-
-def _is_installed(distribution: str, python: Path) -> bool:
-    find = f"import importlib.metadata; importlib.metadata.version({distribution!r})"
-    return subprocess.run([python, "-c", find], capture_output=True, check=False).returncode == 0

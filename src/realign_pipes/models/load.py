@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -21,6 +23,7 @@ from realign_pipes.models.trust import (
     check_checkpoint,
     is_adapter,
     read_config,
+    read_json,
     reading,
 )
 
@@ -80,6 +83,14 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: list[dict[str, str]], 
     with reading(f"the chat template of {tokenizer.name_or_path}"):
         text: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
     return text
+
+
+def render_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[str]) -> list[list[int]]:
+    """Ids of the chat template's text for one user turn with the assistant's opened, of each question."""
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def copy_tokenizer(source: Path, target: Path, chat_template: Path | None = None) -> None:
@@ -185,6 +196,17 @@ def check_same_tokenizer(
         if first[part] != second[part]:
             raise InputError(f"the tokenizers of {names[0]} and {names[1]} have one vocabulary but split text "
                              f"differently: their {part} differs.")  # fmt: skip
+
+
+def read_dtype(checkpoint: Path) -> str:
+    """The name of the dtype that a checkpoint was saved in: from its config, or else from its weights."""
+    check_checkpoint(checkpoint)
+    config = read_json(checkpoint / "config.json")
+    named = config.get("dtype") or config.get("torch_dtype")  # the name until Transformers 4
+    if isinstance(named, str):
+        return named.removeprefix("torch.")
+    with safe_open(min(checkpoint.glob("*.safetensors")), framework="pt") as weights:
+        return str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
 
 
 def read_stops(path: Path) -> list[int]:

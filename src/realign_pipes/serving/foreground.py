@@ -8,14 +8,13 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from realign_pipes.errors import InputError
+from realign_pipes.models.load import read_dtype
 from realign_pipes.paper.expansion import CONFIG_NAME
 from realign_pipes.serving import server
 from realign_pipes.serving.inra import check_plugin, is_inra
@@ -77,7 +76,7 @@ def serve_inra(model: Path, environment: Path, address: Address, limits: Limits,
     installed = server.find_vllm(environment)
     check_plugin(installed.python)
     served = server.ServedModel(model)
-    command = server.serve_command(served, _OneReplica(environment), installed, server.read_dtype(model))
+    command = server.serve_command(served, _OneReplica(environment), installed, read_dtype(model))
     command += ["--host", address.host, "--port", str(address.port), "--middleware", "inra_vllm.front.Front"]
     if limits.max_model_len is not None:
         command += ["--max-model-len", str(limits.max_model_len)]
@@ -116,12 +115,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _run_once(served: server.ServedModel, command: list[str], variables: dict[str, str], address: Address) -> None:
     """Run a server until it ends. ServerError if it ends before it was ready."""
-    guard = subprocess.Popen(
-        [sys.executable, "-m", "realign_pipes.serving.guard", str(os.getpid()), *command],
-        stdin=subprocess.DEVNULL,
-        env=variables,
-        start_new_session=True,  # Ctrl-C reaches us alone, who then stop it
-    )
+    guard = server.start_guard(command, variables, None)
     try:
         while guard.poll() is None and not server.is_ready(address.port, address.host):
             time.sleep(server.INTERVAL)

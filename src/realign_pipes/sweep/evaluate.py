@@ -19,9 +19,8 @@ from realign_pipes.generation.servers import Served, Servers
 from realign_pipes.generation.transformers_engine import describe
 from realign_pipes.generation.vllm_engine import VLLMEngine
 from realign_pipes.models.fingerprint import fingerprint
-from realign_pipes.models.load import read_stops, resolve_adapter
+from realign_pipes.models.load import read_dtype, read_stops, resolve_adapter
 from realign_pipes.runtime.work import do_once
-from realign_pipes.serving.server import read_dtype
 from realign_pipes.sweep.kinds import KINDS, Candidate
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS, conform
 from realign_pipes.tasks.completion import ThinkingTags
@@ -30,6 +29,22 @@ from realign_pipes.tasks.parameters import Problems
 logger = logging.getLogger(__name__)
 
 ORDER = ["task", "problem_id", "sample"]
+
+
+def questions_of(problems: Dataset, tasks: Mapping[str, Problems]) -> list[Question]:
+    """The problems of an evaluation set (EVALUATION_COLUMNS)."""
+    return [
+        Question(
+            row["id"],
+            tasks[row["task"]],
+            row["prompt"],
+            row["prompt_ids"],
+            row["answer"],
+            row["metadata"],
+            ThinkingTags(open=row["think_open"], close=row["think_close"]),
+        )
+        for row in problems
+    ]
 
 
 class Evaluator:
@@ -59,18 +74,7 @@ class Evaluator:
         self.fingerprints, self.tokenizer, self.work, self.servers = fingerprints, tokenizer, work, servers
         self.tasks, self.instruction, self.attn_implementation = tasks, instruction, attn_implementation
         self._opened: tuple[Any, Engine] | None = None
-        self.questions = [
-            Question(
-                row["id"],
-                tasks[row["task"]],
-                row["prompt"],
-                row["prompt_ids"],
-                row["answer"],
-                row["metadata"],
-                ThinkingTags(open=row["think_open"], close=row["think_close"]),
-            )
-            for row in problems
-        ]
+        self.questions = questions_of(problems, tasks)
         self.texts = dict(zip(problems["id"], problems["question"], strict=True))
         self.task_names = dict(zip(problems["id"], problems["task"], strict=True))
         read = ("id", "prompt_ids", "answer", "metadata", "think_open", "think_close")

@@ -136,9 +136,8 @@ class Run:
         return stage
 
     def _cache(self, model: Model) -> float:
-        size, dtype = self.plan.calibration, self.teachers.dtype
-        width = model.width if dtype == "auto" else getattr(torch, dtype).itemsize
-        return estimate.hidden_states(model, size.examples * size.tokens, width)
+        size = self.plan.calibration
+        return estimate.hidden_states(model, size.examples * size.tokens, _width(self.teachers.dtype, model))
 
     def _trra(self) -> Stage:
         """Each student's training; the caches of further rounds are kept in work while their student is trained."""
@@ -312,7 +311,7 @@ class Run:
 
 
 def _width(dtype: str, model: Model) -> int:
-    """Bytes of a weight of a training's `dtype`; of `auto`, the model's own."""
+    """Bytes of a number of this `dtype`; of `auto`, the model's own."""
     if dtype == "auto":
         return model.width
     width: int = getattr(torch, dtype).itemsize
