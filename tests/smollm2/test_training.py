@@ -22,7 +22,7 @@ RUN = {
     "learning_rate": 1e-3,
     "warmup_ratio": 0.1,
     "save_steps": 1,
-    "bf16": False,
+    "bf16": True,
 }
 SAMPLING = {"samples": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 8, "seed": 2}
 PARAMETERS = Smollm2Models.model_validate(
@@ -31,7 +31,15 @@ PARAMETERS = Smollm2Models.model_validate(
         "problem_sets": {"calibration": 20, "evaluation": 30, "seed": 7},
         "traces": {"checks": [1, 1], "slip_rate": 0.5, "cut_share": 0.5},
         "reference": {**RUN, "problem_seed": 1, "seed": 1},
-        "aligned": {**RUN, "problem_seed": 2, "seed": 3, "problems": 4, "verified_share": 0.5, "sampling": SAMPLING},
+        "aligned": {
+            **RUN,
+            "bf16": False,
+            "problem_seed": 2,
+            "seed": 3,
+            "problems": 4,
+            "verified_share": 0.5,
+            "sampling": SAMPLING,
+        },
     }
 )
 
@@ -64,7 +72,7 @@ def reference(base, tmp_path_factory) -> Path:
     return training.train_reference(PARAMETERS, base, [], tmp_path_factory.mktemp("work") / "reference")
 
 
-def test_the_reference_is_an_ordinary_checkpoint_in_bfloat16_that_stops(base, reference):
+def test_the_reference_is_an_ordinary_checkpoint_in_bfloat16_as_asked_that_stops(base, reference):
     model, before = (AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in (reference, base))
     assert model.dtype == torch.bfloat16 and before.dtype == torch.float32
     assert model.config.model_type == "llama" and model.config.tie_word_embeddings
@@ -160,7 +168,7 @@ def test_the_aligned_model_learns_the_shortest_correct_completions_and_of_unveri
     learnt = [tokenizer.decode(completion) for _, completion in examples]
     assert [text.startswith("long</think>") for text in learnt] == [True, True, False, False]
     assert given == PARAMETERS.aligned and options["micro_batch_size"] == 2
-    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters()), "it was saved last"
-    assert AutoModelForCausalLM.from_pretrained(aligned, dtype="auto").dtype == torch.bfloat16
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters()), "it was saved last"
+    assert AutoModelForCausalLM.from_pretrained(aligned, dtype="auto").dtype == torch.float32
     training.train_aligned(PARAMETERS, reference, [], tmp_path / "aligned")
     assert len(trained) == 1, "a finished model is not trained again"

@@ -39,8 +39,8 @@ class SlowTraces(Parameters):
 class ReferenceTraining(FineTuning):
     micro_batch_size: PositiveInt
     """Examples in a forward pass, which share a length: a small one has less padding."""
-    bf16: bool | None
-    """As in `Training`."""
+    bf16: bool
+    """Train with autocast to bfloat16, and save the checkpoint in it, so that it also decodes in it. Float32 if not."""
     problem_seed: Seed
 
 

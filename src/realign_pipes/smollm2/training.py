@@ -32,7 +32,7 @@ def written_problems(split: Split, sets: ProblemSets) -> list[dict[str, str]]:
 
 
 def train_reference(parameters: Smollm2Models, base: Path, unseen: Collection[str], work: Path) -> Path:
-    """Train `base` to think slowly; the folder of the new checkpoint (bfloat16), inside `work`.
+    """Train `base` to think slowly; the folder of the new checkpoint, inside `work`.
 
     A finished model with the same parameters is reused; an interrupted training is resumed. InputError, before anything
     is trained, if one of the questions in `unseen` is among the examples, or if completions would be too long.
@@ -79,7 +79,7 @@ def slow_examples(
 
 
 def train_aligned(parameters: Smollm2Models, reference: Path, unseen: Collection[str], work: Path) -> Path:
-    """Align `reference` to think less; the folder of the new checkpoint (bfloat16), inside `work`.
+    """Align `reference` to think less; the folder of the new checkpoint, inside `work`.
 
     By rejection sampling, as the demo's: the reference draws completions of each problem, the shortest one is kept (of
     a share of the problems, the shortest correct one), and a copy of the reference is fine-tuned on these.
@@ -146,7 +146,7 @@ def _fine_tune(
     folder: Path,
     description: str,
 ) -> Callable[[Path], None]:
-    """`fine_tune` from the checkpoint `start`, with weights in float32 that are saved in bfloat16."""
+    """`fine_tune` from the checkpoint `start`, with weights in float32 that are saved in bfloat16 if `bf16` says so."""
     return fine_tune(
         load_model(start, device=default_device(), dtype=torch.float32),
         tokenizer,
@@ -156,5 +156,5 @@ def _fine_tune(
         description,
         bf16=training.bf16,
         micro_batch_size=training.micro_batch_size,
-        saved_in=torch.bfloat16,
+        saved_in=torch.bfloat16 if training.bf16 else None,
     )
