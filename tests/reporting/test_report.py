@@ -120,6 +120,13 @@ def test_no_examples_when_none_are_wanted(generations: dict, sweep_results: pd.D
     assert collect_examples(generations, sweep_results, PROBLEMS, per_task=0) == []
 
 
+def test_the_report_says_what_drew_each_candidate(page: str, render, budget_results, sweep_results: pd.DataFrame):
+    assert "Drawn by transformers 5.23.0 float32: all of them." in page
+    served = sweep_results["candidate"] == "aligned"
+    mixed = sweep_results.assign(engine=sweep_results["engine"].mask(served, "vllm 0.32.0 float32"))
+    assert "Drawn by vllm 0.32.0 float32: aligned." in render(budget_results, sweep=mixed)
+
+
 def test_model_output_is_escaped(page: str):
     assert ATTACK not in page
     assert html.escape(ATTACK, quote=False).replace("'", "&#39;") in page

@@ -153,6 +153,7 @@ class OwnServers:
         urls = parameters.servers or []
         self.listed = {url: _models_of(url) for url in urls}
         self.versions = {url: _version_of(url) for url in urls}
+        self.take_alpha: set[Endpoint] = set()  # those that were asked, and do
 
     def serves(self, served: Served) -> bool:
         """Whether a server lists it by its name or path.
@@ -162,8 +163,9 @@ class OwnServers:
         """
         endpoints = self._endpoints(served)
         if endpoints and served.takes_alpha:
-            for endpoint in endpoints:
+            for endpoint in set(endpoints) - self.take_alpha:
                 check_takes_alpha(endpoint)
+                self.take_alpha.add(endpoint)
         if not endpoints and served.write is None:
             listed = "; ".join(f"{url}: {', '.join(one.id for one in models)}" for url, models in self.listed.items())
             raise InputError(

@@ -84,6 +84,7 @@ def render_report(
         figures={name: _figure_html(figure, name) for name, figure in figures.items()},
         trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
+        engines=overall.groupby("engine", sort=False)["candidate"].agg(list).to_dict(),
         kinds=[kind for name, kind in KINDS.items() if name in {*overall["kind"], *budget_results["kind"]}],
         examples=examples,
         validations=validation_cells(validations),

@@ -15,6 +15,7 @@ from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import default_device, load_model, load_tokenizer, max_positions, render_prompts
 from realign_pipes.runtime.sft import Examples, fine_tune
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.work import do_once
 from realign_pipes.smollm2.parameters import ProblemSets, ReferenceTraining, Smollm2Models
 from realign_pipes.smollm2.word_problems import Split, WordProblem, draw_problems, slow_trace
@@ -31,7 +32,9 @@ def written_problems(split: Split, sets: ProblemSets) -> list[dict[str, str]]:
     return [{"question": problem.question, "answer": str(problem.answer)} for problem in problems]
 
 
-def train_reference(parameters: Smollm2Models, base: Path, unseen: Collection[str], work: Path) -> Path:
+def train_reference(
+    parameters: Smollm2Models, base: Path, unseen: Collection[str], work: Path, tracking: Tracking = NOT_TRACKED
+) -> Path:
     """Train `base` to think slowly; the folder of the new checkpoint, inside `work`.
 
     A finished model with the same parameters is reused; an interrupted training is resumed. InputError, before anything
@@ -46,7 +49,7 @@ def train_reference(parameters: Smollm2Models, base: Path, unseen: Collection[st
 
     def do(folder: Path) -> Callable[[Path], None]:
         examples = slow_examples(parameters, tokenizer, problems)
-        return _fine_tune(base, tokenizer, examples, training, folder, "training the reference model")
+        return _fine_tune(base, tokenizer, examples, training, folder, "training the reference model", tracking)
 
     recipe = parameters.model_dump(mode="json", include={"traces", "reference"})
     return do_once(
@@ -78,7 +81,9 @@ def slow_examples(
     return examples
 
 
-def train_aligned(parameters: Smollm2Models, reference: Path, unseen: Collection[str], work: Path) -> Path:
+def train_aligned(
+    parameters: Smollm2Models, reference: Path, unseen: Collection[str], work: Path, tracking: Tracking = NOT_TRACKED
+) -> Path:
     """Align `reference` to think less; the folder of the new checkpoint, inside `work`.
 
     By rejection sampling, as the demo's: the reference draws completions of each problem, the shortest one is kept (of
@@ -101,7 +106,7 @@ def train_aligned(parameters: Smollm2Models, reference: Path, unseen: Collection
         if not examples:
             raise InputError("smollm2_models: the reference finished none of the completions for the aligned model. "
                              "Give smollm2_models.reference more steps.")  # fmt: skip
-        return _fine_tune(reference, tokenizer, examples, training, folder, "training the aligned model")
+        return _fine_tune(reference, tokenizer, examples, training, folder, "training the aligned model", tracking)
 
     recipe = training.model_dump(mode="json")
     description = {"what": "smollm2 aligned", "parameters": recipe, "reference": fingerprint_model(reference)}
@@ -145,6 +150,7 @@ def _fine_tune(
     training: ReferenceTraining,
     folder: Path,
     description: str,
+    tracking: Tracking,
 ) -> Callable[[Path], None]:
     """`fine_tune` from the checkpoint `start`, with weights in float32 that are saved in bfloat16 if `bf16` says so."""
     return fine_tune(
@@ -157,4 +163,5 @@ def _fine_tune(
         bf16=training.bf16,
         micro_batch_size=training.micro_batch_size,
         saved_in=torch.bfloat16 if training.bf16 else None,
+        tracking=tracking,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from realign_pipes.pipelines.smollm2_models.parameters import Smollm2Models
 from realign_pipes.runtime.launch import Folders
+from realign_pipes.runtime.tracking import Tracking
 
 
 def convert_smollm2(parameters: Smollm2Models, folders: Folders) -> Path:
@@ -29,6 +30,7 @@ def write_problems(parameters: Smollm2Models) -> tuple[Any, Any]:
 def make_reference(
     parameters: Smollm2Models,
     folders: Folders,
+    tracking: Tracking,
     smollm2_model: Path,
     calibration_problems: Any,
     evaluation_problems: Any,
@@ -37,12 +39,13 @@ def make_reference(
     from realign_pipes.smollm2.training import train_reference
 
     unseen = [*calibration_problems["question"], *evaluation_problems["question"]]
-    return train_reference(parameters, smollm2_model, unseen, folders.work / "smollm2_models" / "reference")
+    return train_reference(parameters, smollm2_model, unseen, folders.work / "smollm2_models" / "reference", tracking)
 
 
 def make_aligned(
     parameters: Smollm2Models,
     folders: Folders,
+    tracking: Tracking,
     reference_model: Path,
     calibration_problems: Any,
     evaluation_problems: Any,
@@ -51,4 +54,4 @@ def make_aligned(
     from realign_pipes.smollm2.training import train_aligned
 
     unseen = [*calibration_problems["question"], *evaluation_problems["question"]]
-    return train_aligned(parameters, reference_model, unseen, folders.work / "smollm2_models" / "aligned")
+    return train_aligned(parameters, reference_model, unseen, folders.work / "smollm2_models" / "aligned", tracking)

@@ -20,13 +20,13 @@ def create_pipeline() -> Pipeline:
             Node(write_problems, inputs="params:smollm2_models", outputs=problems, name="write_problems"),
             Node(
                 make_reference,
-                inputs=["params:smollm2_models", "params:folders", "smollm2_model", *problems],
+                inputs=["params:smollm2_models", "params:folders", "params:tracking", "smollm2_model", *problems],
                 outputs="reference_model",
                 name="make_reference",
             ),
             Node(
                 make_aligned,
-                inputs=["params:smollm2_models", "params:folders", "reference_model", *problems],
+                inputs=["params:smollm2_models", "params:folders", "params:tracking", "reference_model", *problems],
                 outputs="aligned_model",
                 name="make_aligned",
             ),
