@@ -171,9 +171,10 @@ def _of_trra(results: Results) -> list[Row]:
         ratio = saved(results, name).value / saved(results, "aligned").value
         figures = f"{beyond} points more, {ratio:.2f} times; pass@1 {right} points to the reference"
         rows.append((f"{name} saves more than the aligned model", beyond.positive, figures))
-    same = saved_beyond(results, "trra-1", "aligned")
-    within = "yes" if abs(same.value) <= 0.05 else "**no**"
-    rows.append(("TrRa at alpha 1 saves what the aligned model saves, within 5 points", within, f"{same} points"))
+    if "trra-1" in names:
+        same = saved_beyond(results, "trra-1", "aligned")
+        within = "yes" if abs(same.value) <= 0.05 else "**no**"
+        rows.append(("TrRa at alpha 1 saves what the aligned model saves, within 5 points", within, f"{same} points"))
     return rows
 
 

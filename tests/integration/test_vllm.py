@@ -5,13 +5,16 @@ A server takes half a minute to start, so tests share one; those that start anot
 
 import multiprocessing
 import os
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx2
 import psutil
 import pytest
 import torch
@@ -209,6 +212,21 @@ def test_greedy_completions_of_a_llama(folder: Path, byte_tokenizer: PreTrainedT
     path = save_random_model(folder / "llama", byte_tokenizer, LlamaForCausalLM, LlamaConfig)
     with start_server(ServedModel(path), PARAMETERS, folder / "llama.log") as server:
         assert_greedy_completions_agree(server, path, stops_of=path)
+
+
+@pytest.mark.slow  # it starts two engines
+def test_two_replicas_of_one_server_draw_what_one_engine_draws(qwen2: Path, qwen2_server: Server, folder: Path):
+    two = SimpleNamespace(environment=ENVIRONMENT, data_parallel_size=2, tensor_parallel_size=1)
+    prompts = random_prompts(64)
+    with start_server(ServedModel(qwen2), two, folder / "replicas.log") as server:
+        drawn = draw(engine_of(server, qwen2), prompts, sampling_of())
+        served = httpx2.get(f"{server.url}/metrics", trust_env=False).text
+    assert drawn == draw(engine_of(qwen2_server, qwen2), prompts, sampling_of())
+    counts = re.findall(r'^vllm:request_success_total\{engine="(\d)".* (\d+)\.0$', served, re.MULTILINE)
+    requests = Counter[str]()
+    for engine, count in counts:
+        requests[engine] += int(count)
+    assert requests.keys() == {"0", "1"} and min(requests.values()) > 0 and requests.total() == 64
 
 
 def test_a_lora_student_is_served(qwen2: Path, folder: Path):
