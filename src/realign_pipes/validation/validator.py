@@ -98,7 +98,7 @@ def _frame(data: Any) -> pd.DataFrame:
         pairs = zip(frame["completion"], frame["think_close"], strict=True)
         known = [pair if all(isinstance(text, str) for text in pair) else None for pair in pairs]  # else is missing
         frame["think_closes"] = [pair and pair[0].count(pair[1]) for pair in known]
-        frame["thinking"] = [pair and pair[0].rpartition(pair[1])[0] for pair in known]
+        frame["thought"] = [pair and pair[0].rpartition(pair[1])[0] for pair in known]
     return frame
 
 
