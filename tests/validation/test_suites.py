@@ -44,13 +44,15 @@ def example(suite: str) -> Callable[[int], dict[str, Any]]:
             "answer": f"{n + 1}",
             "metadata": "{}",
             "prompt": f"user {n} + 1",
+            "thinking": "required",
             "think_open": "<think>",
             "think_close": "</think>",
             "prompt_ids": [5] * (n + 1),
             "prompt_tokens": n + 1,
         }
         if suite == "evaluation":
-            return values | {"in_calibration": False}
+            del values["thinking"]
+            return values | {"messages": [{"role": "user", "content": f"{n} + 1"}], "in_calibration": False}
         values |= {
             "problem_id": f"row-{n}",
             "sample": 0,
@@ -82,6 +84,7 @@ def pair(n: int) -> dict[str, Any]:
         "chosen_tokens": 8,
         "rejected_tokens": rejected,
         "rejected_correct": n % 2 == 1,
+        "source": "samples",
     }
 
 
@@ -91,6 +94,8 @@ def short(n: int) -> dict[str, Any]:
         "id": f"row-{n}",
         "problem_id": f"p-{n}",
         "prompt": f"user {n} + 1 <think>",
+        "thinking": "required",
+        "think_open": "<think>",
         "think_close": "</think>",
         "completion": f"\n</think>\n{n + 1}" if n % 2 else f"{n + 1}",
         "prompt_ids": [5] * (n + 1),
@@ -98,6 +103,7 @@ def short(n: int) -> dict[str, Any]:
         "prompt_tokens": n + 1,
         "completion_tokens": 4,
         "thinking_tokens": n if n % 2 else 0,
+        "source": "samples",
     }
 
 
@@ -262,7 +268,11 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
     "generations": [
         ({"task": None}, f"task is never missing: {ONE_ROW}", ["reference, p-3, 0, None"]),
         ({"finished": None}, f"finished is never missing: {ONE_ROW}", ["reference, p-3, 0, None"]),
-        ({"correct": None}, f"correct is never missing: {ONE_ROW}", ["reference, p-3, 0, None"]),
+        (
+            {"correct": None},
+            f"correct is there throughout a task, or nowhere in it: {ONE_ROW}",
+            ["reference, p-3, 0, None"],
+        ),
         ({"correct": "yes"}, f"correct is true or false: {ONE_ROW}", ["reference, p-3, 0, yes"]),
         ({"kind": "trar", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, p-3, 0, trar"]),
         (
@@ -297,7 +307,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
     ],
     "sweep_results": [  # row 3 is the reference on all tasks
         ({"kind": "refrence", "alpha": 1.0}, f"every kind is known: {ONE_ROW}", ["reference, all, refrence"]),
-        ({"pass_at_1": math.nan}, f"pass_at_1 is never missing: {ONE_ROW}", ["reference, all, None"]),
+        ({"pass_at_1": math.nan}, f"pass_at_1 is there wherever its interval is: {ONE_ROW}", ["reference, all, None"]),
         (
             {"alpha": 0.5},
             "candidates of kind reference, aligned, prompt, other have no alpha: does not hold in 1 of 8 rows (12.5 %)",

@@ -27,11 +27,15 @@ def usable_rows(samples: Dataset) -> list[int]:
     """Numbers of the rows that are usable. InputError, with an example, if there is none."""
     first = samples[0]
     tags, thinking = ThinkingTags(open=first["think_open"], close=first["think_close"]), first["thinking"]
-    names = ("correct", "finished", "prompt", "completion")
-    columns = [samples[name][:] for name in names]
-    usable = [number for number, row in enumerate(zip(*columns, strict=True)) if is_usable(*row, tags, thinking)]
+    correct, finished, prompts, completions = (
+        samples[name][:] for name in ("correct", "finished", "prompt", "completion")
+    )
+    usable = [
+        number
+        for number, (right, ended, prompt, text) in enumerate(zip(correct, finished, prompts, completions, strict=True))
+        if is_usable(right, ended, prompt, text, tags, thinking)
+    ]
     if not usable:
-        correct, *_, completions = columns
         graded = f"{sum(map(bool, correct))} of {len(samples)} completions are right, but none of them"
         if first["answer"] is None:
             graded = f"none of the {len(samples)} completions"

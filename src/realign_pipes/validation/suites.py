@@ -151,6 +151,7 @@ def generations() -> list[Expectation]:
     """generations: graded completions of all candidates; `partition` is the name under which one is saved."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
+    from great_expectations.expectations.row_conditions import Column
 
     return [
         *_columns(GENERATIONS, gaps=["alpha", "correct"]),
@@ -169,6 +170,11 @@ def generations() -> list[Expectation]:
             column="seconds", min_value=0, max_value=FINITE, notes="seconds is not negative"
         ),
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True, False], notes="correct is true or false"),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="correct",
+            row_condition=Column("graded") == 1,  # True: conditions know no booleans
+            notes="correct is there throughout a task, or nowhere in it",
+        ),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True, False], notes="finished is true or false"),
         gxe.ExpectColumnValuesToBeInSet(
             column="finished",
@@ -198,6 +204,11 @@ def sweep_results() -> list[Expectation]:
                 notes=f"{name} is there wherever pass_at_1 is",
             )
             for name in graded[1:]
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="pass_at_1",
+            row_condition=Column("pass_at_1_low").is_not_null(),
+            notes="pass_at_1 is there wherever its interval is",
         ),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
