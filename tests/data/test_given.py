@@ -90,7 +90,7 @@ def test_replies_think_as_the_parameter_says(replies, reading, thinking_tokenize
     def read(reply, **options):
         return read_replies(replies([{"messages": [user("a"), assistant(reply)]}]), reading(**options))
 
-    with pytest.raises(InputError, match="row 1: the reply thinks otherwise than data_prep.thinking=required"):
+    with pytest.raises(InputError, match=r"row 1: the reply thinks otherwise than data_prep.thinking=required"):
         read("b", thinking="required")
     with pytest.raises(InputError, match="that it has neither <think> nor </think>"):
         read("<think>a</think>b")
@@ -151,7 +151,8 @@ def dialogue(raw, path, **changes) -> DataPrep:
             "tasks": {
                 "chats": {"kind": "dataset", **chats, "verifier": "none"},
                 "prompts": {
-                    "kind": "dataset", "path": str(path / "pairs.jsonl"), "question_column": "prompt", "verifier": "none"
+                    "kind": "dataset", "path": str(path / "pairs.jsonl"), "question_column": "prompt",
+                    "verifier": "none",
                 },
             },
             **changes,
@@ -179,7 +180,7 @@ def test_the_whole_stage_on_dialogues(
     assert chosen["id"][:] == samples["id"][:]
     assert len(nodes.make_short_solutions(parameters, models(), reference, samples)) == 4
     assert nodes.make_preference_pairs(parameters, models(), reference, samples)["chosen"][:] == ["Hello.", "x"]
-    with pytest.raises(InputError, match="data_prep.tasks.chats: 1 distinct problems are wanted, and only 0 are left"):
+    with pytest.raises(InputError, match=r"data_prep.tasks.chats: 1 distinct problems are wanted, and only 0 are left"):
         nodes.make_evaluation_set(parameters, models(), reference, samples)  # they are the calibration's
     other = samples.map(lambda row: {"question": "other"})
     rows = nodes.make_evaluation_set(parameters, models(), reference, other)
@@ -216,7 +217,9 @@ def test_no_thinking_and_a_template_that_opens_it(
     replies([{"messages": LONG}])
     pairs([PAIR])
     reference = make_checkpoint(tmp_path / "thinking", tokenizer=thinking_tokenizer)
-    with pytest.raises(InputError, match="data_prep.thinking is none, but the chat template opens each reply with <th"):
+    with pytest.raises(
+        InputError, match=r"data_prep.thinking is none, but the chat template opens each reply with <th"
+    ):
         collect(dialogue(sampled().model_dump(), tmp_path), reference, tmp_path / "work")
 
 
@@ -234,7 +237,7 @@ def test_a_prompt_that_is_too_long_for_the_calibration(
     pairs([PAIR])
     replies([{"messages": [user("a" * 500), assistant("b" * 40)]}])
     parameters = dialogue(sampled().model_dump(), tmp_path, tasks=sampled().model_dump()["tasks"])
-    with pytest.raises(InputError, match="row 1: prompt and reply have 5.. tokens, and the reference 512 positions"):
+    with pytest.raises(InputError, match=r"row 1: prompt and reply have 5.. tokens, and the reference 512 positions"):
         collect(parameters, make_checkpoint(tmp_path / "reference"), tmp_path / "work")
 
 

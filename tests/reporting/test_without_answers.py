@@ -16,7 +16,7 @@ BOOTSTRAP = {"bootstrap_samples": 100, "bootstrap_seed": 0}
 
 
 def make_generations(tasks: dict[str, bool]) -> dict[str, pd.DataFrame]:
-    """The reference and two students that write less, on eight problems of each task: its name, and if it has answers."""
+    """The reference and two students that write less, on eight problems of each task: name, has answers?"""
     frames = {}
     about = [("reference", "reference", np.nan, 40), ("trra-1", "trra", 1.0, 30), ("trra-2", "trra", 2.0, 20)]
     for name, kind, alpha, tokens in about:

@@ -37,8 +37,8 @@ def draw_problems(
     from realign_pipes.tasks.grading import has_answers
 
     if isinstance(parameters.wish(), LoseAtMost) and not any(map(has_answers, data_prep.tasks.values())):
-        raise InputError("find_alpha.lose_at_most is about pass@1, and no task of data_prep.tasks has answers. Wish with "
-                         "find_alpha.save instead.")  # fmt: skip
+        raise InputError("find_alpha.lose_at_most is about pass@1, and no task of data_prep.tasks has answers. Wish "
+                         "with find_alpha.save instead.")  # fmt: skip
     tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
     return make_search_sets(
         data_prep.tasks,
