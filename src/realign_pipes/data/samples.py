@@ -120,15 +120,14 @@ def read_samples(
     """The completions in a dataset, graded, with SAMPLE_COLUMNS. Rows with the same question are samples of it.
 
     A row may also hold a list of completions, each a sample; of a chat, its last reply is the one. `instruction` is
-    added to the end of each question. A completion of at most
-    `max_tokens` has to fit into the `positions` of the models with its prompt. InputError if no completion is usable,
-    and for rows that `chats.read_usable` refuses.
+    added to the end of each question. A completion of at most `max_tokens` has to fit into the reference's `positions`
+    with its prompt. InputError if no completion is usable, and for rows that `chats.read_usable` refuses.
     """
-    columns = {} if verifier == "none" else {"answer": answer_column}
-    if source.messages_column is None:
-        columns |= {"question": source.question_column, "completion": source.completion_column}
-    else:
-        columns |= {"messages": source.messages_column}
+    columns = {"question": source.question_column, "completion": source.completion_column}
+    if source.messages_column is not None:
+        columns = {"messages": source.messages_column}
+    if verifier != "none":
+        columns["answer"] = answer_column
     found = read_rows(source, columns, KEY, lists=["completion"], chats=["messages"])
     task = DatasetTask(kind="dataset", **source.model_dump(include={"path", "hub"}), verifier=verifier)
     end_of_turn = end_of_turn_id(tokenizer)
