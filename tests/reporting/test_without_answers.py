@@ -16,7 +16,7 @@ BOOTSTRAP = {"bootstrap_samples": 100, "bootstrap_seed": 0}
 
 
 def make_generations(tasks: dict[str, bool]) -> dict[str, pd.DataFrame]:
-    """The reference and two students that write less, on eight problems of each task: name, has answers?"""
+    """The reference and two students that write less, on twelve problems of each task: name, has answers?"""
     frames = {}
     about = [("reference", "reference", np.nan, 40), ("trra-1", "trra", 1.0, 30), ("trra-2", "trra", 2.0, 20)]
     for name, kind, alpha, tokens in about:
@@ -37,7 +37,7 @@ def make_generations(tasks: dict[str, bool]) -> dict[str, pd.DataFrame]:
                 "seconds": 1.0,
             }
             for task, graded in tasks.items()
-            for number in range(8)
+            for number in range(12)
         ]
         frames[name] = pd.DataFrame(rows).astype({"correct": "boolean"})
     return frames

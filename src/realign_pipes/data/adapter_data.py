@@ -102,6 +102,7 @@ def make_preference_pairs(tokenizer: PreTrainedTokenizerFast, samples: Dataset) 
         ]
     if not rows:
         logger.warning("preference_pairs is empty: the completions of no problem differ in correctness or length")
+        return Dataset.from_dict({name: [] for name in PAIR_COLUMNS}, features=PAIR_COLUMNS)
     return Dataset.from_list(rows, features=PAIR_COLUMNS)
 
 

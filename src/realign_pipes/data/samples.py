@@ -143,7 +143,7 @@ def read_samples(
         answer = str(line["answer"]) if "answer" in line else None
         problem = problems.get(name) or Problem(f"{NAME}-{len(problems):05d}", NAME, question, answer, "{}", chat)
         asked = _question(problem, task, tokenizer, tags, instruction)
-        built = []
+        built: list[tuple[dict[str, Any], Attempt]] = []
         for completion in [written] if isinstance(written, str) else written:
             reply = complete_reply(asked.prompt, completion, tags, thinking)
             ids = encode_completion(tokenizer, reply, end_of_turn)

@@ -275,7 +275,7 @@ def pareto_front(mean_tokens: Floats, pass_at_1: Floats) -> NDArray[np.bool_]:
 def _by_problem(frames: Mapping[str, pd.DataFrame], names: Sequence[str]) -> dict[str, Values]:
     """Task -> column of MEASURED -> [candidates, problems]: candidates in the order of `names`, the rest sorted."""
     by_problem = {name: frame.groupby(["task", "problem_id"])[MEASURED].mean() for name, frame in frames.items()}
-    values = {
+    values: dict[str, Values] = {
         task: {
             column: np.stack([by_problem[name].loc[task, column].to_numpy(float, na_value=np.nan) for name in names])
             for column in MEASURED

@@ -26,7 +26,7 @@ from realign_pipes.sweep.schemas import GENERATIONS, SWEEP_RESULTS
 if TYPE_CHECKING:
     from datasets import Features
     from great_expectations.expectations import Expectation
-    from great_expectations.expectations.row_conditions import RowConditionType
+    from great_expectations.expectations.row_conditions import AndCondition, ComparisonCondition
 
 FINITE = 1e15
 """More than any number of tokens or seconds; a larger value is infinite."""
@@ -310,12 +310,12 @@ def _graded_if_answered() -> list[Expectation]:
     ]
 
 
-def _thinks_as_asked(rows: RowConditionType | None = None) -> list[Expectation]:
+def _thinks_as_asked(rows: ComparisonCondition | None = None) -> list[Expectation]:
     """Completions close their thinking exactly once, at most once or never, as the column `thinking` says."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 
-    def those(thinking: str) -> RowConditionType:
+    def those(thinking: str) -> ComparisonCondition | AndCondition:
         asked = Column("thinking") == thinking
         return asked if rows is None else asked & rows
 
