@@ -1,7 +1,6 @@
 """Training the adapter: the three losses against plain formulas, and that nothing but the adapter moves."""
 
 import json
-import shutil
 
 import pandas as pd
 import pytest
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from realign_pipes.datasets.arrow import ArrowDataset
 from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import load_model
@@ -239,9 +239,7 @@ def test_sft_and_then_dpo(make, monkeypatch, tmp_path, kill, adapter):
 
 
 def test_dpo_without_pairs_is_refused(make, pairs, tmp_path):
-    pairs.select([]).save_to_disk(tmp_path / "none")
-    shutil.rmtree(tmp_path / "pairs")
-    (tmp_path / "none").rename(tmp_path / "pairs")
+    ArrowDataset(filepath=str(tmp_path / "pairs")).save(pairs.select([]))
     for method in ("dpo", "sft_dpo"):
         with pytest.raises(InputError, match=f"preference_pairs is empty, so inra.method cannot be {method}"):
             make(method=method)

@@ -555,7 +555,9 @@ def test_completions_think_as_their_column_says(suite: str, given: dict[str, Any
     assert "every completion closes the thinking exactly once: does not hold in 20 of 20 rows (100 %)" in found(
         "required"
     )
-    assert found("none", thinking="some") == [f"thinking is required, optional or none: {ONE_ROW}"]
+    rows = good_rows(suite)
+    rows[3]["thinking"] = "some"
+    assert checks(suite, rows, tmp_path) == [f"thinking is required, optional or none: {ONE_ROW}"]
 
 
 def test_tasks_without_answers_in_the_sweep(tmp_path) -> None:
