@@ -43,7 +43,7 @@ def test_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
     stored = ArrowDataset(filepath=str(tmp_path / "set"))
     stored.save(DATA)
 
-    def full(self: datasets.Dataset, path: str) -> None:
+    def full(self: datasets.Dataset, path: str, **options: object) -> None:
         Path(path).mkdir()
         (Path(path) / "data.arrow").write_bytes(b"half")
         raise OSError(28, "No space left on device")
