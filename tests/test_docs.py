@@ -37,7 +37,10 @@ def page_id(page):
     return page.relative_to(PROJECT).as_posix()
 
 
-@pytest.mark.parametrize("pages", [["your_own_models"], ["your_own_data"], ["your_own_models", "your_own_data"]])
+@pytest.mark.parametrize(
+    "pages",
+    [["your_own_models"], ["your_own_data"], ["your_own_models", "your_own_data"], ["your_own_dialogues"]],
+)
 def test_the_environment_of_the_how_tos_is_accepted(tmp_path, monkeypatch, pages):
     """The YAML blocks of a page, in the files that their first line names, make an environment that Kedro takes."""
     shutil.copytree(PROJECT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
@@ -65,6 +68,9 @@ def test_the_environment_of_the_how_tos_is_accepted(tmp_path, monkeypatch, pages
         if "your_own_data" in pages:
             assert list(parameters["data_prep"].tasks) == ["math500"]
             assert parameters["data_prep"].calibration.source == "dataset"
+        if "your_own_dialogues" in pages:
+            assert parameters["data_prep"].preference_pairs.source == "dataset"
+            assert parameters["inra"].of_dpo().steps == 2 and parameters["inra"].dpo.loss_weights == (1.0, 1.0)
 
 
 def test_what_the_how_to_adds_for_models_is_accepted(tmp_path, monkeypatch):

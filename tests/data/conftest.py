@@ -35,7 +35,7 @@ def _sampled(problems: int = 6, **calibration: Any) -> DataPrep:
                 "max_tokens": 24,
                 **calibration,
             },
-            "short_solutions": {"cut_share": 0.5, "max_tokens": None},
+            "short_solutions": {"source": "samples", "cut_share": 0.5, "max_tokens": None},
             "tasks": {
                 "short": {
                     "kind": "reasoning_gym",

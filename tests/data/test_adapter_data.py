@@ -33,6 +33,8 @@ def make_samples(tokenizer, tags=("<think>", "</think>")) -> Dataset:
                 "id": f"{problem}-{number}",
                 "problem_id": problem,
                 "prompt": prompt,
+                "thinking": "required",
+                "answer": "",
                 "think_open": tags[0],
                 "think_close": tags[1],
                 "prompt_ids": prompt_ids,
@@ -146,16 +148,16 @@ def test_nodes_hand_over_the_parameters(
     """cut_share and seed; and the chat template of a file, which says how a turn ends."""
     reference = make_checkpoint(tmp_path / "thinking", tokenizer=thinking_tokenizer)
     parameters = DataPrep.model_validate(
-        {**sampled().model_dump(), "short_solutions": {"cut_share": 1.0, "max_tokens": None}}
+        {**sampled().model_dump(), "short_solutions": {"source": "samples", "cut_share": 1.0, "max_tokens": None}}
     )
     expected = make_short_solutions(thinking_tokenizer, samples, cut_share=1.0, seed=parameters.seed)
     assert nodes.make_short_solutions(parameters, models(), reference, samples)[:] == expected[:]
     pairs = make_preference_pairs(thinking_tokenizer, samples)
-    assert nodes.make_preference_pairs(models(), reference, samples)[:] == pairs[:]
+    assert nodes.make_preference_pairs(parameters, models(), reference, samples)[:] == pairs[:]
     template = tmp_path / "other.jinja"
     template.write_text(thinking_tokenizer.chat_template.replace("<|im_end|>", "<|im_start|>"))
     end = thinking_tokenizer.convert_tokens_to_ids("<|im_start|>")
     made = nodes.make_short_solutions(parameters, models(chat_template=template), reference, samples)
     assert all(ids[-1] == end for ids in made["completion_ids"])
-    made = nodes.make_preference_pairs(models(chat_template=template), reference, samples)
+    made = nodes.make_preference_pairs(parameters, models(chat_template=template), reference, samples)
     assert all(ids[-1] == end for ids in made["chosen_ids"])

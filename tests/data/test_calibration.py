@@ -8,15 +8,14 @@ from datasets import Dataset
 from realign_pipes.pipelines.data_prep.nodes import select_calibration
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 
+ABOUT = {"prompt": "?", "answer": "b", "thinking": "required", "think_open": "<think>", "think_close": "</think>"}
+
 
 def rows(*entries: tuple[str, int, bool, bool, str]) -> Dataset:
     """(problem, tokens, correct, finished, completion) each."""
     names = ("problem_id", "completion_tokens", "correct", "finished", "completion")
     return Dataset.from_list(
-        [
-            {"id": f"{number}", "think_close": "</think>", **dict(zip(names, entry, strict=True))}
-            for number, entry in enumerate(entries)
-        ]
+        [{"id": f"{number}", **ABOUT, **dict(zip(names, entry, strict=True))} for number, entry in enumerate(entries)]
     )
 
 
@@ -60,7 +59,7 @@ def test_bounds_are_inclusive_and_applied_before_the_longest_is_chosen(select) -
 
 
 def test_nothing_of_that_length(select) -> None:
-    with pytest.raises(ValueError, match=r"none of the 5 right completions has min_tokens 50 to max_tokens 60. They "
+    with pytest.raises(ValueError, match=r"none of the 5 usable completions has min_tokens 50 to max_tokens 60. They "
                                          r"are 10 to 40 tokens long, 14 in the median. Change the bounds"):  # fmt: skip
         select(min_tokens=50, max_tokens=60)
 
@@ -71,7 +70,7 @@ def test_nothing_usable(select) -> None:
     assert str(refusal.value) == (
         "data_prep.calibration: 2 of 3 completions are right, but none of them is finished and has </think> exactly "
         "once, so none can be learned from.\n  the first right completion: '<think> a </think> b'\nIf the models "
-        "think between other tags, name them in models.thinking."
+        "think between other tags, name them in models.thinking; data_prep.thinking says whether they have to think."
     )
 
 

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from kedro.io import DatasetError
 
-from realign_pipes.datasets.arrow import ArrowDataset
+from realign_pipes.datasets.arrow import ArrowDataset, folder_of
 
 DATA = datasets.Dataset.from_dict({"id": ["a", "b", "c"], "ids": [[1, 2], [], [3]], "correct": [True, False, True]})
 
@@ -43,7 +43,7 @@ def test_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
     stored = ArrowDataset(filepath=str(tmp_path / "set"))
     stored.save(DATA)
 
-    def full(self: datasets.Dataset, path: str) -> None:
+    def full(self: datasets.Dataset, path: str, **options: object) -> None:
         Path(path).mkdir()
         (Path(path) / "data.arrow").write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -82,3 +82,10 @@ def test_importing_it_imports_nothing_heavy() -> None:
     heavy = {"datasets", "torch", "transformers", "pandas"}
     code = f"import sys, realign_pipes.datasets.arrow; print(sorted({heavy!r} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_data_set_without_rows_keeps_its_columns_and_its_folder(tmp_path) -> None:
+    dataset = ArrowDataset(filepath=str(tmp_path / "none"))
+    dataset.save(DATA.select([]))
+    loaded = dataset.load()
+    assert (len(loaded), loaded.column_names) == (0, DATA.column_names) and folder_of(loaded) == tmp_path / "none"

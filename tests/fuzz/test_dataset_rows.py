@@ -98,7 +98,7 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, make_generatio
                 "max_tokens": 10,
                 "verifier": "exact",
             },
-            "short_solutions": {"cut_share": 0.5, "max_tokens": None},
+            "short_solutions": {"source": "samples", "cut_share": 0.5, "max_tokens": None},
             "tasks": {"x": {"kind": "dataset", "path": str(path), "verifier": "exact"}},
         }
     )

@@ -274,7 +274,8 @@ def test_data_parallel_makes_what_one_process_makes(
     }
     made = in_one_process({"caches": caches, **jobs}, tmp_path)
     problems = Dataset.load_from_disk(examples).select_columns(["id", "prompt", "prompt_ids"])
-    columns = {"task": "sums", "question": "?", "answer": "7", "metadata": "{}", "think_open": "<think>",
+    columns = {"task": "sums", "question": "?", "messages": [{"role": "user", "content": "?"}],
+                "answer": "7", "metadata": "{}", "think_open": "<think>",
                "think_close": "</think>"}  # fmt: skip
     for column, value in columns.items():
         problems = problems.add_column(column, [value] * 9)

@@ -241,7 +241,11 @@ def test_its_parameters_are_the_papers(env, monkeypatch):
         assert parameters["trra"]["alphas"] == ([0.5, 1.5, 2.0, 5.0, 10.0] if env == "paper_trra" else [])
     calibration = parameters["data_prep"]["calibration"]
     assert (calibration["min_tokens"], calibration["max_tokens"]) == (4000, 8000)
-    assert parameters["data_prep"]["short_solutions"] == {"cut_share": 0.0, "max_tokens": 4096}
+    assert parameters["data_prep"]["short_solutions"] == {
+        "source": "samples",
+        "cut_share": 0.0,
+        "max_tokens": 4096,
+    }
     for stage, batch in (("trra", 16), ("inra", 128))[env == "paper_inra" :]:
         training = parameters[stage]
         assert (training["batch_size"], training["learning_rate"], training["warmup_ratio"]) == (batch, 2e-5, 0.1)

@@ -90,6 +90,7 @@ def problems(tmp_path, tiny_tokenizer):
     """Three problems whose prompts have 6, 7 and 8 tokens."""
     rows = [
         {"id": f"p{n}", "task": "sums", "question": "?", "answer": "7", "metadata": "{}", "prompt": "1 + 1 "[: 5 + n],
+         "messages": [{"role": "user", "content": "?"}],
          "prompt_ids": tiny_tokenizer("3 + 4 = "[: 6 + n]).input_ids, "think_open": "<think>",
          "think_close": "</think>"}
         for n in range(3)
@@ -400,7 +401,7 @@ def sampled_data_prep():
             "seed": 1,
             "instruction": None,
             "calibration": {"source": "dataset", "path": "x", "keep": "all", "min_tokens": 1, "max_tokens": 9},
-            "short_solutions": {"cut_share": 0.0, "max_tokens": None},
+            "short_solutions": {"source": "samples", "cut_share": 0.0, "max_tokens": None},
             "tasks": {"sums": TASK},
         }
     )

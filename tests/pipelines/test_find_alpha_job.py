@@ -57,6 +57,7 @@ def make_trra():
 def write_problems(path, tokenizer, ids):
     rows = [
         {"id": name, "task": "sums", "question": name, "answer": "7", "metadata": "{}", "prompt": "3 + 4 =",
+         "messages": [{"role": "user", "content": name}],
          "prompt_ids": tokenizer("3 + 4 = "[: 6 + number % 3]).input_ids, "think_open": "<think>",
          "think_close": "</think>"}
         for number, name in enumerate(ids)
@@ -303,7 +304,7 @@ def test_the_nodes_with_real_models(tmp_path, make_job, make_generation, problem
             "seed": 1,
             "instruction": None,
             "calibration": {"source": "dataset", "path": "x", "keep": "all", "min_tokens": 1, "max_tokens": 9},
-            "short_solutions": {"cut_share": 0.0, "max_tokens": None},
+            "short_solutions": {"source": "samples", "cut_share": 0.0, "max_tokens": None},
             "tasks": {"sums": task},
         }
     )

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from realign_pipes.datasets.arrow import ArrowDataset
 from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import load_model
@@ -170,6 +172,101 @@ def test_dpo_compares_stream_a_with_stream_r(pair, pairs, tmp_path):
     assert one_step(tmp_path / "work")["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_dpo_with_its_term_of_sft(pair, pairs, tmp_path):
+    """-log sigmoid(beta x margin) over pairs, and cross-entropy over the chosen tokens, each times its weight."""
+    model, base = random_adapter(pair[0]), AutoModelForCausalLM.from_pretrained(pair[0])
+    margins, chosen_tokens = [], []
+    for row in pairs:
+        ratios = []
+        for side in ("chosen_ids", "rejected_ids"):
+            ours, theirs = (log_probabilities(one, row["prompt_ids"], row[side]) for one in (model.expanded, base))
+            ratios.append(ours.sum() - theirs.sum())
+            if side == "chosen_ids":
+                chosen_tokens.append(ours)
+        margins.append(ratios[0] - ratios[1])
+    preference = torch.log1p(torch.exp(-0.3 * torch.stack(margins))).mean()
+    expected = 0.5 * preference - 2 * torch.cat(chosen_tokens).mean()
+    dpo = {"beta": 0.3, "loss_type": ["sigmoid", "sft"], "loss_weights": [0.5, 2.0]}
+    parameters = make_parameters(**ONE_STEP, method="dpo", batch_size=6, micro_batch_size=6, dpo=dpo)
+    train_by_trl(model, pairs, pair[0], parameters, tmp_path / "work")
+    assert one_step(tmp_path / "work")["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_sft_and_then_dpo(make, monkeypatch, tmp_path, kill, adapter):
+    """The DPO begins where the SFT ended, with its own steps and rate; killed in either, it ends with the same."""
+    options = {"method": "sft_dpo", "adapter": adapter, "steps": 6, "learning_rate": 1e-2}
+    dpo = {"beta": 0.3, "steps": 8, "learning_rate": 1e-3}
+    whole = make(work="whole", **options, dpo=dpo)
+    sft = make(work="sft", **{**options, "method": "sft"})
+    first = load_file(tmp_path / "whole_sft" / "trained" / "adapter.safetensors")
+    if adapter == "full":  # LoRA's matrices are merged in a checkpoint
+        theirs = load_model(sft, device=CPU).state_dict()
+        assert all(torch.equal(weight, theirs[name]) for name, weight in first.items())
+    rates = [
+        pd.read_csv(path / "curves/plots/metrics/learning_rate.tsv", sep="\t")["learning_rate"].max()
+        for path in (whole, whole / "sft")
+    ]
+    assert rates == [pytest.approx(1e-3, rel=0.2), pytest.approx(1e-2, rel=0.2)]
+    seconds = [
+        json.loads((path / "curves/metrics.json").read_text())["train_seconds"] for path in (whole, whole / "sft")
+    ]
+    assert trainings.training_seconds(whole) == pytest.approx(sum(seconds))
+
+    callback, killed = kill
+    for training in ("SFT", "DPO"):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainings, "ProgressCallback", lambda advance: callback)
+            with pytest.raises(killed):
+                make(**options, dpo=dpo)
+        assert (tmp_path / "work_sft" / "trained").exists() == (training == "DPO")
+        if training == "SFT":
+            with monkeypatch.context() as patch:  # let the SFT end, and stop before the DPO
+                patch.setattr(job, "dpo_trainer", lambda *_, **__: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    make(**options, dpo=dpo)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "sft_trainer", lambda *_, **__: 1 / 0)  # it is not trained again
+        resumed = make(**options, dpo=dpo)
+    theirs = AutoModelForCausalLM.from_pretrained(whole).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(resumed).state_dict().items():
+        assert torch.equal(weight, theirs[name]), name
+    made = json.loads((resumed / "realignment.json").read_text())
+    assert made["method"] == "InRa (sft_dpo)" and made["parameters"]["dpo"]["steps"] == 8
+    assert made["sft_data_fingerprint"] != made["dpo_data_fingerprint"]
+    plain = AutoModelForCausalLM.from_pretrained(sft).state_dict()
+    assert any(not torch.equal(weight, plain[name]) for name, weight in theirs.items())
+
+
+def test_dpo_without_pairs_is_refused(make, pairs, tmp_path):
+    ArrowDataset(filepath=str(tmp_path / "pairs")).save(pairs.select([]))
+    for method in ("dpo", "sft_dpo"):
+        with pytest.raises(InputError, match=f"preference_pairs is empty, so inra.method cannot be {method}"):
+            make(method=method)
+
+
+@pytest.mark.parametrize(
+    ("dpo", "message"),
+    [
+        ({"loss_type": ["sigmoid", "sigmoid"]}, "names one term twice"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "there are 1 loss_weights for the 2 terms"),
+        ({"loss_type": []}, "at least 1"),
+        ({"loss_type": ["kto"]}, "'sigmoid' or 'sft'"),
+    ],
+)
+def test_terms_of_the_loss_are_checked(dpo, message):
+    with pytest.raises(ValidationError, match=message):
+        make_parameters(dpo={"beta": 0.1, **dpo})
+
+
+def test_the_dpo_has_its_own_steps_and_rate_where_they_are_given():
+    parameters = make_parameters(
+        method="sft_dpo", steps=4, learning_rate=1e-2, dpo={"beta": 0.1, "learning_rate": 5e-7}
+    )
+    assert (parameters.of_dpo().steps, parameters.of_dpo().learning_rate) == (4, 5e-7)
+    assert (parameters.of_sft().steps, parameters.of_sft().learning_rate) == (4, 1e-2)
+
+
 def test_trra_moves_stream_a_to_the_fused_teacher(make, pair, examples, tiny_tokenizer):
     def distance(model):
         reference, aligned = (load_model(path, device=CPU) for path in pair)
@@ -228,9 +325,10 @@ def test_padding_free_batches_change_no_gradient(make, monkeypatch, method):
         torch.testing.assert_close(noted[True].gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_dpo_has_no_padding_free_batches():
-    with pytest.raises(ValidationError, match="padding_free is not available for method dpo"):
-        make_parameters(method="dpo", padding_free=True)
+@pytest.mark.parametrize("method", ["dpo", "sft_dpo"])
+def test_dpo_has_no_padding_free_batches(method):
+    with pytest.raises(ValidationError, match=f"padding_free is not available for method {method}"):
+        make_parameters(method=method, padding_free=True)
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
@@ -312,7 +410,8 @@ def test_the_checkpoint_says_what_it_is(make, pair):
     made = json.loads((path / "realignment.json").read_text())
     assert made["method"] == "InRa (dpo)"
     assert made["reference"] == {"name": "reference", "fingerprint": fingerprint_model(pair[0])}
-    assert made["parameters"]["dpo"] == {"beta": 0.3}
+    dpo = {"beta": 0.3, "loss_type": ["sigmoid"], "loss_weights": None, "steps": None, "learning_rate": None}
+    assert made["parameters"]["dpo"] == dpo
     card = (path / "README.md").read_text()
     for fact in ("layer adapter of 1 layer at the bottom", fingerprint_model(pair[0]), made["data_fingerprint"]):
         assert fact in card

@@ -54,7 +54,8 @@ def problems(tiny_tokenizer):
     for number, answer in enumerate(["7", "8", "9"]):
         prompt = f"<|im_start|> user 3 + {answer} <|im_end|>"
         rows.append({"id": f"p{number}", "task": "sums", "question": prompt, "answer": answer, "metadata": "{}",
-                     "prompt": prompt, "prompt_ids": tiny_tokenizer(prompt).input_ids, "think_open": "<think>",
+                     "messages": [{"role": "user", "content": prompt}], "prompt": prompt,
+                     "prompt_ids": tiny_tokenizer(prompt).input_ids, "think_open": "<think>",
                      "think_close": "</think>"})  # fmt: skip
     return Dataset.from_list(rows)
 
@@ -380,7 +381,7 @@ def test_an_instruction_stands_at_the_end_of_each_question(
     asked = []
     monkeypatch.setattr(graded, "grade", lambda attempts: (asked.append(attempt) or True for attempt in attempts))
     brief = Candidate("prompt-brief", "prompt", math.nan, checkpoints[:1], instruction="Be brief.")
-    questions = problems.map(lambda row: {"question": f"3 + {row['answer']}?"})
+    questions = problems.map(lambda row: {"messages": [{"role": "user", "content": f"3 + {row['answer']}?"}]})
     frame = frames(make_evaluator(problems=questions), [brief])["prompt-brief"]
     prompts = [
         f"<|im_start|>user\n3 + {answer}?\n\nBe brief.<|im_end|>\n<|im_start|>assistant\n" for answer in ("7", "8", "9")

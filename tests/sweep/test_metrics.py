@@ -520,3 +520,28 @@ def test_the_problems_needed_are_the_fewest_whose_bound_is_within_the_margin(mar
 def test_no_number_of_problems_confirms_a_margin_of_nothing():
     assert problems_needed(0.0, 2) is None
     assert problems_needed(0.6, 2) == 2
+
+
+def ungraded(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same completions as one more task, of prompts without answers."""
+    chats = frame[frame["task"] == "a"].assign(task="chats", correct=pd.NA, completion_tokens=30)
+    return pd.concat([frame, chats], ignore_index=True).astype({"correct": "boolean"})
+
+
+def test_a_task_without_answers_counts_for_tokens_and_not_for_pass_at_1():
+    """The row `all` has the pass@1 of the tasks that have answers, to the last digit, and the tokens of all tasks."""
+    reference = frame("reference", {"a": random_correct(1, 9, 2, 0.7), "b": random_correct(2, 5, 2, 0.4)})
+    aligned = frame("aligned", {"a": random_correct(3, 9, 2, 0.9), "b": random_correct(4, 5, 2, 0.6)})
+    graded, both = summarise(reference, aligned), summarise(ungraded(reference), ungraded(aligned))
+    columns = ["pass_at_1", "pass_at_1_low", "pass_at_1_high", "difference", "difference_low"]
+    for name in ("reference", "aligned"):
+        for task in ("a", "b", "all"):
+            assert row(both, name, task)[columns].tolist() == row(graded, name, task)[columns].tolist()
+        assert row(both, name, "chats")[columns].isna().all()
+        assert row(both, name, "all")["mean_tokens"] == pytest.approx((10 + 10 + 30) / 3)
+    none = [one[one["task"] == "chats"] for one in (ungraded(reference), ungraded(aligned))]
+    alone = summarise(*none)
+    assert alone[columns].isna().all(axis=None) and set(alone["mean_tokens"]) == {30.0}
+    broken = none[1].assign(correct=[True] + [pd.NA] * (len(none[1]) - 1))
+    with pytest.raises(ValueError, match="some completions of task chats are graded and others are not"):
+        summarise(none[0], broken)

@@ -38,6 +38,7 @@ def problems(tiny_tokenizer):
     return Dataset.from_list(
         [
             {"id": f"p{number}", "task": "sums", "question": prompt, "answer": "7", "metadata": "{}", "prompt": prompt,
+             "messages": [{"role": "user", "content": prompt}],
              "prompt_ids": tiny_tokenizer(prompt).input_ids, "think_open": "<think>", "think_close": "</think>"}
             for number, prompt in enumerate(prompts)
         ]

@@ -1,5 +1,6 @@
-"""What InRa's adapter learns from: short solutions for SFT, and preference pairs for DPO."""
+"""What InRa's adapter learns from: short solutions or given replies for SFT, and preference pairs for DPO."""
 
+import logging
 import random
 from collections import defaultdict
 from typing import Any
@@ -11,6 +12,8 @@ from realign_pipes.data.calibration import usable_rows
 from realign_pipes.data.prompts import encode_completion, end_of_turn_id
 from realign_pipes.data.schemas import PAIR_COLUMNS, SOLUTION_COLUMNS
 from realign_pipes.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def make_short_solutions(
@@ -26,7 +29,8 @@ def make_short_solutions(
     draws = random.Random(f"{seed}/short_solutions")
     rows = []
     for row in samples.select(usable_rows(samples)):
-        thinking = tokenizer(row["completion"].partition(row["think_close"])[0], add_special_tokens=False)["input_ids"]
+        before, close, _ = row["completion"].partition(row["think_close"])
+        thinking = tokenizer(before if close else "", add_special_tokens=False)["input_ids"]
         cut = draws.random() < cut_share and len(thinking) > 0
         kept = thinking[: draws.randint(1, len(thinking))] if cut else []
         completion, completion_ids = _short_solution(tokenizer, row, end_of_turn, thinks=bool(kept))
@@ -37,6 +41,8 @@ def make_short_solutions(
                 "id": row["id"],
                 "problem_id": row["problem_id"],
                 "prompt": row["prompt"] + tokenizer.decode(kept),
+                "thinking": row["thinking"],
+                "think_open": row["think_open"],
                 "think_close": row["think_close"],
                 "completion": completion,
                 "prompt_ids": row["prompt_ids"] + kept,
@@ -44,6 +50,7 @@ def make_short_solutions(
                 "prompt_tokens": row["prompt_tokens"] + len(kept),
                 "completion_tokens": len(completion_ids),
                 "thinking_tokens": len(kept),
+                "source": "samples",
             }
         )
     if not rows:
@@ -56,7 +63,8 @@ def make_preference_pairs(tokenizer: PreTrainedTokenizerFast, samples: Dataset) 
     """Short and right against long or wrong, with PAIR_COLUMNS.
 
     For each problem, the shortest right solution, without its thinking, is the chosen completion. Each wrong completion
-    is the rejected one in a pair of its own, and so is the longest right one.
+    is the rejected one in a pair of its own, and so is the longest right one. Where nothing is graded, no completion is
+    wrong. There may be no pair at all, which is logged.
     """
     end_of_turn = end_of_turn_id(tokenizer)
     usable = set(usable_rows(samples))
@@ -72,7 +80,7 @@ def make_preference_pairs(tokenizer: PreTrainedTokenizerFast, samples: Dataset) 
             (_short_solution(tokenizer, row, end_of_turn, thinks=False) for row in right), key=lambda one: len(one[1])
         )
         longest = max(right, key=lambda row: row["completion_tokens"])
-        wrong = [row for _, row in completions if not row["correct"]]
+        wrong = [row for _, row in completions if row["correct"] is False]
         rejected = [*wrong, longest] if longest["completion_tokens"] > len(chosen_ids) else wrong
         rows += [
             {
@@ -88,9 +96,13 @@ def make_preference_pairs(tokenizer: PreTrainedTokenizerFast, samples: Dataset) 
                 "chosen_tokens": len(chosen_ids),
                 "rejected_tokens": row["completion_tokens"],
                 "rejected_correct": row["correct"],
+                "source": "samples",
             }
             for row in rejected
         ]
+    if not rows:
+        logger.warning("preference_pairs is empty: the completions of no problem differ in correctness or length")
+        return Dataset.from_dict({name: [] for name in PAIR_COLUMNS}, features=PAIR_COLUMNS)
     return Dataset.from_list(rows, features=PAIR_COLUMNS)
 
 
@@ -98,7 +110,9 @@ def _short_solution(
     tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], end_of_turn: int, *, thinks: bool
 ) -> tuple[str, list[int]]:
     """The solution of a completion, and its ids. It closes the thinking first if the prompt (or `thinks`) opened it."""
-    _, close, solution = row["completion"].partition(row["think_close"])
+    before, close, solution = row["completion"].partition(row["think_close"])
+    if not close:  # it does not think
+        close, solution = row["think_close"], before
     opened = thinks or row["prompt"].rstrip().endswith(row["think_open"])
     text = close + solution if opened else solution.lstrip()
     return text, encode_completion(tokenizer, text, end_of_turn)

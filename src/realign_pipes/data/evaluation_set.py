@@ -34,10 +34,11 @@ def make_evaluation_set(
     rows = []
     for name, task in tasks.items():
         for problem in draw_problems(f"{key}.{name}", name, task, seed, {*calibrated, *excluded}):
-            prompt, prompt_ids = render_prompt(tokenizer, problem.question, instruction)
+            prompt, prompt_ids = render_prompt(tokenizer, problem.chat, instruction)
             rows.append(
                 {
                     **vars(problem),
+                    "messages": problem.chat,
                     "prompt": prompt,
                     "think_open": tags.open,
                     "think_close": tags.close,

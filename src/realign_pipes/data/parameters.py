@@ -1,13 +1,14 @@
-"""Parameters for what the models' checkpoints may leave open."""
+"""Parameters of data sets, and of what the models' checkpoints may leave open."""
 
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import PositiveInt, field_validator
 
 from realign_pipes.runtime.parameters import Parameters
 from realign_pipes.tasks.completion import ThinkingTags
+from realign_pipes.tasks.parameters import ChatSource, DatasetSource
 
 FLASH_ATTENTION = {
     "flash_attention_2": ("flash_attn", "flash-attn"),
@@ -45,3 +46,34 @@ class Models(Parameters):
             raise ValueError(f"there is no file {chat_template} in {Path.cwd()}. Give the path of a chat template in "
                              "Jinja, or null for the reference's own.")  # fmt: skip
         return chat_template
+
+
+class Replies(ChatSource):
+    """Replies that a dataset holds, each with its prompt: two columns of text, or chats that end with the reply."""
+
+    completion_column: str = "completion"
+    """The whole reply, any thinking with its tags. Not read where `messages_column` is given."""
+    limit: PositiveInt | None = None
+    """At most this many rows are read, drawn with the seed; the other filters are applied to these."""
+
+
+class GivenReplies(Replies):
+    """What InRa's adapter learns by SFT: replies that a dataset holds."""
+
+    source: Literal["dataset"]
+    max_tokens: PositiveInt | None = None
+    """Longest example, its prompt included; longer ones are left out."""
+
+
+class GivenPairs(DatasetSource):
+    """Preference pairs that a dataset holds: two chats that differ in their last reply, or a prompt and two texts."""
+
+    source: Literal["dataset"]
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    question_column: str | None = None
+    """The prompt, where chosen and rejected are texts; null: they are whole chats."""
+    limit: PositiveInt | None = None
+    """At most this many rows are read, drawn with the seed."""
+    max_tokens: PositiveInt | None = None
+    """Longest prompt and reply of a pair together; pairs with longer ones are left out."""

@@ -4,9 +4,11 @@ import random
 import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from realign_pipes.errors import InputError
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
+from realign_pipes.tasks.chats import Chat, user_turn
 from realign_pipes.tasks.parameters import DatasetTask, Problems
 
 DRAW_FACTORS = (2, 8, 32)
@@ -18,9 +20,18 @@ class Problem:
     id: str
     task: str
     question: str
-    answer: str
+    """Its text; of a chat, the text of all of it."""
+    answer: str | None
+    """None where the task has no answers."""
     metadata: str
     """JSON text: what the task's verifier needs."""
+    messages: Chat | None = None
+    """Of a chat: up to the turn that is to be answered."""
+
+    @property
+    def chat(self) -> Chat:
+        """The messages, or the question as the user's turn."""
+        return self.messages or user_turn(self.question)
 
 
 def normalise(question: str) -> str:
@@ -58,7 +69,7 @@ def draw_problems(key: str, name: str, task: Problems, seed: int, excluded: Coll
     return [Problem(f"{name}-{index:05d}", name, **problem) for index, problem in enumerate(chosen[:wanted])]
 
 
-def _distinct(problems: Iterable[dict[str, str]], excluded: Collection[str]) -> list[dict[str, str]]:
+def _distinct(problems: Iterable[dict[str, Any]], excluded: Collection[str]) -> list[dict[str, Any]]:
     """The first problem of each normalised question that is not excluded."""
     seen = set(excluded)
     chosen = []

@@ -32,7 +32,8 @@ class ArrowDataset(AbstractDataset):
 
     def save(self, data: Dataset) -> None:
         with atomic_path(self._filepath) as temporary:
-            data.save_to_disk(str(temporary))
+            # Without rows it would write no file at all, and then could not load what it wrote.
+            data.save_to_disk(str(temporary), num_shards=None if len(data) else 1)
 
     def _exists(self) -> bool:
         return (self._filepath / "dataset_info.json").exists()

@@ -30,7 +30,8 @@ class Question:
     prompt: str
     """The text of `prompt_ids`."""
     prompt_ids: list[int]
-    answer: str
+    answer: str | None
+    """None where the task has no answers."""
     metadata: str
     """JSON text: what the task's verifier needs."""
     tags: ThinkingTags = THINK
@@ -47,7 +48,8 @@ class GradedCompletion:
     """With the token that ended it, if one did."""
     finished: bool
     """False if the token limit cut it off."""
-    correct: bool
+    correct: bool | None
+    """None where the task has no answers."""
 
 
 def check_length(

@@ -4,6 +4,7 @@ by SFT on short reasoning, or by SFT and then DPO for dialogue. (By TrRa's objec
 Both use TRL's trainers on data that is already tokenised. They train every weight that requires a gradient.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
@@ -53,16 +54,26 @@ def dpo_trainer(
     tokenizer: PreTrainedTokenizerFast,
     beta: float,
     arguments: dict[str, Any],
+    *,
+    loss_type: Sequence[str] = ("sigmoid",),
+    loss_weights: Sequence[float] | None = None,
 ) -> DPOTrainer:
     """A trainer for direct preference optimisation of `model` against `base` (InRa: stream A against stream R).
 
     `pairs` has the columns `prompt_ids`, `chosen_ids` and `rejected_ids` (token ids); `beta` weighs the divergence from
-    `base`; `arguments` are those of DPOConfig.
+    `base`; `arguments` are those of DPOConfig. The loss is the sum of TRL's `loss_type` terms times `loss_weights` (1
+    each): "sigmoid" is DPO's, with the mean over pairs; "sft" the mean cross-entropy of the chosen tokens, in nats.
     """
     return _TokenisedDPOTrainer(
         model=model,
         ref_model=base,
-        args=DPOConfig(**arguments, beta=beta, max_length=None),
+        args=DPOConfig(
+            **arguments,
+            beta=beta,
+            loss_type=list(loss_type),
+            loss_weights=None if loss_weights is None else list(loss_weights),
+            max_length=None,
+        ),
         train_dataset=pairs.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]),
         processing_class=tokenizer,
     )

@@ -45,6 +45,8 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
     last alpha are written beside their markers; all others show under the pointer.
     """
     rows = overall_rows(sweep_results)
+    if rows["pass_at_1"].isna().all():
+        return _note("No task has answers, so there is no pass@1 to show against tokens.")
     figure = go.Figure(layout=LAYOUT)
     front = rows[pareto_front(rows["mean_tokens"].to_numpy(), rows["pass_at_1"].to_numpy())].sort_values("mean_tokens")
     figure.add_scatter(
@@ -126,9 +128,7 @@ def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
     A line for each kind: plain truncation, forced closing, `TokenBudget`. Without budgets the figure says so.
     """
     if budget_results.empty:
-        note = {"text": "No token budgets were measured.", "showarrow": False, "font": {"size": 16}}
-        hidden = {"visible": False}
-        return go.Figure(layout={**LAYOUT, "height": 160, "annotations": [note], "xaxis": hidden, "yaxis": hidden})
+        return _note("No token budgets were measured.")
     figure = make_subplots(cols=2, subplot_titles=["pass@1", "Truncated completions"], horizontal_spacing=0.09)
     for name in budget_kinds():
         kind, one = KINDS[name], budget_results[budget_results["kind"] == name]
@@ -153,6 +153,13 @@ def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="pass@1, %", range=[-3, 103], col=1)
     figure.update_yaxes(title_text="truncated, %", range=[-3, 103], col=2)
     return figure
+
+
+def _note(text: str) -> go.Figure:
+    """A figure of one sentence."""
+    note = {"text": text, "showarrow": False, "font": {"size": 16}}
+    hidden = {"visible": False}
+    return go.Figure(layout={**LAYOUT, "height": 160, "annotations": [note], "xaxis": hidden, "yaxis": hidden})
 
 
 def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame, *, default: bool) -> None:
@@ -262,6 +269,8 @@ def _explain(figure: go.Figure, name: str, *, mode: str = "markers", **look: dic
 def _scale_axes(figure: go.Figure, rows: pd.DataFrame, places: list[tuple[int, int]]) -> None:
     """The same two scales in all panels of the alpha figure; only the outer axes have numbers."""
     low, high = 100 * rows["pass_at_1_low"].min(), 100 * rows["pass_at_1_high"].max()
+    if math.isnan(low):  # no task has answers
+        low, high = 0.0, 100.0
     room = 0.06 * max(high - low, 1)
     for line, column in places:
         first, last = column == 1, (line, column + 1) not in places

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from realign_pipes.reporting.tables import NONE, Cells, overall_rows, percent, points, tokens_text
+from realign_pipes.reporting.tables import NONE, Cells, number, overall_rows, percent, points, tokens_text
 from realign_pipes.sweep.bounds import CONFIDENCE, Floats, problems_needed
 from realign_pipes.sweep.choosing import Rule, confirmed, halves, order_candidates
 from realign_pipes.sweep.kinds import KINDS
-from realign_pipes.sweep.metrics import Answers, Generations, Values, compare, read_answers
+from realign_pipes.sweep.metrics import Answers, Generations, Values, compare, has_answers, read_answers
 
 
 def recommend(
@@ -35,6 +35,7 @@ def recommend(
         `candidate`, `kind`, `alpha` (or None), `sentence`, `margin`, `confidence`.
         `pass_at_1`, `mean_tokens`, `token_reduction`, `difference`, `difference_low` of the candidate, on the
         confirming half, and `reference_pass_at_1`, `reference_mean_tokens`.
+        `graded_tasks`: how many tasks have answers; without any, pass@1 is None and the reference is recommended.
         `survived`: whether a candidate was confirmed. `chosen_on`, `confirmed_on`: the number of problems in each half.
         `smallest_task`, the number of problems of the smallest task, and `problems_needed`, how many it would need for
         a candidate that loses none of them to be confirmed; None if it has as many, or if the margin is 0.
@@ -60,7 +61,7 @@ def recommend(
         tasks[task] = one | {
             "overall": same,
             "tokens_given_away": same["mean_tokens"] - one["mean_tokens"],
-            "pass_at_1_given_away": one["pass_at_1"] - same["pass_at_1"],
+            "pass_at_1_given_away": None if one["pass_at_1"] is None else one["pass_at_1"] - same["pass_at_1"],
         }
     return overall | {
         "sentence": _sentence(overall, margin),
@@ -81,7 +82,8 @@ def _recommend_for(
     chosen = passed[-1] if passed else reference
     before = _figures(choosing, reference) if ordered else []
     after = _figures(confirming, reference)
-    needed = problems_needed(rule.margin, len(confirming))
+    graded = sum(map(has_answers, confirming.values()))
+    needed = problems_needed(rule.margin, graded) if graded else None
     confirmed_on_smallest = min(values["correct"].shape[1] for values in confirming.values())
     smallest = min(
         first["correct"].shape[1] + second["correct"].shape[1]
@@ -93,6 +95,7 @@ def _recommend_for(
         "kind": kind,
         "alpha": None if math.isnan(alpha) else alpha,
         "survived": bool(passed),
+        "graded_tasks": graded,
         **after[chosen],
         "reference_pass_at_1": after[reference]["pass_at_1"],
         "reference_mean_tokens": after[reference]["mean_tokens"],
@@ -195,11 +198,12 @@ def _problems(tasks: Mapping[str, Values]) -> int:
     return sum(values["correct"].shape[1] for values in tasks.values())
 
 
-def _figures(tasks: Mapping[str, Values], reference: int) -> list[dict[str, float]]:
-    """The recommendation's figures of every candidate."""
+def _figures(tasks: Mapping[str, Values], reference: int) -> list[dict[str, Any]]:
+    """The recommendation's figures of every candidate; None for pass@1 where no task has answers."""
     names = ["pass_at_1", "mean_tokens", "token_reduction", "difference", "difference_low"]
     figures: dict[str, Floats] = compare(list(tasks.values()), reference)
-    return [dict(zip(names, row, strict=True)) for row in np.stack([figures[name] for name in names], axis=1).tolist()]
+    rows = np.stack([figures[name] for name in names], axis=1).tolist()
+    return [{name: number(value) for name, value in zip(names, row, strict=True)} for row in rows]
 
 
 def _sentence(found: Mapping[str, Any], margin: float) -> str:
@@ -223,6 +227,8 @@ def _sentence(found: Mapping[str, Any], margin: float) -> str:
             "move."
         )
     keep = f"Keep the reference ({found['candidate']}): "
+    if not found["graded_tasks"]:
+        return f"{keep}no task has answers, so there is no pass@1 to lose, and nothing to choose a candidate by."
     if found["steps"]:
         first = found["steps"][0]
         before, after = first["chosen_on"], first["confirmed_on"]

@@ -38,7 +38,7 @@ class Answer:
     completion: str
     tokens: int
     verdict: str
-    """correct, wrong or cut off."""
+    """correct, wrong or cut off; finished or cut off where the task has no answers."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Example:
     task: str
     problem_id: str
     question: str
-    reference_answer: str
+    reference_answer: str | None
+    """None where the task has no answers."""
     answers: list[Answer]
 
 
@@ -95,7 +96,7 @@ def render_report(
 
 
 def collect_examples(
-    generations: Generations, sweep_results: pd.DataFrame, problems: Mapping[str, tuple[str, str]], per_task: int
+    generations: Generations, sweep_results: pd.DataFrame, problems: Mapping[str, tuple[str, str | None]], per_task: int
 ) -> list[Example]:
     """The first `per_task` problems (by id) of each task, with each candidate's first sample, in the table's order.
 
@@ -115,7 +116,7 @@ def collect_examples(
                 alpha=alpha_text(row.alpha),
                 completion=row.completion,
                 tokens=row.completion_tokens,
-                verdict="correct" if row.correct else "wrong" if row.finished else "cut off",
+                verdict=_verdict(row.correct, row.finished),
             )
             for row in first.itertuples()
             if (row.task, row.problem_id) in chosen
@@ -131,6 +132,12 @@ def collect_examples(
         written = [answers[name][task, problem_id] for name in overall_rows(sweep_results)["candidate"]]
         examples.append(Example(task, problem_id, question, answer, written))
     return examples
+
+
+def _verdict(correct: Any, finished: bool) -> str:
+    if pd.isna(correct):
+        return "finished" if finished else "cut off"
+    return "correct" if correct else "wrong" if finished else "cut off"
 
 
 def _figure_html(figure: go.Figure, name: str) -> Markup:

@@ -26,8 +26,10 @@ class Cells:
     left: int
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """0.977 -> 97.7, with a real minus sign and no negative zero."""
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.977 -> 97.7, with a real minus sign and no negative zero; a dash where there is no figure."""
+    if share is None or math.isnan(share):
+        return NONE
     return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
@@ -62,20 +64,22 @@ def reduction_text(row: Any) -> str:
 
 
 def interval_text(row: Any) -> str:
-    """pass@1 and its interval, in percent."""
+    """pass@1 and its interval, in percent; a dash where there is none."""
+    if math.isnan(row.pass_at_1):
+        return NONE
     return f"{percent(row.pass_at_1)} [{percent(row.pass_at_1_low)}, {percent(row.pass_at_1_high)}]"
 
 
 def difference_text(row: Any) -> str:
     """pass@1 less that of truncation, with its interval, in percentage points; a dash for truncation itself."""
-    if row.kind == "truncation":
+    if row.kind == "truncation" or math.isnan(row.difference):
         return NONE
     return f"{percent(row.difference)} [{percent(row.difference_low)}, {percent(row.difference_high)}]"
 
 
 def forced_difference_text(row: Any) -> str:
     """The same against forced closing; a dash for this and for truncation."""
-    if row.kind in ("truncation", "forced_close"):
+    if row.kind in ("truncation", "forced_close") or math.isnan(row.forced_difference):
         return NONE
     low, high = percent(row.forced_difference_low), percent(row.forced_difference_high)
     return f"{percent(row.forced_difference)} [{low}, {high}]"
@@ -223,7 +227,12 @@ def wide_table(sweep_results: pd.DataFrame) -> pd.DataFrame:
     return wide
 
 
-def candidate_metrics(sweep_results: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Each candidate's figures over all tasks, not rounded, by name: DVC shows nothing of a list."""
+def candidate_metrics(sweep_results: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Each candidate's figures over all tasks, not rounded, by name: DVC shows nothing of a list. None for NaN."""
     rows = overall_rows(sweep_results).set_index("candidate")
-    return {name: {metric: float(row[metric]) for metric in METRICS} for name, row in rows.iterrows()}
+    return {name: {metric: number(row[metric]) for metric in METRICS} for name, row in rows.iterrows()}
+
+
+def number(value: float) -> float | None:
+    """A figure for JSON, which has no NaN."""
+    return None if math.isnan(value) else float(value)

@@ -31,6 +31,8 @@ from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking, training_run
 
 CURVES = "curves"
 """The folder of a training's curves, in its work folder and then in its checkpoint."""
+FIRST = "sft"
+"""The folder in a checkpoint that was trained twice, which has the curves of the first training, an SFT."""
 
 
 class ProgressCallback(TrainerCallback):
@@ -117,12 +119,13 @@ class CurvesCallback(TrainerCallback):
 
 
 def training_seconds(checkpoint: Path) -> float | None:
-    """Wall time of the training that left its curves in a checkpoint; None for one that was trained elsewhere."""
+    """Wall time of the trainings that left their curves in a checkpoint; None for one that was trained elsewhere."""
     summary = checkpoint / CURVES / "metrics.json"
     if not summary.exists():
         return None
     seconds: float | None = json.loads(summary.read_text()).get("train_seconds")  # older versions did not note it
-    return seconds
+    before = training_seconds(checkpoint / FIRST)
+    return seconds if seconds is None or before is None else seconds + before
 
 
 def _peak_memory() -> float:

@@ -75,7 +75,7 @@ class Evaluator:
         self.tasks, self.instruction, self.attn_implementation = tasks, instruction, attn_implementation
         self._opened: tuple[Any, Engine] | None = None
         self.questions = questions_of(problems, tasks)
-        self.texts = dict(zip(problems["id"], problems["question"], strict=True))
+        self.chats = dict(zip(problems["id"], problems["messages"], strict=True))
         self.task_names = dict(zip(problems["id"], problems["task"], strict=True))
         read = ("id", "prompt_ids", "answer", "metadata", "think_open", "think_close")
         self.problems = {
@@ -159,7 +159,7 @@ class Evaluator:
         questions = []
         for question in self.questions:
             prompt, prompt_ids = render_prompt(
-                self.tokenizer, self.texts[question.id], self.instruction, candidate.instruction
+                self.tokenizer, self.chats[question.id], self.instruction, candidate.instruction
             )
             questions.append(replace(question, prompt=prompt, prompt_ids=prompt_ids))
         return questions

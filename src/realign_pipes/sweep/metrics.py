@@ -81,7 +81,8 @@ def summarise_sweep(
 
     Returns:
         A frame with the columns SWEEP_RESULTS, ordered by kind, alpha and name; tasks by name, `all` last. The figures
-        for all tasks are plain means over the tasks, as in the paper's tables.
+        for all tasks are plain means over the tasks, as in the paper's tables; pass@1 and its differences over those
+        that have answers.
 
     Raises:
         InputError: no or several references, or candidates that were not measured on the same problems and samples.
@@ -90,7 +91,7 @@ def summarise_sweep(
     resampled = _resampled(answers.values, bootstrap_samples, bootstrap_seed)
     of_tasks = {
         **{task: ([values], resampled[task]) for task, values in answers.values.items()},
-        ALL_TASKS: (list(answers.values.values()), np.mean(list(resampled.values()), axis=0)),
+        ALL_TASKS: (list(answers.values.values()), _mean_of_graded(list(resampled.values()))),
     }
     samples = answers.samples | {ALL_TASKS: max(answers.samples.values())}
     rows = []
@@ -138,11 +139,14 @@ def compare(tasks: Sequence[Values], reference: int) -> dict[str, Floats]:
     """Each candidate's figures and how they differ from the reference's: plain means over `tasks`, [candidates] each.
 
     They are `pass_at_1`, `difference`, `difference_low`, `mean_tokens`, `token_reduction` and `truncated` of
-    SWEEP_RESULTS. The reference's own `difference_low` is 0.
+    SWEEP_RESULTS. The reference's own `difference_low` is 0. Of tasks without answers only tokens and truncation count.
     """
     means = _mean_over_tasks([_means(values) for values in tasks])
-    difference_low = lower_bound([values["correct"] - values["correct"][reference] for values in tasks])
-    difference_low[reference] = 0
+    if graded := [values["correct"] - values["correct"][reference] for values in tasks if has_answers(values)]:
+        difference_low = lower_bound(graded)
+        difference_low[reference] = 0
+    else:
+        difference_low = np.full_like(means["pass_at_1"], np.nan)
     return means | {
         "difference": means["pass_at_1"] - means["pass_at_1"][reference],
         "difference_low": difference_low,
@@ -222,7 +226,7 @@ def summarise_budgets(generations: Generations, *, bootstrap_samples: int, boots
 
     values = _by_problem(frames, names)
     measured = _mean_over_tasks([_means(one) for one in values.values()])
-    means = np.mean(list(_resampled(values, bootstrap_samples, bootstrap_seed).values()), axis=0)
+    means = _mean_of_graded(list(_resampled(values, bootstrap_samples, bootstrap_seed).values()))
     low, high = interval(means)
     differences: dict[str, Floats] = {}
     for column, kind in (("difference", "truncation"), ("forced_difference", "forced_close")):
@@ -271,13 +275,23 @@ def pareto_front(mean_tokens: Floats, pass_at_1: Floats) -> NDArray[np.bool_]:
 def _by_problem(frames: Mapping[str, pd.DataFrame], names: Sequence[str]) -> dict[str, Values]:
     """Task -> column of MEASURED -> [candidates, problems]: candidates in the order of `names`, the rest sorted."""
     by_problem = {name: frame.groupby(["task", "problem_id"])[MEASURED].mean() for name, frame in frames.items()}
-    return {
+    values: dict[str, Values] = {
         task: {
-            column: np.stack([by_problem[name].loc[task, column].to_numpy(float) for name in names])
+            column: np.stack([by_problem[name].loc[task, column].to_numpy(float, na_value=np.nan) for name in names])
             for column in MEASURED
         }
         for task in sorted(set(frames[names[0]]["task"]))
     }
+    for task, of_task in values.items():
+        ungraded = np.isnan(of_task["correct"])
+        if ungraded.any() and not ungraded.all():
+            raise InputError(f"some completions of task {task} are graded and others are not; run alpha_sweep again.")
+    return values
+
+
+def has_answers(values: Values) -> bool:
+    """Whether the completions of a task are graded: else its `correct` is NaN throughout."""
+    return not bool(np.isnan(values["correct"]).any())
 
 
 def _means(values: Values) -> dict[str, Floats]:
@@ -298,7 +312,13 @@ def _resampled(tasks: Mapping[str, Values], samples: int, seed: int, column: str
 
 
 def _mean_over_tasks(per_task: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
-    return {column: np.mean([measured[column] for measured in per_task], axis=0) for column in per_task[0]}
+    return {column: _mean_of_graded([measured[column] for measured in per_task]) for column in per_task[0]}
+
+
+def _mean_of_graded(of_tasks: Sequence[Floats]) -> Floats:
+    """The plain mean over the tasks without NaN, those that have such a figure; NaN if there is none."""
+    mean: Floats = np.mean([of_task for of_task in of_tasks if not np.isnan(of_task).any()] or of_tasks[:1], axis=0)
+    return mean
 
 
 def _checked_frames(generations: Generations, about: Sequence[str], kinds: Sequence[str]) -> dict[str, pd.DataFrame]:

@@ -21,7 +21,7 @@ GENERATIONS = {
     "completion": "str",
     "completion_tokens": "int64",
     "finished": "bool",  # False where the token limit cut it off
-    "correct": "bool",
+    "correct": "boolean",  # missing where the task has no answers
     "seconds": "float64",  # of all of the candidate's completions, without loading; in the slowest process
 }
 """One row per completion."""
@@ -41,7 +41,7 @@ SWEEP_RESULTS = {
     "task": "str",  # `all` for the mean over tasks
     "problems": "int64",  # for `all` the sum over tasks
     "samples": "int64",  # per problem; for `all` the most of a task
-    "pass_at_1": "float64",  # mean over problems of the mean over samples
+    "pass_at_1": "float64",  # mean over problems of the mean over samples; NaN for a task without answers
     "pass_at_1_low": "float64",  # 95 % percentile bootstrap over problems
     "pass_at_1_high": "float64",
     "difference": "float64",  # pass@1 less the reference's
@@ -57,7 +57,8 @@ SWEEP_RESULTS = {
     "passes": "int64",  # through the layers for each token; InRa's are one at alpha 0 and 1
 }
 """One row per candidate (a kind, an alpha and a plausibility) and task, and one per candidate for all tasks: each
-figure's plain mean over them."""
+figure's plain mean over them. pass@1 and what follows from it are means over the tasks that have answers; NaN if none
+has."""
 
 BUDGET_RESULTS = {
     "candidate": "str",

@@ -1,7 +1,7 @@
 """Reading a completion: what was thought, and what was answered."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import StringConstraints, model_validator
 
@@ -25,6 +25,9 @@ class ThinkingTags(Parameters):
 
 THINK = ThinkingTags(open="<think>", close="</think>")
 """The tags of most models that think."""
+
+Thinking = Literal["required", "optional", "none"]
+"""Whether a completion has to think before it answers, may, or must not: `data_prep.thinking`."""
 
 _BRACKETS = {"<": ">", "<|": "|>", "[": "]", "◁": "▷"}
 _TAG = re.compile(
@@ -77,3 +80,22 @@ def answer_part(prompt: str, completion: str, tags: ThinkingTags = THINK) -> str
         return completion.rpartition(tags.close)[2].strip()
     thinking = opens_thinking(prompt, tags) or tags.open in completion
     return None if thinking else completion.strip()
+
+
+def thinks_right(prompt: str, completion: str, tags: ThinkingTags, thinking: Thinking) -> bool:
+    """Whether `completion` thinks as it should: once, at most once and to the end, or not at all."""
+    closed = completion.count(tags.close)
+    if thinking == "required":
+        return closed == 1
+    if thinking == "none":
+        return not closed and tags.open not in completion and not opens_thinking(prompt, tags)
+    return closed == 1 or (not closed and answer_part(prompt, completion, tags) is not None)
+
+
+def describe_thinking(tags: ThinkingTags, thinking: Thinking) -> str:
+    """What `thinks_right` asks of a completion, in words that follow "it"."""
+    return {
+        "required": f"has {tags.close} exactly once",
+        "optional": f"has {tags.close} at most once, and once where {tags.open} is",
+        "none": f"has neither {tags.open} nor {tags.close}",
+    }[thinking]

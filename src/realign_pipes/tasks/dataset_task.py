@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.tasks.chats import chat_text, question_turn, read_usable, split_reply
 from realign_pipes.tasks.parameters import DatasetSource, DatasetTask, Verifier
 
 if TYPE_CHECKING:
@@ -17,13 +18,21 @@ if TYPE_CHECKING:
 BOXED = "\\boxed"
 
 
-def read_rows(source: DatasetSource, columns: dict[str, str], key: str, *, lists: Collection[str] = ()) -> Dataset:
+def read_rows(
+    source: DatasetSource,
+    columns: dict[str, str],
+    key: str,
+    *,
+    lists: Collection[str] = (),
+    chats: Collection[str] = (),
+) -> Dataset:
     """The dataset with only our columns (`columns` maps our name to theirs), memory-mapped.
 
-    Those of our columns that are among `lists` may hold several texts a row. `key` is the parameter that named the
-    dataset; messages quote it. Raises MissingFileError for a missing path, and InputError for a format that is unknown
-    or cannot be read, for columns that are missing, lack a value in some row or are not text (answers may be numbers),
-    and for a dataset without rows.
+    Those of our columns that are among `lists` may hold several texts a row, those among `chats` hold a list of
+    messages with `role` and `content`. `key` is the parameter that named the dataset; messages quote it. Raises
+    MissingFileError for a missing path, and InputError for a format that is unknown or cannot be read, for columns that
+    are missing, lack a value in some row or are not text (answers may be numbers) or chats, and for a dataset without
+    rows.
     """
     rows = _read_hub(source, key) if source.path is None else _read_path(source.path, key)
     name = source.named()
@@ -36,6 +45,9 @@ def read_rows(source: DatasetSource, columns: dict[str, str], key: str, *, lists
     table = rows.with_format("arrow").select_columns(list(columns.values()))[:]
     for ours, theirs in columns.items():
         cells = table[theirs]
+        if ours in chats:
+            _check_chats(cells, f"{key}: {name}", theirs)
+            continue
         _check_column(cells, ours, f"{key}: {name}", theirs, may_be_list=ours in lists)
     return rows.select_columns(list(columns.values())).rename_columns({v: k for k, v in columns.items() if v != k})
 
@@ -101,6 +113,22 @@ def _check_column(
         raise InputError(f"{source} cannot be read: {theirs} is damaged: {error}") from error
 
 
+def _check_chats(cells: pyarrow.ChunkedArray, source: str, theirs: str) -> None:
+    """Raise InputError unless every row has a list of messages whose `role` and `content` are texts."""
+    import pyarrow
+
+    kind = cells.type
+    fields: dict[str, pyarrow.DataType] = {}
+    if (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)) and pyarrow.types.is_struct(kind.value_type):
+        fields = {field.name: field.type for field in kind.value_type}
+    if not all(name in fields and pyarrow.types.is_string(fields[name]) for name in ("role", "content")):
+        raise InputError(f"{source}: {theirs} holds {kind}, and not chats: lists of messages, each with a role and a "
+                         "content.")  # fmt: skip
+    if cells.null_count:
+        raise InputError(f"{source} has no value for {theirs} in {cells.null_count} of its {len(cells)} rows. "
+                         "Drop those rows.")  # fmt: skip
+
+
 def _check_lines(file: Path) -> None:
     """Raise ValueError, naming the line, unless each is a JSON object.
 
@@ -120,10 +148,25 @@ def _check_lines(file: Path) -> None:
                 raise ValueError(f"line {number} is not a JSON object")
 
 
-def make_problems(task: DatasetTask, key: str) -> list[dict[str, str]]:
-    """The dataset's problems, each with `question`, `answer` and an empty `metadata`."""
-    rows = read_rows(task, {"question": task.question_column, "answer": task.answer_column}, key)
-    return [{"question": str(row["question"]), "answer": str(row["answer"]), "metadata": "{}"} for row in rows]
+def make_problems(task: DatasetTask, key: str) -> list[dict[str, Any]]:
+    """The dataset's problems, each with `question`, `answer` (None where the task has none) and an empty `metadata`.
+
+    Those that are chats have `messages` too, up to the turn that is to be answered; their `question` is the chat's
+    text. InputError as `read_rows` and `chats.read_usable`.
+    """
+    asked = {"question": task.question_column} if task.messages_column is None else {"messages": task.messages_column}
+    answers = {} if task.verifier == "none" else {"answer": task.answer_column}
+    rows = read_rows(task, asked | answers, key, chats=["messages"])
+
+    def build(row: dict[str, Any]) -> dict[str, Any]:
+        answer = str(row["answer"]) if answers else None
+        if task.messages_column is None:
+            question_turn(row["question"])
+            return {"question": row["question"], "answer": answer, "metadata": "{}"}
+        chat, _ = split_reply(row["messages"])
+        return {"question": chat_text(chat), "answer": answer, "metadata": "{}", "messages": chat}
+
+    return read_usable(rows, range(len(rows)), build, task, key)
 
 
 def verify(verifier: Verifier, answered: str, answer: str) -> bool:
@@ -131,10 +174,12 @@ def verify(verifier: Verifier, answered: str, answer: str) -> bool:
 
     `math` compares the content of the last `\\boxed{}` (without one: in other LaTeX) with the answer, as mathematics.
     Only LaTeX is parsed: math-verify's plain-text parser goes through sympy.parse_expr, which evaluates what it
-    reads. `exact` requires the whole text to equal the answer.
+    reads. `exact` requires the whole text to equal the answer. ValueError for `none`.
     """
     if verifier == "exact":
         return answered.strip() == answer.strip()
+    if verifier == "none":
+        raise ValueError("a task without answers is not graded")
     from math_verify import LatexExtractionConfig, parse
     from math_verify import verify as verify_math
 

@@ -41,21 +41,37 @@ class Attempt:
     task: Task
     prompt: str
     completion: str
-    answer: str
+    answer: str | None
+    """None where the task has no answers."""
     metadata: str
     """JSON text: what the task's verifier needs."""
     tags: ThinkingTags = THINK
 
 
-def grade(attempts: Sequence[Attempt]) -> Iterator[bool]:
-    """Whether each completion answers its problem, in order. Nothing that a model wrote is ever executed.
+def has_answers(task: Task) -> bool:
+    """Whether completions of a task are graded."""
+    return not (isinstance(task, DatasetTask) and task.verifier == "none")
+
+
+def grade(attempts: Sequence[Attempt]) -> Iterator[bool | None]:
+    """Whether each completion answers its problem, in order; None where the task has no answers.
+
+    Nothing that a model wrote is ever executed.
 
     If the verifier exceeds its time or memory, the completion counts as wrong, with a warning that names the problem.
     """
     from pebble import ProcessExpired
 
-    futures = [_worker().schedule(_is_correct, args=[attempt, TIME_LIMIT], timeout=TIME_LIMIT) for attempt in attempts]
+    futures = [
+        _worker().schedule(_is_correct, args=[attempt, TIME_LIMIT], timeout=TIME_LIMIT)
+        if has_answers(attempt.task)
+        else None
+        for attempt in attempts
+    ]
     for attempt, future in zip(attempts, futures, strict=True):
+        if future is None:
+            yield None
+            continue
         try:
             yield future.result()
         except TimeoutError:
@@ -67,9 +83,14 @@ def grade(attempts: Sequence[Attempt]) -> Iterator[bool]:
 
 
 def is_correct(
-    task: Task, prompt: str, completion: str, answer: str, metadata: str, tags: ThinkingTags = THINK
+    task: Task, prompt: str, completion: str, answer: str | None, metadata: str, tags: ThinkingTags = THINK
 ) -> bool:
-    """Whether `completion` answers the problem; `grade` does the same within limits."""
+    """Whether `completion` answers the problem; `grade` does the same within limits.
+
+    ValueError for a task without answers.
+    """
+    if answer is None:
+        raise ValueError("there is no answer to compare with")
     answered = answer_part(prompt, completion, tags)
     if answered is None:
         return False
@@ -78,7 +99,7 @@ def is_correct(
     return reasoning_gym_task.verify(task, answered, answer, metadata)
 
 
-def looked_for(task: Task, answer: str) -> str:
+def looked_for(task: Task, answer: str | None) -> str:
     """What the task's verifier looks for in the text after the thinking, for a message."""
     if not isinstance(task, DatasetTask):
         return f"<answer>{answer}</answer>"

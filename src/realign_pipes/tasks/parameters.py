@@ -6,7 +6,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from realign_pipes.runtime.parameters import Parameters
 
-Verifier = Literal["math", "exact"]
+Verifier = Literal["math", "exact", "none"]
+"""How completions are graded; `none`: not at all, as there are no answers."""
 
 UNSAFE_VERIFIERS = frozenset(
     (
@@ -60,6 +61,8 @@ class DatasetSource(Parameters):
     split: str = "train"
     revision: str | None = None
     """Of the hub: a commit or tag; null: the newest."""
+    skip_unusable: bool = False
+    """Leave out rows that would be refused, such as a chat that ends with the user, and log how many."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -74,12 +77,21 @@ class DatasetSource(Parameters):
         return str(self.path or f"{self.hub} (split {self.split})")
 
 
-class DatasetTask(DatasetSource):
-    """Problems from a dataset, graded as mathematics or text."""
+class ChatSource(DatasetSource):
+    """A dataset of questions, or of chats of several turns."""
+
+    question_column: str = "question"
+    messages_column: str | None = None
+    """A column of chats, lists of `role` and `content` as on the hub, in place of the question's. The prompt is what
+    comes before the assistant's last reply. Of preference pairs that are whole chats: their chosen column."""
+
+
+class DatasetTask(ChatSource):
+    """Problems from a dataset, graded as mathematics or text, or prompts that have no answers."""
 
     kind: Literal["dataset"]
-    question_column: str = "question"
     answer_column: str = "answer"
+    """Not read where the verifier is none."""
     verifier: Verifier = "math"
 
 

@@ -26,19 +26,24 @@ from realign_pipes.sweep.schemas import GENERATIONS, SWEEP_RESULTS
 if TYPE_CHECKING:
     from datasets import Features
     from great_expectations.expectations import Expectation
+    from great_expectations.expectations.row_conditions import AndCondition, ComparisonCondition
 
 FINITE = 1e15
 """More than any number of tokens or seconds; a larger value is infinite."""
 
 
 def samples(min_correct: float) -> list[Expectation]:
-    """calibration_samples. `min_correct` is the share of completions that must be right, above 0 and at most 1."""
+    """calibration_samples. `min_correct` is the share of completions that must be right, above 0 and at most 1.
+
+    Nothing is right or wrong where problems have no answers.
+    """
     import great_expectations.expectations as gxe
 
     from realign_pipes.data.schemas import SAMPLE_COLUMNS
 
     return [
-        *_examples(SAMPLE_COLUMNS),
+        *_examples(SAMPLE_COLUMNS, gaps=["answer", "correct"]),
+        *_graded_if_answered(),
         gxe.ExpectColumnValuesToBeInSet(
             column="correct",
             value_set=[True],
@@ -49,18 +54,18 @@ def samples(min_correct: float) -> list[Expectation]:
 
 
 def calibration() -> list[Expectation]:
-    """calibration_set: right, finished completions that think once and have a length within the bounds."""
+    """calibration_set: right, finished completions that think as `data_prep.thinking` says and have a length within the
+    bounds. Where problems have no answers, none is wrong."""
     import great_expectations.expectations as gxe
 
     from realign_pipes.data.schemas import CALIBRATION_COLUMNS
 
     return [
-        *_examples(CALIBRATION_COLUMNS),
+        *_examples(CALIBRATION_COLUMNS, gaps=["answer", "correct"]),
+        *_graded_if_answered(),
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True], notes="every completion is right"),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True], notes="no completion was cut off"),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="think_closes", value_set=[1], notes="every completion closes the thinking exactly once"
-        ),
+        *_thinks_as_asked(),
         _at_least("completion_tokens", "min_tokens", "no completion is shorter than min_tokens"),
         _at_least("max_tokens", "completion_tokens", "no completion is longer than max_tokens"),
     ]
@@ -73,7 +78,8 @@ def evaluation() -> list[Expectation]:
     from realign_pipes.data.schemas import EVALUATION_COLUMNS
 
     return [
-        *_examples(EVALUATION_COLUMNS),
+        *_examples(EVALUATION_COLUMNS, gaps=["answer"]),
+        gxe.ExpectColumnValuesToBeBetween(column="messages", min_value=1, notes="every problem has messages"),
         gxe.ExpectColumnValuesToBeInSet(
             column="in_calibration", value_set=[False], notes="no problem is among those of the calibration"
         ),
@@ -81,14 +87,22 @@ def evaluation() -> list[Expectation]:
 
 
 def preference_pairs() -> list[Expectation]:
-    """preference_pairs: a short, right completion is chosen over a longer or wrong one."""
+    """preference_pairs: a short, right completion is chosen over a longer or wrong one, or pairs are given.
+
+    There may be none, as the completions of no problem may differ. A training that needs pairs refuses that.
+    """
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 
     from realign_pipes.data.schemas import PAIR_COLUMNS
 
     return [
-        *_examples(PAIR_COLUMNS),
+        *_examples(PAIR_COLUMNS, gaps=["rejected_correct"], least=0),
+        *(
+            gxe.ExpectColumnValuesToMatchRegex(column=name, regex=r"\S", notes=f"no {name} completion is empty")
+            for name in ("chosen", "rejected")
+        ),
+        _sources(),
         gxe.ExpectColumnValuesToBeInSet(
             column="chosen_is_rejected", value_set=[False], notes="chosen and rejected differ"
         ),
@@ -103,8 +117,12 @@ def preference_pairs() -> list[Expectation]:
 
 
 def short_solutions() -> list[Expectation]:
-    """short_solutions: completions without thinking; where thinking was cut short, it is in the prompt."""
+    """short_solutions: completions without thinking; where thinking was cut short, it is in the prompt.
+
+    Or given replies, which think as `data_prep.thinking` says.
+    """
     import great_expectations.expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
 
     from realign_pipes.data.schemas import SOLUTION_COLUMNS
 
@@ -119,8 +137,13 @@ def short_solutions() -> list[Expectation]:
             column="think_closes", max_value=1, notes="no completion closes the thinking more than once"
         ),
         gxe.ExpectColumnValuesToNotMatchRegex(
-            column="thinking", regex=r"\S", notes="no completion thinks before it closes the thinking"
+            column="thought",
+            regex=r"\S",
+            row_condition=Column("source") == "samples",
+            notes="no completion thinks before it closes the thinking",
         ),
+        *_thinks_as_asked(Column("source") == "dataset"),
+        _sources(),
     ]
 
 
@@ -128,9 +151,10 @@ def generations() -> list[Expectation]:
     """generations: graded completions of all candidates; `partition` is the name under which one is saved."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
+    from great_expectations.expectations.row_conditions import Column
 
     return [
-        *_columns(GENERATIONS, gaps=["alpha"]),
+        *_columns(GENERATIONS, gaps=["alpha", "correct"]),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task", "problem_id", "sample"],
@@ -146,6 +170,11 @@ def generations() -> list[Expectation]:
             column="seconds", min_value=0, max_value=FINITE, notes="seconds is not negative"
         ),
         gxe.ExpectColumnValuesToBeInSet(column="correct", value_set=[True, False], notes="correct is true or false"),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="correct",
+            row_condition=Column("graded") == 1,  # True: conditions know no booleans
+            notes="correct is there throughout a task, or nowhere in it",
+        ),
         gxe.ExpectColumnValuesToBeInSet(column="finished", value_set=[True, False], notes="finished is true or false"),
         gxe.ExpectColumnValuesToBeInSet(
             column="finished",
@@ -164,9 +193,23 @@ def sweep_results() -> list[Expectation]:
     from great_expectations.expectations.row_conditions import Column
 
     reference = (Column("kind") == "reference") & (Column("plausibility") == 0)
+    graded = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "difference", "difference_low")
     shares = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "truncated")
     return [
-        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds", "train_seconds", "bytes"]),
+        *_columns(SWEEP_RESULTS, gaps=["alpha", "seconds", "train_seconds", "bytes", *graded]),
+        *(
+            gxe.ExpectColumnValuesToNotBeNull(
+                column=name,
+                row_condition=Column("pass_at_1").is_not_null(),
+                notes=f"{name} is there wherever pass_at_1 is",
+            )
+            for name in graded[1:]
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="pass_at_1",
+            row_condition=Column("pass_at_1_low").is_not_null(),
+            notes="pass_at_1 is there wherever its interval is",
+        ),
         *_candidates(),
         gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["candidate", "task"], notes="no candidate has two rows for a task"
@@ -214,13 +257,13 @@ def sweep_results() -> list[Expectation]:
     ]
 
 
-def _columns(names: Iterable[str], gaps: Collection[str] = ()) -> list[Expectation]:
-    """All columns and some rows are there, and only columns in `gaps` may have missing values."""
+def _columns(names: Iterable[str], gaps: Collection[str] = (), least: int = 1) -> list[Expectation]:
+    """All columns and `least` rows are there, and only columns in `gaps` may have missing values."""
     import great_expectations.expectations as gxe
 
     return [
         gxe.ExpectTableColumnsToMatchSet(column_set=list(names), exact_match=False, notes="all columns are there"),
-        gxe.ExpectTableRowCountToBeBetween(min_value=1, notes="there are rows"),
+        gxe.ExpectTableRowCountToBeBetween(min_value=least, notes="there are rows"),
         *(
             gxe.ExpectColumnValuesToNotBeNull(column=name, notes=f"{name} is never missing")
             for name in names
@@ -229,23 +272,87 @@ def _columns(names: Iterable[str], gaps: Collection[str] = ()) -> list[Expectati
     ]
 
 
-def _examples(columns: Features) -> list[Expectation]:
+def _examples(columns: Features, gaps: Collection[str] = (), least: int = 1) -> list[Expectation]:
     """What holds for every data set: ids are unique, each row has a prompt, and `x_tokens` counts `x_ids`."""
     import great_expectations.expectations as gxe
     from datasets import List
 
     return [
-        *_columns(columns),
+        *_columns(columns, gaps, least),
         gxe.ExpectColumnValuesToBeUnique(column="id", notes="ids are unique"),
         gxe.ExpectColumnValuesToMatchRegex(column="prompt", regex=r"\S", notes="no prompt is empty"),
         gxe.ExpectColumnValuesToBeBetween(column="prompt_tokens", min_value=1, notes="every prompt has tokens"),
         *(
             gxe.ExpectColumnPairValuesToBeEqual(column_A=tokens, column_B=ids, notes=f"{tokens} counts {ids}")
             for ids, feature in columns.items()
-            if isinstance(feature, List)
+            if isinstance(feature, List) and ids.endswith("_ids")
             for tokens in [ids.replace("_ids", "_tokens")]
         ),
     ]
+
+
+def _graded_if_answered() -> list[Expectation]:
+    """`correct` is there if and only if the problem has an answer."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
+
+    return [
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="correct",
+            row_condition=Column("answer").is_not_null(),
+            notes="every completion of a problem with an answer is graded",
+        ),
+        gxe.ExpectColumnValuesToBeNull(
+            column="correct",
+            row_condition=Column("answer").is_null(),
+            notes="no completion of a problem without an answer is graded",
+        ),
+    ]
+
+
+def _thinks_as_asked(rows: ComparisonCondition | None = None) -> list[Expectation]:
+    """Completions close their thinking exactly once, at most once or never, as the column `thinking` says."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
+
+    def those(thinking: str) -> ComparisonCondition | AndCondition:
+        asked = Column("thinking") == thinking
+        return asked if rows is None else asked & rows
+
+    return [
+        gxe.ExpectColumnValuesToBeInSet(
+            column="thinking",
+            value_set=["required", "optional", "none"],
+            notes="thinking is required, optional or none",
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="think_closes",
+            value_set=[1],
+            row_condition=those("required"),
+            notes="every completion closes the thinking exactly once",
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="think_closes",
+            value_set=[0, 1],
+            row_condition=those("optional"),
+            notes="no completion closes the thinking twice where that is optional",
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="think_closes",
+            value_set=[0],
+            row_condition=those("none"),
+            notes="no completion thinks where none is to",
+        ),
+    ]
+
+
+def _sources() -> Expectation:
+    """Whether examples were made from the calibration's completions, or given."""
+    import great_expectations.expectations as gxe
+
+    return gxe.ExpectColumnValuesToBeInSet(
+        column="source", value_set=["samples", "dataset"], notes="every source is known"
+    )
 
 
 def _at_least(larger: str, smaller: str, notes: str) -> Expectation:

@@ -83,7 +83,10 @@ def _frame(data: Any) -> pd.DataFrame:
 
     if isinstance(data, Mapping):
         frames = [load_frame(frame).assign(partition=name) for name, frame in data.items()]
-        return pd.concat(frames, ignore_index=True)
+        frame = pd.concat(frames, ignore_index=True)
+        if {"task", "correct"} <= set(frame):  # whether anything of the row's task is graded
+            frame["graded"] = frame.groupby("task")["correct"].transform("count") > 0
+        return frame
     if isinstance(data, pd.DataFrame):
         return data.round(9)  # summed in another order, a bound may differ from its value in the last digit
 
@@ -98,7 +101,7 @@ def _frame(data: Any) -> pd.DataFrame:
         pairs = zip(frame["completion"], frame["think_close"], strict=True)
         known = [pair if all(isinstance(text, str) for text in pair) else None for pair in pairs]  # else is missing
         frame["think_closes"] = [pair and pair[0].count(pair[1]) for pair in known]
-        frame["thinking"] = [pair and pair[0].rpartition(pair[1])[0] for pair in known]
+        frame["thought"] = [pair and pair[0].rpartition(pair[1])[0] for pair in known]
     return frame
 
 

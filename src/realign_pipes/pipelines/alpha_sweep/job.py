@@ -263,9 +263,9 @@ class MeasureCandidates(Job[Generations]):
         prompt_ids = [
             *problems["prompt_ids"],
             *(
-                render_prompt(tokenizer, question, self.instruction, instruction)[1]
+                render_prompt(tokenizer, chat, self.instruction, instruction)[1]
                 for instruction in self.parameters.prompts.values()
-                for question in problems["question"]
+                for chat in problems["messages"]
             ),
         ]
         for path in (self.reference, self.aligned, *self.others.values()):

@@ -4,13 +4,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
+from realign_pipes.data.parameters import GivenPairs, GivenReplies, Replies
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.runtime.parameters import Parameters, Seed
-from realign_pipes.tasks.parameters import DatasetSource, Problems, Verifier
+from realign_pipes.tasks.completion import Thinking
+from realign_pipes.tasks.parameters import Problems, Verifier
 
 
 class Calibration(Parameters):
-    """Which completions become the calibration set, of those that are correct and close their thinking exactly once."""
+    """Which completions become the calibration set, of those that are not wrong and think as `thinking` says."""
 
     keep: Literal["longest", "all"]
     """Which completions of a problem: the longest, or all."""
@@ -27,9 +29,10 @@ class Calibration(Parameters):
 
 
 class SampledCalibration(Calibration):
-    """Completions that the reference model draws itself."""
+    """Completions that one of the two models draws itself."""
 
     source: Literal["sampled"]
+    drawn_by: Literal["reference", "aligned"] = "reference"
     task: Problems
     sampling: Sampling
 
@@ -41,22 +44,25 @@ class SampledCalibration(Calibration):
         return task
 
 
-class DatasetCalibration(Calibration, DatasetSource):
-    """Completions that a dataset holds: each row has a question, its answer, and one completion or a list of them."""
+class DatasetCalibration(Calibration, Replies):
+    """Completions that a dataset holds. A row may hold a list of completions of its question, each a sample."""
 
     source: Literal["dataset"]
-    question_column: str = "question"
-    completion_column: str = "completion"
-    """The whole reply: the thinking with its tags, and the answer. Or a list of such replies, each a sample."""
     answer_column: str = "answer"
+    """Not read where the verifier is none."""
     verifier: Verifier = "math"
-    limit: PositiveInt | None = None
-    """At most this many rows are read, drawn with the seed; the other filters are applied to these."""
+
+
+class SamplePairs(Parameters):
+    """Preference pairs of the calibration's completions: short and right ones over longer or wrong ones."""
+
+    source: Literal["samples"]
 
 
 class ShortSolutions(Parameters):
     """What InRa's adapter learns by SFT: the solutions that follow the thinking in correct completions."""
 
+    source: Literal["samples"]
     cut_share: Annotated[float, Field(ge=0, le=1)]
     """Share of the examples whose prompt holds the thinking up to a random token (the paper: none)."""
     max_tokens: PositiveInt | None
@@ -78,7 +84,13 @@ class DataPrep(Parameters):
     """Seed of the problems; completions have their own."""
     instruction: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None
     """Added to the end of each question, of the calibration and of the tasks, such as where to put the answer."""
+    thinking: Thinking = "required"
+    """Whether completions that are learned from have to close their thinking exactly once, may think, or must not.
+    Drawn and read completions that do not are left out; given replies and pairs are refused."""
     calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
-    short_solutions: ShortSolutions
+    short_solutions: Annotated[ShortSolutions | GivenReplies, Field(discriminator="source")]
+    """For the SFT of InRa's adapter."""
+    preference_pairs: Annotated[SamplePairs | GivenPairs, Field(discriminator="source")] = SamplePairs(source="samples")
+    """For its DPO."""
     tasks: Annotated[dict[str, Problems], Field(min_length=1)]
     """The evaluation set: its tasks by name."""

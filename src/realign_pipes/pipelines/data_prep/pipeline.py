@@ -43,7 +43,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 make_preference_pairs,
-                inputs=["params:models", "reference_model", "calibration_samples"],
+                inputs=["params:data_prep", "params:models", "reference_model", "calibration_samples"],
                 outputs="preference_pairs",
                 name="make_preference_pairs",
             ),

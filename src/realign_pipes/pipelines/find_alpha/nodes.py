@@ -28,12 +28,17 @@ logger = logging.getLogger(__name__)
 def draw_problems(
     parameters: FindAlpha, data_prep: DataPrep, models: Models, reference_model: Path, calibration_samples: Dataset
 ) -> tuple[Dataset, Dataset]:
-    """Fresh problems of the evaluation's tasks, to search on and to confirm with. InputError if the run has no wish."""
+    """Fresh problems of the evaluation's tasks, to search on and to confirm with. InputError if the run has no wish,
+    or one about pass@1 where no task has answers."""
     from realign_pipes.data.prompts import thinking_tags
     from realign_pipes.data.search_sets import make_search_sets
     from realign_pipes.models.load import load_chat_tokenizer
+    from realign_pipes.sweep.search import LoseAtMost
+    from realign_pipes.tasks.grading import has_answers
 
-    parameters.wish()
+    if isinstance(parameters.wish(), LoseAtMost) and not any(map(has_answers, data_prep.tasks.values())):
+        raise InputError("find_alpha.lose_at_most is about pass@1, and no task of data_prep.tasks has answers. Wish "
+                         "with find_alpha.save instead.")  # fmt: skip
     tokenizer = load_chat_tokenizer(reference_model, models.chat_template)
     return make_search_sets(
         data_prep.tasks,

@@ -1,8 +1,9 @@
-"""The job of the stage inra: train the layer adapter by SFT on short solutions, DPO on pairs, or TrRa's objective.
+"""The job of the stage inra: train the layer adapter by SFT on replies, DPO on pairs, both, or TrRa's objective.
 
-All three train the expanded model with everything but the adapter frozen.
+All train the expanded model with everything but the adapter frozen.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
 
 from realign_pipes.errors import InputError
 from realign_pipes.models.card import checkpoint_name, describe_checkpoint
@@ -25,6 +27,7 @@ from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.training import (
     CURVES,
+    FIRST,
     in_training_order,
     student_device,
     train,
@@ -35,6 +38,9 @@ from realign_pipes.runtime.training import (
 from realign_pipes.runtime.work import do_once
 from realign_pipes.teachers.fused import FusedTeachers
 from realign_pipes.teachers.parameters import Teachers
+
+WEIGHTS = "adapter.safetensors"
+"""The trained weights after the SFT of method sft_dpo, in the precision in which they are trained."""
 
 TrainFunction = Callable[[InRaForCausalLM, Path], dict[str, torch.Tensor]]
 """Trains the adapter, with its state in the folder; the expanded model's state dict after that."""
@@ -70,7 +76,12 @@ class TrainAdapter(Job[Adapter]):
         """The finished checkpoint. A training that was interrupted resumes from its last saved step."""
         check_checkpoint(self.reference)
         parameters = self.parameters
-        train_it, facts, settings = self._from_teachers() if parameters.method == "trra" else self._from_examples()
+        train_it, facts, settings = {
+            "trra": self._from_teachers,
+            "sft": self._from_replies,
+            "dpo": self._from_pairs,
+            "sft_dpo": self._from_replies_and_pairs,
+        }[parameters.method]()
         if parameters.adapter == "lora":
             settings["lora"] = parameters.lora.model_dump()
         metadata = {
@@ -85,8 +96,10 @@ class TrainAdapter(Job[Adapter]):
             metadata["chat_template"] = fingerprint(self.chat_template.read_text(encoding="utf-8"))
 
         def do(folder: Path) -> Callable[[Path], None]:
-            model, _ = _fresh_model(self.reference, parameters, student_device(), self.attn_implementation)
-            _use_dtypes(model, self.reference, parameters)
+            first = self._train_first() if parameters.method == "sft_dpo" else None
+            model = self._model()
+            if first is not None:
+                model.expanded.load_state_dict(load_file(first / WEIGHTS), strict=False)
             state = train_it(model, folder)
 
             def write(checkpoint: Path) -> None:
@@ -104,6 +117,8 @@ class TrainAdapter(Job[Adapter]):
                     metadata=metadata,
                     chat_template=self.chat_template,
                 )
+                if first is not None:
+                    shutil.copytree(first / CURVES, checkpoint / FIRST / CURVES)
 
             return write
 
@@ -147,16 +162,74 @@ class TrainAdapter(Job[Adapter]):
         }
         return train_it, facts, settings
 
-    def _from_examples(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
-        """SFT or DPO: the training, and which data and parameters it uses."""
-        dpo = self.parameters.method == "dpo"
-        examples = Dataset.load_from_disk(str(self.preference_pairs if dpo else self.short_solutions))
+    def _from_replies(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
+        """SFT: the training, and which data and parameters it uses."""
+        examples = Dataset.load_from_disk(str(self.short_solutions))
 
         def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
             return train_by_trl(model, examples, self.reference, self.parameters, folder, self.tracking)
 
-        settings = {"dpo": self.parameters.dpo.model_dump()} if dpo else {}
-        return train_it, {"data_fingerprint": _fingerprint_columns(examples)}, settings
+        return train_it, {"data_fingerprint": _fingerprint_columns(examples)}, {}
+
+    def _from_pairs(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
+        """DPO, as `_from_replies`."""
+        pairs = Dataset.load_from_disk(str(self.preference_pairs))
+        if len(pairs) == 0:
+            raise InputError("preference_pairs is empty, so inra.method cannot be "
+                             f"{self.parameters.method}. Give pairs in data_prep.preference_pairs.")  # fmt: skip
+
+        def train_it(model: InRaForCausalLM, folder: Path) -> dict[str, torch.Tensor]:
+            return train_by_trl(model, pairs, self.reference, self.parameters.of_dpo(), folder, self.tracking)
+
+        settings = {"dpo": self.parameters.dpo.model_dump()}
+        return train_it, {"data_fingerprint": _fingerprint_columns(pairs)}, settings
+
+    def _from_replies_and_pairs(self) -> tuple[TrainFunction, dict[str, Any], dict[str, Any]]:
+        """SFT and then DPO, as `_from_replies`. The DPO begins with the weights of the SFT, and with its own optimizer.
+
+        What DPO compares with is stream R, as it is where DPO is alone: alpha mixes with that one too.
+        """
+        _, sft_facts, _ = self._from_replies()
+        train_it, dpo_facts, settings = self._from_pairs()
+        facts = {f"{name}_data_fingerprint": of["data_fingerprint"]
+                 for name, of in (("sft", sft_facts), ("dpo", dpo_facts))}  # fmt: skip
+        return train_it, facts, settings
+
+    def _train_first(self) -> Path:
+        """The folder with the weights and curves of the SFT of method sft_dpo, trained now or found finished.
+
+        It is beside `work`, where another DPO finds it too.
+        """
+        parameters = self.parameters.of_sft()
+        train_it, facts, _ = self.model_copy(update={"parameters": parameters})._from_replies()
+        unread = {"dpo", "trra", "plausibility"} | ({"lora"} if parameters.adapter == "full" else set())
+        description = {
+            "what": "SFT before DPO",
+            "parameters": parameters.model_dump(exclude=unread),
+            "reference": fingerprint_model(self.reference),
+            "attn_implementation": self.attn_implementation,
+            **facts,
+        }
+
+        def do(folder: Path) -> Callable[[Path], None]:
+            model = self._model()
+            names = [name for name, weight in model.expanded.named_parameters() if weight.requires_grad]
+            state = train_it(model, folder)
+
+            def write(result: Path) -> None:
+                result.mkdir()
+                save_file({name: state[name].cpu().contiguous() for name in names}, result / WEIGHTS)
+                shutil.copytree(folder / CURVES, result / CURVES)
+
+            return write
+
+        return do_once(self.work.with_name(f"{self.work.name}_{FIRST}"), "trained", description, do)
+
+    def _model(self) -> InRaForCausalLM:
+        """The model before its training."""
+        model, _ = _fresh_model(self.reference, self.parameters, student_device(), self.attn_implementation)
+        _use_dtypes(model, self.reference, self.parameters)
+        return model
 
 
 def train_by_trl(
@@ -176,7 +249,14 @@ def train_by_trl(
     ordered = in_training_order(examples, parameters)
     if parameters.method == "dpo":
         trainer = dpo_trainer(
-            model.expanded, model.base_model_view(), ordered, tokenizer, parameters.dpo.beta, arguments
+            model.expanded,
+            model.base_model_view(),
+            ordered,
+            tokenizer,
+            parameters.dpo.beta,
+            arguments,
+            loss_type=parameters.dpo.loss_type,
+            loss_weights=parameters.dpo.loss_weights,
         )
     else:
         arguments["padding_free"] = parameters.padding_free

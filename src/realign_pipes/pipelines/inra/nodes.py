@@ -24,7 +24,7 @@ def train_adapter(
     calibration_set: Any,
     teacher_cache: Path,
 ) -> Path:
-    """The InRa checkpoint, trained as `inra.method` says from one of the three data sets."""
+    """The InRa checkpoint, trained as `inra.method` says from the data sets."""
     from realign_pipes.datasets.arrow import folder_of
     from realign_pipes.pipelines.inra.job import Adapter, TrainAdapter
 

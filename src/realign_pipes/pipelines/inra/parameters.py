@@ -1,18 +1,35 @@
 """parameters_inra.yml: inference-time realignment, the layer adapter and its training."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from realign_pipes.pipelines.trra.parameters import Distillation, Lora, check_divergence
 from realign_pipes.runtime.parameters import Parameters, Plausibility, Training
 
 
 class Dpo(Parameters):
-    """Direct preference optimisation."""
+    """Direct preference optimisation, with TRL's names. Without its term `sft` it may ruin stream A."""
 
     beta: PositiveFloat
     """Weight of the divergence from the base model (the paper: 0.005 to 0.01)."""
+    loss_type: Annotated[tuple[Literal["sigmoid", "sft"], ...], Field(min_length=1)] = ("sigmoid",)
+    """The terms of the loss: `sigmoid` is DPO's, `sft` the mean cross-entropy of the chosen replies' tokens."""
+    loss_weights: tuple[PositiveFloat, ...] | None = None
+    """Of the terms; null: 1 each."""
+    steps: PositiveInt | None = None
+    """Optimizer steps of the DPO; null: inra.steps."""
+    learning_rate: PositiveFloat | None = None
+    """Of the DPO (the paper: 5e-7 to 5e-6); null: inra.learning_rate."""
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> Self:
+        if len(set(self.loss_type)) != len(self.loss_type):
+            raise ValueError(f"loss_type {self.loss_type} names one term twice")
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(f"there are {len(self.loss_weights)} loss_weights for the {len(self.loss_type)} terms "
+                             f"{self.loss_type}")  # fmt: skip
+        return self
 
 
 class AdapterDistillation(Distillation):
@@ -29,8 +46,9 @@ class InRa(Training):
     init: Literal["identity", "random"]
     placement: Literal["bottom", "top"]
     """Below layer 0 (the paper), or above the last layer (its ablation, Table 3)."""
-    method: Literal["sft", "dpo", "trra"]
-    """`sft` on short solutions, `dpo` on preference pairs, or the fused-teacher objective of the stage trra."""
+    method: Literal["sft", "dpo", "trra", "sft_dpo"]
+    """`sft` on short_solutions, `dpo` on preference_pairs, `sft_dpo` one after the other (the paper's for dialogue), or
+    the fused-teacher objective of the stage trra."""
     adapter: Literal["full", "lora"]
     """What is trained in the adapter layers: all their weights, or LoRA matrices on their projections."""
     lora: Lora
@@ -45,10 +63,21 @@ class InRa(Training):
 
     @model_validator(mode="after")
     def _finite(self) -> Self:
-        if self.method == "dpo" and self.padding_free:
-            raise ValueError("padding_free is not available for method dpo: TRL's DPOTrainer pads. Set it to false")
+        if self.method in ("dpo", "sft_dpo") and self.padding_free:
+            raise ValueError(f"padding_free is not available for method {self.method}: TRL's DPOTrainer pads. Set it "
+                             "to false")  # fmt: skip
         if self.method == "trra":
             check_divergence(
                 self.trra.divergence, self.plausibility, names=("inra.trra.divergence", "inra.plausibility")
             )
         return self
+
+    def of_dpo(self) -> Self:
+        """The parameters of the DPO: its own steps and learning rate, where it has them."""
+        own = {"steps": self.dpo.steps, "learning_rate": self.dpo.learning_rate}
+        given = {name: value for name, value in own.items() if value is not None}
+        return self.model_copy(update={"method": "dpo", **given})
+
+    def of_sft(self) -> Self:
+        """The parameters of the SFT."""
+        return self.model_copy(update={"method": "sft"})

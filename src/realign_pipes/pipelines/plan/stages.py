@@ -182,13 +182,16 @@ class Run:
         """The adapter's training: all other weights are frozen, and in no state."""
         reference, inra, prompt = self.models[0], self.inra, self.plan.prompt_tokens
         mean, longest = self.plan.solution_tokens, self.data_prep.calibration.max_tokens
-        if inra.method == "sft":
+        if inra.method in ("sft", "sft_dpo"):
             longest = self.data_prep.short_solutions.max_tokens or longest
         else:
             mean = self.plan.calibration.tokens
-        passes = 4 if inra.method == "dpo" else 1  # chosen and rejected, each by both streams
+        dpo = inra.method in ("dpo", "sft_dpo")
         stage = Stage("inra", checkpoints=1, data=reference.weights + self.adapter * reference.width)
-        stage.tokens = passes * inra.steps * inra.batch_size * (prompt.mean + mean)
+        steps = 0 if inra.method == "dpo" else inra.steps
+        if dpo:
+            steps += 4 * inra.of_dpo().steps  # chosen and rejected, each by both streams
+        stage.tokens = steps * inra.batch_size * (prompt.mean + mean)
         stage.hours = stage.tokens / self.plan.tokens_per_second.train / 3600
         width = _width(inra.dtype, reference)
         stage.work = estimate.training_states(self.adapter, inra.steps, inra.save_steps, width)
@@ -196,7 +199,7 @@ class Run:
             reference,
             trained=self.adapter,
             layers_trained_through=reference.layers + inra.num_adapter_layers,
-            rows=inra.micro_batch_size * (2 if inra.method == "dpo" else 1),
+            rows=inra.micro_batch_size * (2 if dpo else 1),
             positions=longest,
             checkpointing=inra.gradient_checkpointing,
             chunk_tokens=inra.trra.chunk_tokens if inra.method == "trra" else inra.micro_batch_size * longest,

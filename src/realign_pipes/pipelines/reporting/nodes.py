@@ -43,7 +43,7 @@ def summarise_headline(sweep_results: DataFrame, recommendation: dict[str, Any])
 
 def tabulate_sweep(
     sweep_results: DataFrame, recommendation: dict[str, Any]
-) -> tuple[str, DataFrame, dict[str, dict[str, float]]]:
+) -> tuple[str, DataFrame, dict[str, dict[str, float | None]]]:
     """The sweep's table as Markdown (rounded), as a frame for CSV, and as JSON (neither rounded)."""
     from realign_pipes.reporting.tables import candidate_metrics, markdown_table, sweep_cells, wide_table
 
@@ -92,6 +92,7 @@ def draw_training(
         "aligned": aligned_model,
         **{path.name: path for path in trra_checkpoints.values() if path.name in measured},
         "inra": inra_checkpoint,
+        "inra (SFT)": inra_checkpoint / "sft",  # before a DPO
     }
     curves = {name: read_curves(path) for name, path in checkpoints.items()}
     return training_figure({name: frame for name, frame in curves.items() if frame is not None})
