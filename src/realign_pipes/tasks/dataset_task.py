@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BOXED = "\\boxed"
+METADATA = "metadata/"
+"""Before the name of a metadata column, which may be any."""
 
 
 def read_rows(source: DatasetSource, columns: dict[str, str], key: str, *, lists: Collection[str] = ()) -> Dataset:
@@ -121,9 +123,18 @@ def _check_lines(file: Path) -> None:
 
 
 def make_problems(task: DatasetTask, key: str) -> list[dict[str, str]]:
-    """The dataset's problems, each with `question`, `answer` and an empty `metadata`."""
-    rows = read_rows(task, {"question": task.question_column, "answer": task.answer_column}, key)
-    return [{"question": str(row["question"]), "answer": str(row["answer"]), "metadata": "{}"} for row in rows]
+    """The dataset's problems, each with `question`, `answer` and `metadata`: its metadata columns as JSON text."""
+    columns = {"question": task.question_column, "answer": task.answer_column}
+    further = {f"{METADATA}{name}": name for name in task.metadata_columns}
+    rows = read_rows(task, columns | further, key)
+    return [
+        {
+            "question": str(row["question"]),
+            "answer": str(row["answer"]),
+            "metadata": json.dumps({name: row[column] for column, name in further.items()}, ensure_ascii=False),
+        }
+        for row in rows
+    ]
 
 
 def verify(verifier: Verifier, answered: str, answer: str) -> bool:

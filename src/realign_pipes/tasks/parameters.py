@@ -81,6 +81,8 @@ class DatasetTask(DatasetSource):
     question_column: str = "question"
     answer_column: str = "answer"
     verifier: Verifier = "math"
+    metadata_columns: list[str] = Field(default_factory=list)
+    """Columns of texts that graders read, such as the class of a prompt or its instructions."""
 
 
 Task = Annotated[ReasoningGymTask | DatasetTask, Field(discriminator="kind")]
