@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from realign_pipes.errors import InputError
-from realign_pipes.reporting.tables import NONE, Cells, overall_rows
+from realign_pipes.reporting.tables import NONE, Cells, overall_rows, value_text
 from realign_pipes.reporting.wording import (
     bound_text,
     change_text,
@@ -22,7 +22,6 @@ from realign_pipes.reporting.wording import (
     gains,
     rule_text,
     short_gain,
-    value_text,
 )
 from realign_pipes.sweep.bounds import CONFIDENCE, problems_needed
 from realign_pipes.sweep.choosing import Rule, confirmed, halves, order_candidates

@@ -1,27 +1,15 @@
 """Words and numbers for any metric: its values, what is gained of it, and what is lost."""
 
-from realign_pipes.reporting.tables import percent, points, tokens_text
+from realign_pipes.reporting.tables import number_text, percent, points, value_text
 from realign_pipes.sweep.bounds import CONFIDENCE
 from realign_pipes.sweep.measures import Metric
-
-
-def number(value: float) -> str:
-    """Three digits, with a real minus sign."""
-    return f"{value:.3g}".replace("-", "−")
-
-
-def value_text(metric: Metric, value: float, unit: str = " %") -> str:
-    """A mean for display: 97.7 % of a share (`unit` may leave the sign out), 64.3 of a count."""
-    if metric.unit == "share":
-        return f"{percent(value)}{unit}"
-    return tokens_text(value) if metric.unit == "count" else number(value)
 
 
 def change_text(metric: Metric, change: float) -> str:
     """A difference or a margin: points of a share, percent of a count."""
     if metric.unit == "share":
         return points(change)
-    return f"{percent(change)} %" if metric.unit == "count" else number(change)
+    return f"{percent(change)} %" if metric.unit == "count" else number_text(change)
 
 
 def gain_cell(metric: Metric, gain: float) -> str:
