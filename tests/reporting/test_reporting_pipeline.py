@@ -16,6 +16,7 @@ from kedro_datasets.text import TextDataset
 from pydantic import ValidationError
 
 from realign_pipes.datasets.folders import FolderDataset
+from realign_pipes.graders.parameters import Scores
 from realign_pipes.pipelines.reporting.nodes import print_summary
 from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.reporting.pipeline import create_pipeline
@@ -31,6 +32,10 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
     parameters = Reporting(margin=0.02, examples=1)
     data = {
         "sweep_results": sweep_results,
+        "metric_results": pd.DataFrame(),  # without graders, nothing is read of them
+        "scores": pd.DataFrame(),
+        "judge_results": pd.DataFrame(),
+        "params:scores": Scores(graders={}, distinct_n=2),
         "evaluation_set": evaluation_set,
         "reference_model": tmp_path,
         "aligned_model": tmp_path,
@@ -57,6 +62,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "sweep_table_csv": CSVDataset(filepath=str(tmp_path / "sweep_table.csv"), save_args={"index": False}),
         "pareto_figure": PlotlyDataset(filepath=str(tmp_path / "pareto.json")),
         "alpha_figure": PlotlyDataset(filepath=str(tmp_path / "alpha.json")),
+        "reward_figure": PlotlyDataset(filepath=str(tmp_path / "reward.json")),
         "budget_table_markdown": TextDataset(filepath=str(tmp_path / "budget_table.md")),
         "budget_figure": PlotlyDataset(filepath=str(tmp_path / "budget.json")),
         "training_figure": PlotlyDataset(filepath=str(tmp_path / "training.json")),

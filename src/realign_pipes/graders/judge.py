@@ -130,7 +130,9 @@ def read_key(grader: Judge) -> str | None:
     if grader.key_variable is None:
         return None
     if not (key := os.environ.get(grader.key_variable)):
-        raise InputError(f"the environment has no variable {grader.key_variable}, which the judge's key_variable names.")
+        raise InputError(
+            f"the environment has no variable {grader.key_variable}, which the judge's key_variable names."
+        )
     return key
 
 

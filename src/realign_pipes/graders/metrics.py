@@ -13,7 +13,9 @@ WORDS = graded("words", "words", "count", "Words of an answer, its thinking left
 def metrics_of(scores: Scores) -> list[Metric]:
     """In the order of tables."""
     n = scores.distinct_n
-    repeats = f"Distinct-{n} of a completion: different runs of {n} words over all of them; low where it repeats itself."
+    repeats = (
+        f"Distinct-{n} of a completion: different runs of {n} words over all of them; low where it repeats itself."
+    )
     metrics = [PASS_AT_1, TOKENS, WORDS, graded("distinct", f"distinct-{n}", "share", repeats, higher_is_better=True)]
     for name, grader in scores.graders.items():
         match grader:
@@ -36,7 +38,10 @@ def metrics_of(scores: Scores) -> list[Metric]:
                 metrics.append(graded(name, name, "number", f"What the reward model {grader.model} gives an answer.",
                                       higher_is_better=True))  # fmt: skip
             case Judge():
-                about = f"The rate at which {grader.model} prefers an answer to the reference's, in both orders; a tie is a half."
+                about = (
+                    f"The rate at which {grader.model} prefers an answer to the reference's, over both orders; a tie "
+                    "is a half."
+                )
                 metrics.append(graded(name, f"{name}, win rate", "share", about, higher_is_better=True))
     return metrics
 
@@ -46,5 +51,5 @@ def find_metric(metrics: Sequence[Metric], name: str, parameter: str) -> Metric:
     for metric in metrics:
         if metric.name == name:
             return metric
-    raise InputError(f"{parameter}: " + unknown("metric", name, [metric.name for metric in metrics])
-                     + ". Metrics other than pass_at_1, tokens, words and distinct come from scores.graders.")  # fmt: skip
+    why = unknown("metric", name, [metric.name for metric in metrics])
+    raise InputError(f"{parameter}: {why}. Others than pass_at_1, tokens, words, distinct come from scores.graders.")

@@ -195,8 +195,8 @@ class Scores(Parameters):
     @model_validator(mode="before")
     @classmethod
     def _free_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and (taken := {"pass_at_1", "tokens", "words", "distinct"} & set(
-            values.get("graders") or {}
-        )):
+        if isinstance(values, dict) and (
+            taken := {"pass_at_1", "tokens", "words", "distinct"} & set(values.get("graders") or {})
+        ):
             raise ValueError(f"{', '.join(sorted(taken))}: a metric of that name is always there. Name it otherwise.")
         return values

@@ -1,8 +1,8 @@
 """Whether an answer refuses: by what refusals say in their first sentences.
 
 The rule sees words, not deeds. It misses a refusal in other words or another language, and an answer that evades; it
-takes "I can't believe …" for none, but "I cannot recommend one over the other" for a refusal. To compare two checkpoints
-of one family, whose refusals have the same words, that is enough. For a figure to publish, use the judge.
+takes "I can't believe …" for none, but "I cannot recommend one over the other" for a refusal. To compare two
+checkpoints of one family, whose refusals have the same words, that is enough. For a figure to publish, use the judge.
 """
 
 import re

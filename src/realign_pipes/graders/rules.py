@@ -51,31 +51,30 @@ def score(name: str, grader: Rules, answers: Sequence[Answered]) -> Iterator[dic
 def follows(answer: str, instruction: Instruction) -> bool:
     """Whether an answer follows an instruction. An empty answer follows none."""
     answer = answer.strip()
-    if not answer:
-        return False
     match instruction:
-        case Sentences():
-            return _within(count_sentences(answer), instruction)
-        case Bullets():
-            return _within(len(BULLET.findall(answer)), instruction)
         case Words():
-            return _within(len(words_of(answer)), instruction)
+            followed = _within(len(words_of(answer)), instruction)
+        case Sentences():
+            followed = _within(count_sentences(answer), instruction)
+        case Bullets():
+            followed = _within(len(BULLET.findall(answer)), instruction)
         case Keywords():
-            return all(_has(answer, word) for word in instruction.present) and not any(
+            followed = all(_has(answer, word) for word in instruction.present) and not any(
                 _has(answer, word) for word in instruction.absent
             )
         case Begins():
-            return answer.startswith(instruction.text)
+            followed = answer.startswith(instruction.text)
         case Ends():
-            return answer.endswith(instruction.text)
+            followed = answer.endswith(instruction.text)
         case Case():
-            return answer == (answer.lower() if instruction.letters == "lower" else answer.upper())
+            followed = answer == (answer.lower() if instruction.letters == "lower" else answer.upper())
         case JSONFormat():
-            return _is_json(answer)
+            followed = _is_json(answer)
         case Language():
             import py3langid
 
-            return bool(py3langid.classify(answer)[0] == instruction.code)
+            followed = bool(py3langid.classify(answer)[0] == instruction.code)
+    return bool(answer) and followed
 
 
 def count_sentences(text: str) -> int:

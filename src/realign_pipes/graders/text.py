@@ -12,9 +12,9 @@ def words_of(text: str) -> list[str]:
 
 
 def distinct(text: str, n: int) -> float:
-    """Distinct-n (https://arxiv.org/abs/1510.03055) of one text: different n-grams of words over all of them, in [0, 1].
+    """Distinct-n of one text (https://arxiv.org/abs/1510.03055): different n-grams of words over all of them.
 
-    1 for a text too short to have any, as it repeats nothing.
+    In [0, 1]; 1 for a text too short to have any, as it repeats nothing.
     """
     words = words_of(text)
     grams = list(zip(*(words[start:] for start in range(n)), strict=False))

@@ -1,6 +1,7 @@
 """The interactive figures: what correctness costs in tokens, both against alpha, and thinking inside a budget.
 
-The first two show any two metrics in place of correctness and tokens: what may be lost, and what is gained. Labels, colours and markers are those of `sweep.kinds.KINDS`.
+The first two show any two metrics in place of correctness and tokens: what may be lost, and what is gained. Labels,
+colours and markers are those of `sweep.kinds.KINDS`.
 """
 
 import html
@@ -82,8 +83,9 @@ def _means(rows: pd.DataFrame, metric: Metric, results: pd.DataFrame | None) -> 
 def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None, pair: Pair = DEFAULT) -> go.Figure:
     """pass@1 with its 95 % interval against mean tokens, one colour and marker per kind, with the Pareto front.
 
-    Or what may be lost against what is gained, if `pair` names others. `recommended` gets a ring. Lines join the candidates of one kind in the order of their alphas. The first and the
-    last alpha are written beside their markers; all others show under the pointer.
+    Or what may be lost against what is gained, if `pair` names others. `recommended` gets a ring. Lines join the
+    candidates of one kind in the order of their alphas. The first and the last alpha are written beside their markers;
+    all others show under the pointer.
     """
     rows = pair.rows(sweep_results)
     figure = go.Figure(layout=LAYOUT)
@@ -223,9 +225,7 @@ def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame, pair: Pair, *, 
     )
 
 
-def _draw_panel(
-    figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place: tuple[int, int], pair: Pair
-) -> None:
+def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place: tuple[int, int], pair: Pair) -> None:
     """One panel of the alpha figure: its kinds, the reference, and the aligned model where that is alpha 1."""
     one = kinds[0].alpha_one if kinds else "aligned"
     models = {0.0: rows[is_reference(rows)], 1.0: rows[(rows["kind"] == one) & is_default(rows)]}

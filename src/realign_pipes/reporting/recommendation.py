@@ -64,10 +64,10 @@ def recommend(
         a candidate that loses none of them to be confirmed; None if it has as many, or if the margin is 0.
         `steps`: the candidates in the order in which they were tested, each with `candidate`, `confirmed`, and its
         figures `chosen_on` the one half and `confirmed_on` the other.
-        `tasks`: by name of those with both metrics, the same for each task's problems alone, but for what is common to all, with `overall`, the
-        figures there of the candidate recommended for all tasks, and what that one gives away: `tokens_given_away`
-        per completion and `pass_at_1_given_away`. Negative where the task's own candidate is the worse one. Each
-        task's recommendation has its own 95 %.
+        `tasks`: by name of those with both metrics, the same for each task's problems alone, but for what is common to
+        all, with `overall`, the figures there of the candidate recommended for all tasks, and what that one gives away:
+        `tokens_given_away` per completion and `pass_at_1_given_away`, or those of other metrics. Negative where the
+        task's own candidate is the worse one. Each task's recommendation has its own 95 %.
 
     Raises:
         InputError: what `summarise_sweep` refuses, and a metric that no problem has.
@@ -203,6 +203,7 @@ def task_recommendation_cells(
     recommendation: Mapping[str, Any], gain: Metric = TOKENS, loss: Metric = PASS_AT_1
 ) -> Cells:
     """Each task's own recommendation, and what the candidate recommended for all tasks gives away there."""
+
     def values(metric: Metric, one: Mapping[str, Any]) -> str:
         mean, reference = (value_text(metric, one[key], "") for key in (metric.key, f"reference_{metric.key}"))
         return f"{mean} / {reference}"

@@ -85,9 +85,7 @@ def gain_of(values: Mapping[str, Floats], reference: int, metric: Metric) -> Flo
     return _gain({task: of_task.mean(axis=1) for task, of_task in values.items()}, reference, metric)
 
 
-def resampled_gain(
-    values: Mapping[str, Floats], reference: int, metric: Metric, samples: int, seed: int
-) -> Floats:
+def resampled_gain(values: Mapping[str, Floats], reference: int, metric: Metric, samples: int, seed: int) -> Floats:
     """[candidates, samples]: the same on resampled problems of each task, the same ones for every candidate."""
     means = {task: bootstrap_means(of_task, samples, seed_of(seed, task)) for task, of_task in values.items()}
     return _gain(means, reference, metric)

@@ -290,10 +290,7 @@ def _means(values: Values) -> dict[str, Floats]:
 
 def _resampled(tasks: Mapping[str, Values], samples: int, seed: int, column: str = "correct") -> dict[str, Floats]:
     """Task -> means of a column on resampled problems, [candidates, samples]."""
-    return {
-        task: bootstrap_means(values[column], samples, seed_of(seed, task))
-        for task, values in tasks.items()
-    }
+    return {task: bootstrap_means(values[column], samples, seed_of(seed, task)) for task, values in tasks.items()}
 
 
 def _mean_over_tasks(per_task: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:

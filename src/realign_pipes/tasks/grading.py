@@ -129,9 +129,7 @@ def _start_worker() -> None:
 
 
 def _is_correct(attempt: Attempt) -> bool:
-    return is_correct(
-        attempt.task, attempt.prompt, attempt.completion, attempt.answer, attempt.metadata, attempt.tags
-    )
+    return is_correct(attempt.task, attempt.prompt, attempt.completion, attempt.answer, attempt.metadata, attempt.tags)
 
 
 def _alarmed(function: Callable[[Item], Grade], item: Item, time_limit: int) -> Grade:
