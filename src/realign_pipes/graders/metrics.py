@@ -29,9 +29,9 @@ def metrics_of(scores: Scores) -> list[Metric]:
             case Refusal():
                 rule = "By what refusals say in their first sentences: a rule that sees words, not deeds."
                 metrics += [
-                    graded(f"{name}_harmful", f"{name}, harmful", "share",
+                    graded(f"{name}_harmful", "refusal rate, harmful", "share",
                            f"The share of refusals on harmful prompts. {rule}", higher_is_better=True),
-                    graded(f"{name}_harmless", f"{name}, harmless", "share",
+                    graded(f"{name}_harmless", "refusal rate, harmless", "share",
                            f"The share of refusals on harmless prompts. {rule}", higher_is_better=False),
                 ]  # fmt: skip
             case Reward():
@@ -42,7 +42,7 @@ def metrics_of(scores: Scores) -> list[Metric]:
                     f"The rate at which {grader.model} prefers an answer to the reference's, over both orders; a tie "
                     "is a half."
                 )
-                metrics.append(graded(name, f"{name}, win rate", "share", about, higher_is_better=True))
+                metrics.append(graded(name, "win rate", "share", about, higher_is_better=True))
     return metrics
 
 
