@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from realign_pipes.graders.parameters import Scores
 from realign_pipes.runtime.parameters import Parameters
 
 
@@ -18,6 +19,15 @@ class Reporting(Parameters):
     """The metric that the recommended candidate gains the most of."""
     loss: str = "pass_at_1"
     """The metric that may be lost. Both are pass_at_1, tokens, words, distinct, or come from `scores.graders`."""
+
+    def check_metrics(self, scores: Scores) -> None:
+        """InputError unless gain and loss are metrics that are always there or that a grader of `scores` gives."""
+        if (self.gain, self.loss) == ("tokens", "pass_at_1"):  # without pandas, which takes half a second to import
+            return
+        from realign_pipes.graders.metrics import find_metric, metrics_of
+
+        for parameter, name in (("reporting.gain", self.gain), ("reporting.loss", self.loss)):
+            find_metric(metrics_of(scores), name, parameter)
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
