@@ -16,6 +16,7 @@ from kedro_datasets.text import TextDataset
 from pydantic import ValidationError
 
 from realign_pipes.datasets.folders import FolderDataset
+from realign_pipes.graders.metrics import metrics_of
 from realign_pipes.graders.parameters import Scores
 from realign_pipes.pipelines.reporting.nodes import print_summary
 from realign_pipes.pipelines.reporting.parameters import Reporting
@@ -23,7 +24,10 @@ from realign_pipes.pipelines.reporting.pipeline import create_pipeline
 from realign_pipes.reporting.tables import budget_cells, markdown_table
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.runtime.tracking import NOT_TRACKED
+from realign_pipes.sweep.metrics import read_answers
 from realign_pipes.sweep.parameters import AlphaSweep
+from realign_pipes.sweep.schemas import JUDGE_RESULTS
+from realign_pipes.sweep.scores import summarise_scores
 
 
 @pytest.fixture
@@ -108,6 +112,57 @@ def test_stage_without_budgets_says_so(inputs, generations, no_budgets, tmp_path
     assert outputs["budget_table_markdown"].load() == "No token budgets were measured.\n"
     assert "Thinking inside a budget" not in report.load()
     assert "difference" not in capsys.readouterr().out  # the header of the table of budgets
+
+
+def test_stage_shows_what_graders_say_and_decides_by_it(inputs, generations, no_budgets, tmp_path, capsys):
+    graders = {
+        "brief": {"kind": "rules", "instructions": [{"kind": "words", "at_most": 9}]},
+        "liking": {"kind": "reward", "model": "m", "input": "chat", "batch_size": 1, "tokens": 9},
+        "taste": {"kind": "judge", "url": "http://localhost:1", "model": "m", "prompt": "conf/base/prompts/judge.txt"},
+    }
+    parameters = Scores(graders=graders, distinct_n=2)
+    every = pd.concat(generations.values())
+    values = {
+        "words": every["completion_tokens"],
+        "distinct": 1.0,
+        "brief": (every["completion_tokens"] < 80) * 1.0,
+        "brief_each": 0.5,
+        "liking": every["correct"] - 2.0,
+        "taste": 0.5,
+    }
+    columns = ["candidate", "task", "problem_id", "sample"]
+    scores = pd.concat([every[columns].assign(metric=name, score=value) for name, value in values.items()])
+    options = {"bootstrap_samples": 50, "bootstrap_seed": 0}
+    results = summarise_scores(read_answers(generations), scores, metrics_of(parameters), **options)
+    judged = pd.DataFrame([["taste", "trra_1.5", 0.5, 0.25, 0.0, 0.75, 0.9, 12, 30, 320, 9000, 800]],
+                          columns=list(JUDGE_RESULTS))  # fmt: skip
+    changed = {
+        "params:scores": parameters,
+        "params:reporting": Reporting(margin=0.05, examples=1, gain="brief", loss="liking"),
+        "scores": scores,
+        "metric_results": results,
+        "judge_results": judged,
+        "budget_results": no_budgets,
+        "generations": generations,
+    }
+    report = TextDataset(filepath=str(tmp_path / "report.html"))
+    catalog = DataCatalog({**inputs, "report_html": report, "pareto_figure": MemoryDataset()})
+    for name, value in changed.items():
+        catalog[name] = value
+    outputs = {name: one.load() for name, one in SequentialRunner().run(create_pipeline(), catalog).items()}
+
+    found = outputs["recommendation"] if "recommendation" in outputs else catalog["recommendation"].load()
+    assert found["candidate"] == "trra_1.5"  # the most brief ones of those that lose at most 0.05 of 1
+    assert "raises brief by" in found["sentence"] and "at liking −1.0" in found["sentence"]
+    page = report.load()
+    judge = "<td>taste</td><td>trra_1.5</td>"
+    assert "<h2>What the graders say</h2>" in page and "<h2>liking against brief</h2>" in page
+    assert "at most 0.05 worse than the reference in liking" in page
+    assert "figure-reward" in page and "12.0 / 30.0" in page and "9,000 + 800" in page, judge
+    printed = capsys.readouterr().out
+    assert "agrees with itself" in printed and "75.0 %" in printed
+    figure = catalog["pareto_figure"].load()
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("brief, %", "liking")
 
 
 def test_importing_the_stage_is_light():

@@ -54,7 +54,11 @@ class RewardModel:
 
         def do(work: Path) -> Callable[[Path], None]:
             scores = self._score_all(candidate, rows, work / "scores.jsonl")
-            return lambda path: path.write_text(json.dumps(scores)) and None
+
+            def write(path: Path) -> None:
+                path.write_text(json.dumps(scores))
+
+            return write
 
         file = do_once(folder, "scores.json", description, do)
         scores: list[float] = json.loads(file.read_text())
