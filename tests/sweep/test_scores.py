@@ -141,8 +141,19 @@ def test_gain_and_loss_may_be_of_different_tasks():
     found = recommend(frames, 0.05, bootstrap_samples=100, bootstrap_seed=1, gain=REWARD, scores=scores)
     assert found["candidate"] == "dera-1" and found["pass_at_1"] == 0.5
     assert list(found["tasks"]) == ["chat"]  # sums have no reward
-    nothing = {name: defined({"a": {"reward": np.full((2, 3), np.nan)}}, REWARD, 0) for name in ("x",)}
-    assert nothing == {"x": {}}
+
+
+def test_without_answers_there_is_nothing_to_lose():
+    answers = read_answers(FRAMES)
+    nothing = np.full_like(answers.values["chat"]["correct"], np.nan)
+    assert defined({"chat": {"correct": nothing}}, PASS_AT_1, 0) == {}
+    frames = {name: one.assign(correct=np.nan) for name, one in FRAMES.items()}
+    found = recommend(frames, 0.02, bootstrap_samples=10, bootstrap_seed=0)
+    assert (found["candidate"], found["graded_tasks"], found["pass_at_1"], found["tasks"]) == ("reference", 0, None, {})
+    assert "no task has answers, so there is no pass@1 to lose" in found["sentence"]
+    with pytest.raises(InputError, match="the metric reward is not defined for any problem"):
+        scores = scored(FRAMES, "reward", lambda name, number, sample: float("nan"))
+        recommend(FRAMES, 0.02, bootstrap_samples=10, bootstrap_seed=0, gain=REWARD, scores=scores)
 
 
 def test_metrics_have_the_names_of_their_graders():

@@ -58,11 +58,14 @@ class Pair:
     def rows(self, sweep_results: pd.DataFrame) -> pd.DataFrame:
         """The candidates that have both, with `gain`, `loss`, `loss_low` and `loss_high`; shares in percent."""
         rows = overall_rows(sweep_results)
-        columns = {"gain": _means(rows, self.gain, self.results)["mean"]}
-        loss = _means(rows, self.loss, self.results)
-        columns |= {"loss": loss["mean"], "loss_low": loss["low"], "loss_high": loss["high"]}
-        scales = {name: 100 if (self.gain if name == "gain" else self.loss).unit == "share" else 1 for name in columns}
-        rows = rows.assign(**{name: scales[name] * values.to_numpy() for name, values in columns.items()})
+        if self.gain == TOKENS:  # whose interval, which the sweep's own results lack, is not shown
+            gain = rows["mean_tokens"]
+        else:
+            gain = _means(rows, self.gain, self.results)["mean"]
+        columns = {"gain": gain, **_means(rows, self.loss, self.results).add_prefix("loss_")}
+        scale = {name: 100 if (self.gain if name == "gain" else self.loss).unit == "share" else 1 for name in columns}
+        rows = rows.assign(**{name: scale[name] * values.to_numpy() for name, values in columns.items()})
+        rows = rows.rename(columns={"loss_mean": "loss"})
         return rows[rows["gain"].notna() & rows["loss"].notna()].reset_index(drop=True)
 
 
@@ -73,9 +76,7 @@ def _means(rows: pd.DataFrame, metric: Metric, results: pd.DataFrame | None) -> 
     """`mean`, `low` and `high` of a metric over all tasks, for the candidates of `rows`."""
     if metric == PASS_AT_1:
         return rows[["pass_at_1", "pass_at_1_low", "pass_at_1_high"]].set_axis(["mean", "low", "high"], axis=1)
-    if metric == TOKENS and results is None:
-        return rows[["mean_tokens"]].set_axis(["mean"], axis=1)
-    assert results is not None  # noqa: S101  only those two are in the sweep's own results
+    assert results is not None  # noqa: S101  only pass@1 has its interval in the sweep's own results
     found = results[(results["metric"] == metric.name) & (results["task"] == ALL_TASKS)].set_index("candidate")
     return found[["mean", "low", "high"]].reindex(rows["candidate"])
 

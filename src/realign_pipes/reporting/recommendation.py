@@ -59,6 +59,8 @@ def recommend(
         `pass_at_1` and `mean_tokens` (of other metrics: their names), `token_reduction` (`<gain>_gain`), `difference`,
         `difference_low` of the candidate, on the confirming half, and `reference_pass_at_1`, `reference_mean_tokens`.
         `difference` and its lower bound are of `loss`, and negative for a loss whatever its direction.
+        `graded_tasks`: how many tasks have what may be lost; without any, as where no task has answers, its figures are
+        None and the reference is recommended.
         `survived`: whether a candidate was confirmed. `chosen_on`, `confirmed_on`: the number of problems in each half.
         `smallest_task`, the number of problems of the smallest task, and `problems_needed`, how many it would need for
         a candidate that loses none of them to be confirmed; None if it has as many, or if the margin is 0.
@@ -70,12 +72,12 @@ def recommend(
         task's own candidate is the worse one. Each task's recommendation has its own 95 %.
 
     Raises:
-        InputError: what `summarise_sweep` refuses, and a metric that no problem has.
+        InputError: what `summarise_sweep` refuses, and a metric of a grader that no problem has.
     """
     answers = with_scores(read_answers(generations), scores, [gain, loss])
     rule = Rule(margin, bootstrap_samples, bootstrap_seed, gain, loss)
     for metric in (gain, loss):
-        if not defined(answers.values, metric, answers.reference):
+        if metric != PASS_AT_1 and not defined(answers.values, metric, answers.reference):
             raise InputError(f"the metric {metric.name} is not defined for any problem, so nothing can be recommended "
                              "by it. Choose others in reporting.gain and reporting.loss.")  # fmt: skip
     choosing, confirming = halves(answers)
@@ -111,7 +113,8 @@ def _recommend_for(
         (defined(choosing, metric, reference), defined(confirming, metric, reference))
         for metric in (rule.gain, rule.loss)
     ]
-    enough = all(first.keys() == second.keys() for first, second in both)  # a task of one problem has no halves
+    # A task of one problem has no halves.
+    enough = all(first.keys() == second.keys() and len(second) > 0 for first, second in both)
     may_lose = [
         (first[task].shape[1] if task in first else 0, second[task].shape[1])
         for first, second in both[1:]
@@ -122,15 +125,16 @@ def _recommend_for(
     chosen = passed[-1] if passed else reference
     before = _figures(choosing, reference, rule) if ordered else []
     after = _figures(confirming, reference, rule)
-    needed = problems_needed(rule.margin, len(may_lose)) if rule.loss.unit == "share" else None
-    confirmed_on_smallest = min(second for _, second in may_lose)
-    smallest = min(first + second for first, second in may_lose)
+    needed = problems_needed(rule.margin, len(may_lose)) if may_lose and rule.loss.unit == "share" else None
+    confirmed_on_smallest = min((second for _, second in may_lose), default=0)
+    smallest = min((first + second for first, second in may_lose), default=0)
     kind, alpha = about.loc[chosen, "kind"], float(about.loc[chosen, "alpha"])
     return {
         "candidate": about.loc[chosen, "candidate"],
         "kind": kind,
         "alpha": None if math.isnan(alpha) else alpha,
         "survived": bool(passed),
+        "graded_tasks": len(may_lose),
         **after[chosen],
         **{f"reference_{metric.key}": after[reference][metric.key] for metric in (rule.loss, rule.gain)},
         "chosen_on": _problems(choosing) if enough else 0,
@@ -249,17 +253,21 @@ def _problems(tasks: Mapping[str, Values]) -> int:
     return sum(values["correct"].shape[1] for values in tasks.values())
 
 
-def _figures(tasks: Mapping[str, Values], reference: int, rule: Rule) -> list[dict[str, float]]:
-    """The recommendation's figures of every candidate."""
+def _figures(tasks: Mapping[str, Values], reference: int, rule: Rule) -> list[dict[str, Any]]:
+    """The recommendation's figures of every candidate; None where no problem has the metric."""
     gain, loss = (defined(tasks, metric, reference) for metric in (rule.gain, rule.loss))
+    nothing = np.full(len(next(iter(tasks.values()))[TOKENS.column]), np.nan)
     figures = {
-        rule.loss.key: mean_of(loss),
-        rule.gain.key: mean_of(gain),
-        rule.gain.gain_key: gain_of(gain, reference, rule.gain),
-        "difference": gain_of(loss, reference, rule.loss),
-        "difference_low": rule.difference_low(tasks, reference),
+        rule.loss.key: mean_of(loss) if loss else nothing,
+        rule.gain.key: mean_of(gain) if gain else nothing,
+        rule.gain.gain_key: gain_of(gain, reference, rule.gain) if gain else nothing,
+        "difference": gain_of(loss, reference, rule.loss) if loss else nothing,
+        "difference_low": rule.difference_low(tasks, reference) if loss else nothing,
     }
-    return [dict(zip(figures, row, strict=True)) for row in np.stack(list(figures.values()), axis=1).tolist()]
+    rows = np.stack(list(figures.values()), axis=1).tolist()
+    return [
+        {name: None if math.isnan(value) else value for name, value in zip(figures, row, strict=True)} for row in rows
+    ]
 
 
 def _sentence(found: Mapping[str, Any], rule: Rule) -> str:
@@ -293,6 +301,8 @@ def _sentence(found: Mapping[str, Any], rule: Rule) -> str:
             f"and with {100 * CONFIDENCE:g} % confidence {bound_text(loss, after['difference_low'])} ({allowed})."
             f"{_too_few_text(found, rule)}"
         )
+    if not found["graded_tasks"]:
+        return f"{keep}no task has answers, so there is no pass@1 to lose, and nothing to choose a candidate by."
     if found["chosen_on"] == 0:
         return f"{keep}choosing and confirming need at least two problems of each task."
     return (
