@@ -58,10 +58,8 @@ class Pair:
     def rows(self, sweep_results: pd.DataFrame) -> pd.DataFrame:
         """The candidates that have both, with `gain`, `loss`, `loss_low` and `loss_high`; shares in percent."""
         rows = overall_rows(sweep_results)
-        if self.gain == TOKENS:  # whose interval, which the sweep's own results lack, is not shown
-            gain = rows["mean_tokens"]
-        else:
-            gain = _means(rows, self.gain, self.results)["mean"]
+        own = self.gain == TOKENS  # whose interval, which the sweep's own results lack, is not shown
+        gain = rows["mean_tokens"] if own else _means(rows, self.gain, self.results)["mean"]
         columns = {"gain": gain, **_means(rows, self.loss, self.results).add_prefix("loss_")}
         scale = {name: 100 if (self.gain if name == "gain" else self.loss).unit == "share" else 1 for name in columns}
         rows = rows.assign(**{name: scale[name] * values.to_numpy() for name, values in columns.items()})
