@@ -43,7 +43,8 @@ def score(name: str, grader: Rules, answers: Sequence[Answered]) -> Iterator[dic
     exceeds its time or memory follows nothing.
     """
     items = [_Item(one.problem_id, one.answer, tuple(_instructions(name, grader, one))) for one in answers]
-    for item, followed in zip(items, run_limited(_followed, items, []), strict=True):
+    nothing: list[bool] = []
+    for item, followed in zip(items, run_limited(_followed, items, nothing), strict=True):
         each = followed or [False] * len(item.instructions)
         yield {name: float(all(each)), f"{name}_each": sum(each) / len(each)}
 

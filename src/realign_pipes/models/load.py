@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -168,7 +169,7 @@ def read_model(
     return _read(AutoModelForCausalLM, path, dtype, {name: one for name, one in given.items() if one is not None})
 
 
-def _read(auto: type, path: Path | str, dtype: torch.dtype | str, options: dict[str, str]) -> PreTrainedModel:
+def _read(auto: Any, path: Path | str, dtype: torch.dtype | str, options: dict[str, str]) -> PreTrainedModel:
     with reading(path):
         model, found = auto.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
