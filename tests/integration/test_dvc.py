@@ -209,7 +209,7 @@ def test_a_second_repro_does_nothing_and_a_run_leaves_git_alone(project):
     (project.root / "dvc.lock").rename(project.root / "lock")  # what a clone has before its first run
     everything = project("dvc", "repro", "--dry")
     (project.root / "lock").rename(project.root / "dvc.lock")
-    assert everything.count("Running stage ") == 7
+    assert everything.count("Running stage ") == 8
 
 
 def test_a_stage_depends_on_what_its_process_opens_and_imports(project):
