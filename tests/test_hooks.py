@@ -133,3 +133,15 @@ def test_an_on_policy_training_that_cannot_work_stops_the_run_before_its_first_s
         check_parameters(parameters)
     parameters["trra"]["on_policy"] = 0
     check_parameters(parameters)
+
+
+def test_a_metric_that_no_grader_gives_stops_the_run_before_it_starts():
+    parameters = deepcopy(load("base"))
+    parameters["reporting"]["gain"] = "brief"
+    with pytest.raises(InputError, match=r"reporting\.gain: there is no metric 'brief'"):
+        check_parameters(parameters)
+    parameters["scores"]["graders"] = {"brief": {"kind": "rules", "instructions": [{"kind": "words", "at_most": 9}]}}
+    check_parameters(parameters)
+    parameters["reporting"]["loss"] = "brief"
+    with pytest.raises(InputError, match="gain and loss are both brief"):
+        check_parameters(parameters)

@@ -49,7 +49,8 @@ def generate(conf: Path = PROJECT / "conf") -> dict[str, Any]:
     graph = imports()
     # What a stage reads that is not in the catalog: files that data_prep's parameters may name, and the results of the
     # validations, for the report.
-    also_read = {"data_prep": ["data/01_raw"], "reporting": [folders["validation"]]}
+    also_read = {"data_prep": ["data/01_raw"], "reporting": [folders["validation"]],
+                 "scores": ["conf/base/prompts"]}  # fmt: skip
     stages = {
         name: {
             **command(name),

@@ -118,6 +118,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
                 wrong.append(f"{_place(stage, where, parameters)}: {what}")
     if wrong:
         raise InputError("wrong parameters, in the YAML of conf/ or in --params:\n" + "\n".join(wrong))
+    accepted["reporting"].check_metrics(accepted["scores"])
     accepted["trra"].check_on_policy(accepted["teachers"].mode, accepted["launcher"].num_processes)
 
 

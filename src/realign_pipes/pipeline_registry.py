@@ -11,6 +11,7 @@ from realign_pipes.pipelines import (
     plan,
     push,
     reporting,
+    scores,
     smollm2_models,
     teacher_logits,
     trra,
@@ -23,6 +24,7 @@ STAGES = {
     "trra": trra,
     "inra": inra,
     "alpha_sweep": alpha_sweep,
+    "scores": scores,
     "reporting": reporting,
 }
 """In the order in which they run."""

@@ -188,7 +188,7 @@ class Project:
 def project(tmp_path_factory) -> Project:
     """The project after `dvc repro` and a commit of what that made."""
     project = Project(tmp_path_factory.mktemp("dvc") / "project")
-    stages = {"demo_models", "data_prep", "teacher_logits", "trra@0.5", "inra", "alpha_sweep", "reporting"}
+    stages = {"demo_models", "data_prep", "teacher_logits", "trra@0.5", "inra", "alpha_sweep", "scores", "reporting"}
     assert project.ran("dvc", "repro") == stages
     project.commit("First results")
     return project
@@ -209,7 +209,7 @@ def test_a_second_repro_does_nothing_and_a_run_leaves_git_alone(project):
     (project.root / "dvc.lock").rename(project.root / "lock")  # what a clone has before its first run
     everything = project("dvc", "repro", "--dry")
     (project.root / "lock").rename(project.root / "dvc.lock")
-    assert everything.count("Running stage ") == 7
+    assert everything.count("Running stage ") == 8
 
 
 def test_a_stage_depends_on_what_its_process_opens_and_imports(project):
@@ -265,7 +265,10 @@ def test_metrics_fit_on_a_line(project):
         ("teachers/fused.py", {"teacher_logits", "trra@0.5", "inra"}),
         # The report takes its labels from the table of kinds, which also opens what draws their completions.
         # On-policy students draw through the same seam, and the adapter's stage reads their parameters.
-        ("generation/graded.py", {"demo_models", "data_prep", "trra@0.5", "inra", "alpha_sweep", "reporting"}),
+        (
+            "generation/graded.py",
+            {"demo_models", "data_prep", "trra@0.5", "inra", "alpha_sweep", "scores", "reporting"},
+        ),
         ("demo/traces.py", {"demo_models"}),
         ("pipelines/alpha_sweep/job.py", {"alpha_sweep"}),
         ("pipelines/trra/parameters.py", set()),
@@ -294,7 +297,12 @@ def test_an_experiment_with_another_alpha_trains_and_measures_that_one(changing)
     before = changing.read("data/08_reporting/sweep_metrics.json")
     headline = changing.read(HEADLINE)
     said = changing("dvc", "exp", "run", "--name", "further", "--set-param", f"{TRRA}:trra.alphas=[0.5,2.0]")
-    assert set(re.findall(r"^Running stage '(.*)':", said, re.MULTILINE)) == {"trra@2.0", "alpha_sweep", "reporting"}
+    assert set(re.findall(r"^Running stage '(.*)':", said, re.MULTILINE)) == {
+        "trra@2.0",
+        "alpha_sweep",
+        "scores",
+        "reporting",
+    }
     assert set(re.findall(r"^(?:training|evaluating) [^:]*", said, re.MULTILINE)) == {
         "training trra-2",
         "evaluating trra-2",
@@ -331,7 +339,7 @@ def test_experiments_with_another_divergence_and_learning_rate_are_shown_side_by
 def test_a_data_file_that_changes_reruns_what_is_downstream(changing):
     with changing.problems.open("a") as stream:
         stream.write(json.dumps({"question": PROBLEM.format(1, 1), "answer": "2"}) + "\n")
-    assert changing.ran("dvc", "repro") == {"data_prep", "alpha_sweep", "reporting"}
+    assert changing.ran("dvc", "repro") == {"data_prep", "alpha_sweep", "scores", "reporting"}
 
 
 @pytest.mark.full

@@ -16,13 +16,18 @@ from kedro_datasets.text import TextDataset
 from pydantic import ValidationError
 
 from realign_pipes.datasets.folders import FolderDataset
+from realign_pipes.graders.metrics import metrics_of
+from realign_pipes.graders.parameters import Scores
 from realign_pipes.pipelines.reporting.nodes import print_summary
 from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.reporting.pipeline import create_pipeline
 from realign_pipes.reporting.tables import budget_cells, markdown_table
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.runtime.tracking import NOT_TRACKED
+from realign_pipes.sweep.metrics import read_answers
 from realign_pipes.sweep.parameters import AlphaSweep
+from realign_pipes.sweep.schemas import JUDGE_RESULTS
+from realign_pipes.sweep.scores import summarise_scores
 
 
 @pytest.fixture
@@ -31,6 +36,10 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
     parameters = Reporting(margin=0.02, examples=1)
     data = {
         "sweep_results": sweep_results,
+        "metric_results": pd.DataFrame(),  # without graders, nothing is read of them
+        "scores": pd.DataFrame(),
+        "judge_results": pd.DataFrame(),
+        "params:scores": Scores(graders={}, distinct_n=2),
         "evaluation_set": evaluation_set,
         "reference_model": tmp_path,
         "aligned_model": tmp_path,
@@ -57,6 +66,7 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
         "sweep_table_csv": CSVDataset(filepath=str(tmp_path / "sweep_table.csv"), save_args={"index": False}),
         "pareto_figure": PlotlyDataset(filepath=str(tmp_path / "pareto.json")),
         "alpha_figure": PlotlyDataset(filepath=str(tmp_path / "alpha.json")),
+        "reward_figure": PlotlyDataset(filepath=str(tmp_path / "reward.json")),
         "budget_table_markdown": TextDataset(filepath=str(tmp_path / "budget_table.md")),
         "budget_figure": PlotlyDataset(filepath=str(tmp_path / "budget.json")),
         "training_figure": PlotlyDataset(filepath=str(tmp_path / "training.json")),
@@ -102,6 +112,58 @@ def test_stage_without_budgets_says_so(inputs, generations, no_budgets, tmp_path
     assert outputs["budget_table_markdown"].load() == "No token budgets were measured.\n"
     assert "Thinking inside a budget" not in report.load()
     assert "difference" not in capsys.readouterr().out  # the header of the table of budgets
+
+
+def test_stage_shows_what_graders_say_and_decides_by_it(inputs, generations, no_budgets, tmp_path, capsys):
+    graders = {
+        "brief": {"kind": "rules", "instructions": [{"kind": "words", "at_most": 9}]},
+        "liking": {"kind": "reward", "model": "m", "input": "chat", "batch_size": 1, "tokens": 9},
+        "taste": {"kind": "judge", "url": "http://localhost:1", "model": "m", "prompt": "conf/base/prompts/judge.txt"},
+    }
+    parameters = Scores(graders=graders, distinct_n=2)
+    every = pd.concat(generations.values())
+    values = {
+        "words": every["completion_tokens"],
+        "distinct": 1.0,
+        "brief": (every["completion_tokens"] < 80) * 1.0,
+        "brief_each": 0.5,
+        "liking": -2.0,  # nobody loses any of it
+        "taste": 0.5,
+    }
+    columns = ["candidate", "task", "problem_id", "sample"]
+    scores = pd.concat([every[columns].assign(metric=name, score=value) for name, value in values.items()])
+    options = {"bootstrap_samples": 50, "bootstrap_seed": 0}
+    results = summarise_scores(read_answers(generations), scores, metrics_of(parameters), **options)
+    judged = pd.DataFrame([["taste", "trra_1.5", 0.5, 0.25, 0.0, 0.75, 0.9, 12, 30, 320, 9000, 800]],
+                          columns=list(JUDGE_RESULTS))  # fmt: skip
+    changed = {
+        "params:scores": parameters,
+        "params:reporting": Reporting(margin=0.05, examples=1, gain="brief", loss="liking"),
+        "scores": scores,
+        "metric_results": results,
+        "judge_results": judged,
+        "budget_results": no_budgets,
+        "generations": generations,
+    }
+    kept = {
+        "report_html": TextDataset(filepath=str(tmp_path / "report.html")),
+        "recommendation": JSONDataset(filepath=str(tmp_path / "recommendation.json")),
+        "pareto_figure": PlotlyDataset(filepath=str(tmp_path / "pareto.json")),
+    }
+    catalog = DataCatalog({**inputs, **kept})
+    for name, value in changed.items():
+        catalog[name] = value
+    SequentialRunner().run(create_pipeline(), catalog)
+
+    found, page, figure = (kept[name].load() for name in ("recommendation", "report_html", "pareto_figure"))
+    assert found["survived"] and found["brief_gain"] > 0.2 and found["difference_low"] == 0
+    assert "raises brief by" in found["sentence"] and "at liking −2 against −2" in found["sentence"]
+    assert "<h2>What the graders say</h2>" in page and "<h2>liking against brief</h2>" in page
+    assert "at most 0.05 worse than the reference in liking" in page
+    assert "figure-reward" in page and "12.0 / 30.0" in page and "9,000 + 800" in page
+    printed = capsys.readouterr().out
+    assert "agrees with itself" in printed and "75.0 %" in printed
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("brief, %", "liking")
 
 
 def test_importing_the_stage_is_light():

@@ -37,6 +37,10 @@ class CSVDataset(_SavedWhole, pandas.CSVDataset):
     """kedro_datasets.pandas.CSVDataset, saved completely or not at all."""
 
 
+class ParquetDataset(_SavedWhole, pandas.ParquetDataset):
+    """kedro_datasets.pandas.ParquetDataset, saved completely or not at all."""
+
+
 class PlotlyDataset(_SavedWhole, plotly.JSONDataset):
     """kedro_datasets.plotly.JSONDataset, saved completely or not at all."""
 

@@ -136,7 +136,7 @@ class VLLMEngine:
             if (prompt.key, sample) not in done
         ]
         came: queue.SimpleQueue[Completion | BaseException] = queue.SimpleQueue()
-        asking = _InAnotherThread(partial(self._ask_for_all, todo, sampling, came.put), came.put)
+        asking = InAnotherThread(partial(self._ask_for_all, todo, sampling, came.put), came.put)
         left = len(todo)
         try:
             while left:
@@ -231,7 +231,7 @@ class VLLMEngine:
             body["min_p"] = served_min_p(self.min_p, sampling.temperature)
         if arguments := _inra_arguments(prompt, self.plausibility, len(tokens)):
             body["vllm_xargs"] = arguments
-        answer = await _post(client, f"{endpoint.url}/v1/completions", body)
+        answer = await post(client, f"{endpoint.url}/v1/completions", body)
         return _read_tokens(answer, endpoint.url, asked, most, self.stops)
 
 
@@ -271,20 +271,28 @@ def _reopened(closing: Closing, tokens: Sequence[int], first: int) -> int | None
     return next((count for count in range(first, len(tokens)) if opened[count]), None)
 
 
-async def _post(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) -> httpx2.Response:
-    """The server's answer. ServerError for a refusal, and if it does not answer in spite of DELAYS."""
+ROOM = "Serve this model with room for the prompts and max_new_tokens, and with what its kind needs."
+
+
+async def post(
+    client: httpx2.AsyncClient, url: str, body: dict[str, Any], *, advice: str = ROOM, key: str | None = None
+) -> httpx2.Response:
+    """The server's answer to a request for `body["model"]`, with the server's `key` if it wants one.
+
+    ServerError for a refusal, with `advice`, and if it does not answer in spite of DELAYS.
+    """
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     for delay in (*DELAYS, None):
         try:
-            answer = await client.post(url, json=body)
+            answer = await client.post(url, json=body, headers=headers)
         except httpx2.TransportError as error:
             trouble = f"{type(error).__name__}: {error}".rstrip(": ")
         else:
             if answer.status_code == 200:
                 return answer
-            trouble = f"status {answer.status_code}: {_shortened(answer.text)}"
+            trouble = f"status {answer.status_code}: {shortened(answer.text)}"
             if answer.status_code not in AGAIN:
-                raise ServerError(f"{url} refused the request for {body['model']!r} ({trouble}). Serve this model with "
-                                  "room for the prompts and max_new_tokens, and with what its kind needs.")  # fmt: skip
+                raise ServerError(f"{url} refused the request for {body['model']!r} ({trouble}). {advice}")
         logger.info("%s: %s", url, trouble)
         if delay is not None:
             await asyncio.sleep(delay)
@@ -317,7 +325,7 @@ def _read_tokens(
         found = error.errors()[0]
         place = ".".join(map(str, found["loc"]))
         raise ServerError(f"{url} answered what is no completion ({place}: {found['msg']}): "
-                          f"{_shortened(answer.text)}") from error  # fmt: skip
+                          f"{shortened(answer.text)}") from error  # fmt: skip
     if choice.token_ids is None or choice.prompt_token_ids is None:
         raise ServerError(f"{url} does not return token ids, which return_token_ids asks for. Completions can only be "
                           "drawn on servers that do: vLLM does since 0.10.2.")  # fmt: skip
@@ -331,11 +339,11 @@ def _read_tokens(
     return tokens
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-class _InAnotherThread:
+class InAnotherThread:
     """A coroutine that runs in a thread with a loop of its own, as a notebook has one running in this thread.
 
     Its exception goes to `fail`.

@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -133,6 +135,15 @@ def load_model(
     return model.to(device=device).eval()
 
 
+def load_classifier(path: Path, *, device: torch.device) -> PreTrainedModel:
+    """A sequence classifier in eval mode on `device`, in the dtype that it was saved in.
+
+    CheckpointError if it is damaged, or lacks any weight, as a language model lacks the classifier's.
+    """
+    check_checkpoint(path)
+    return _read(AutoModelForSequenceClassification, path, "auto", {}).to(device=device).eval()
+
+
 def resolve_adapter(path: Path) -> Path | None:
     """The folder of the checkpoint that a PEFT adapter is for; None if `path` is a checkpoint of its own."""
     if not is_adapter(path):
@@ -155,9 +166,12 @@ def read_model(
     Transformers would initialise missing weights at random. With a `revision`, `path` is a repository of the hub.
     """
     given = {"revision": revision, "attn_implementation": attn_implementation}
-    options = {name: value for name, value in given.items() if value is not None}
+    return _read(AutoModelForCausalLM, path, dtype, {name: one for name, one in given.items() if one is not None})
+
+
+def _read(auto: Any, path: Path | str, dtype: torch.dtype | str, options: dict[str, str]) -> PreTrainedModel:
     with reading(path):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = auto.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     if missing := sorted(found["missing_keys"]):

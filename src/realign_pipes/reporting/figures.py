@@ -1,10 +1,15 @@
 """The interactive figures: what correctness costs in tokens, both against alpha, and thinking inside a budget.
 
-Labels, colours and markers are those of `sweep.kinds.KINDS`.
+The first two show any two metrics in place of correctness and tokens: what may be lost, and what is gained. Labels,
+colours and markers are those of `sweep.kinds.KINDS`.
 """
 
+import html
 import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +22,15 @@ from realign_pipes.reporting.tables import (
     forced_difference_text,
     interval_text,
     is_default,
+    number_text,
     overall_rows,
     percent,
     reduction_text,
     tokens_text,
 )
 from realign_pipes.sweep.kinds import KINDS, Kind, budget_kinds, sweep_kinds, without_alpha
-from realign_pipes.sweep.metrics import is_reference, pareto_front
+from realign_pipes.sweep.measures import PASS_AT_1, TOKENS, Metric
+from realign_pipes.sweep.metrics import ALL_TASKS, is_reference, pareto_front
 
 PASS_COLOUR, TOKENS_COLOUR = "#1F4E9E", "#C4570A"
 GREY = "#9aa5b1"
@@ -32,36 +39,72 @@ LAYOUT = {
     "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": "#1d2733"},
     "hoverlabel": {"align": "left"},
 }
+INTERVAL = ("pass_at_1", "pass_at_1_low", "pass_at_1_high")
 PANELS_IN_A_ROW = 3
 """Of the alpha figure."""
 ABOVE = {"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0}
 """A legend above the titles of panels."""
 
 
-def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -> go.Figure:
+@dataclass(frozen=True)
+class Pair:
+    """The two metrics of a figure, and what was measured of them."""
+
+    gain: Metric = TOKENS
+    loss: Metric = PASS_AT_1
+    results: pd.DataFrame | None = None
+    """METRIC_RESULTS, for metrics other than tokens and pass@1."""
+
+    def rows(self, sweep_results: pd.DataFrame) -> pd.DataFrame:
+        """The candidates that have both, with `gain`, `loss`, `loss_low` and `loss_high`; shares in percent."""
+        rows = overall_rows(sweep_results)
+        own = self.gain == TOKENS  # whose interval, which the sweep's own results lack, is not shown
+        gain = rows["mean_tokens"] if own else _means(rows, self.gain, self.results)["mean"]
+        columns = {"gain": gain, **_means(rows, self.loss, self.results).add_prefix("loss_")}
+        scale = {name: 100 if (self.gain if name == "gain" else self.loss).unit == "share" else 1 for name in columns}
+        rows = rows.assign(**{name: scale[name] * values.to_numpy() for name, values in columns.items()})
+        rows = rows.rename(columns={"loss_mean": "loss"})
+        return rows[rows["gain"].notna() & rows["loss"].notna()].reset_index(drop=True)
+
+
+DEFAULT = Pair()
+
+
+def _means(rows: pd.DataFrame, metric: Metric, results: pd.DataFrame | None) -> pd.DataFrame:
+    """`mean`, `low` and `high` of a metric over all tasks, for the candidates of `rows`."""
+    if metric == PASS_AT_1:
+        return rows[["pass_at_1", "pass_at_1_low", "pass_at_1_high"]].set_axis(["mean", "low", "high"], axis=1)
+    assert results is not None  # noqa: S101  only pass@1 has its interval in the sweep's own results
+    found = results[(results["metric"] == metric.name) & (results["task"] == ALL_TASKS)].set_index("candidate")
+    return found[["mean", "low", "high"]].reindex(rows["candidate"])
+
+
+def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None, pair: Pair = DEFAULT) -> go.Figure:
     """pass@1 with its 95 % interval against mean tokens, one colour and marker per kind, with the Pareto front.
 
-    `recommended` gets a ring. Lines join the candidates of one kind in the order of their alphas. The first and the
-    last alpha are written beside their markers; all others show under the pointer.
+    Or what may be lost against what is gained, if `pair` names others. `recommended` gets a ring. Lines join the
+    candidates of one kind in the order of their alphas. The first and the last alpha are written beside their markers;
+    all others show under the pointer.
     """
-    rows = overall_rows(sweep_results)
-    if rows["pass_at_1"].isna().all():
-        return _note("No task has answers, so there is no pass@1 to show against tokens.")
+    rows = pair.rows(sweep_results)
+    if rows.empty:
+        return _note(f"No task has both, so there is no {pair.loss.label} to show against {pair.gain.label}.")
     figure = go.Figure(layout=LAYOUT)
-    front = rows[pareto_front(rows["mean_tokens"].to_numpy(), rows["pass_at_1"].to_numpy())].sort_values("mean_tokens")
+    less = -pair.gain.sign * rows["gain"].to_numpy(), pair.loss.sign * rows["loss"].to_numpy()
+    front = rows[pareto_front(*less)].sort_values("gain")
     figure.add_scatter(
-        x=front["mean_tokens"],
-        y=100 * front["pass_at_1"],
+        x=front["gain"],
+        y=front["loss"],
         mode="lines",
-        line={"shape": "hv", "color": GREY, "width": 2, "dash": "dash"},
+        line={"shape": "vh" if pair.gain.higher_is_better else "hv", "color": GREY, "width": 2, "dash": "dash"},
         name="Pareto front",
         hoverinfo="skip",
     )
     ringed = rows[rows["candidate"] == recommended]
     if len(ringed):
         figure.add_scatter(
-            x=ringed["mean_tokens"],
-            y=100 * ringed["pass_at_1"],
+            x=ringed["gain"],
+            y=ringed["loss"],
             mode="markers",
             marker={"symbol": "circle-open", "size": 26, "color": "#111111", "line": {"width": 2}},
             name="Recommended",
@@ -71,27 +114,29 @@ def pareto_figure(sweep_results: pd.DataFrame, recommended: str | None = None) -
         for default in (False, True):
             one = rows[(rows["kind"] == name) & (is_default(rows) == default)]
             if len(one):
-                _add_kind(figure, KINDS[name], one, default=default)
+                _add_kind(figure, KINDS[name], one, pair, default=default)
     if not is_default(rows).all():
         _explain(figure, "open: the mask left out, or min-p", marker={"symbol": "circle-open", "size": 9})
     figure.update_layout(
         height=560,
         margin={"l": 70, "r": 30, "t": 60, "b": 60},
         legend={**ABOVE, "y": 1.02},
-        xaxis={"title": "mean tokens per completion"},
-        yaxis={"title": "pass@1, %"},
+        xaxis={"title": pair.gain.axis},
+        yaxis={"title": pair.loss.axis},
     )
     return figure
 
 
-def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
+def alpha_figure(sweep_results: pd.DataFrame, pair: Pair = DEFAULT) -> go.Figure:
     """The paper's Fig. 4 for each method: pass@1 (left axis) and mean tokens (right axis) against alpha.
+
+    Or what may be lost and what is gained, if `pair` names others.
 
     One panel per method, at most three in a row, all with the same two scales. The reference is at alpha 0, and the
     aligned model at alpha 1 unless that is an adapter or a student, or alpha is a bias. Without any candidate that has
     an alpha, there is one panel with these two.
     """
-    rows = overall_rows(sweep_results)
+    rows = pair.rows(sweep_results)
     panels: dict[str, list[Kind]] = {}
     for name in sweep_kinds():
         if KINDS[name].has_alpha and (rows["kind"] == name).any():
@@ -112,11 +157,11 @@ def alpha_figure(sweep_results: pd.DataFrame) -> go.Figure:
         vertical_spacing=0.16,
     )  # fmt: skip
     for kinds, place in zip(drawn, places, strict=True):
-        _draw_panel(figure, rows, kinds, place)
-    _explain_axes(figure)
+        _draw_panel(figure, rows, kinds, place, pair)
+    _explain_axes(figure, pair)
     if not is_default(rows[~rows["kind"].isin(without_alpha())]).all():
         _explain(figure, "dotted: the mask left out", mode="lines", line={"width": 1, "dash": "dot"})
-    _scale_axes(figure, rows, places)
+    _scale_axes(figure, rows, places, pair)
     legend = {**ABOVE, "y": 1 + 0.12 / lines}  # a share of the height
     figure.update_layout(**LAYOUT, height=80 + 400 * lines, margin={"l": 70, "r": 70, "t": 90, "b": 60}, legend=legend)
     return figure
@@ -136,7 +181,7 @@ def budget_figure(budget_results: pd.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=one["budget"],
                 y=100 * one[share],
-                error_y=_interval(one) if column == 1 else None,
+                error_y=_interval(*(100 * one[name] for name in INTERVAL)) if column == 1 else None,
                 mode="lines+markers",
                 line={"color": kind.colour, "width": 2},
                 marker={"symbol": kind.marker, "size": 9, "color": kind.colour},
@@ -162,16 +207,16 @@ def _note(text: str) -> go.Figure:
     return go.Figure(layout={**LAYOUT, "height": 160, "annotations": [note], "xaxis": hidden, "yaxis": hidden})
 
 
-def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame, *, default: bool) -> None:
+def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame, pair: Pair, *, default: bool) -> None:
     """The candidates of one kind in the Pareto figure: its own, or those that show what the mask does."""
     texts, places = [""] * len(rows), ["top right"] * len(rows)
     if kind.has_alpha and default:  # the last alpha first: with one candidate, they are the same
         texts[-1], places[-1] = alpha_text(rows["alpha"].iloc[-1]), "bottom left"
         texts[0], places[0] = alpha_text(rows["alpha"].iloc[0]), "top right"
     figure.add_scatter(
-        x=rows["mean_tokens"],
-        y=100 * rows["pass_at_1"],
-        error_y=_interval(rows),
+        x=rows["gain"],
+        y=rows["loss"],
+        error_y=_interval(rows["loss"], rows["loss_low"], rows["loss_high"]),
         mode=("lines+" if kind.has_alpha and kind.joined and default else "") + "markers+text",
         text=texts,
         textposition=places,
@@ -181,12 +226,12 @@ def _add_kind(figure: go.Figure, kind: Kind, rows: pd.DataFrame, *, default: boo
         name=kind.label if default else None,
         legendgroup=kind.name,
         showlegend=default,
-        customdata=_hover(rows),
+        customdata=_hover(rows, pair),
         hovertemplate="%{customdata}<extra></extra>",
     )
 
 
-def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place: tuple[int, int]) -> None:
+def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place: tuple[int, int], pair: Pair) -> None:
     """One panel of the alpha figure: its kinds, the reference, and the aligned model where that is alpha 1."""
     one = kinds[0].alpha_one if kinds else "aligned"
     models = {0.0: rows[is_reference(rows)], 1.0: rows[(rows["kind"] == one) & is_default(rows)]}
@@ -196,12 +241,12 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place:
         if kind.is_models_at_ends:
             absent = [model for alpha, model in models.items() if alpha not in set(line["alpha"])]
             line = pd.concat([line, *absent]).sort_values("alpha", kind="stable")
-        _add_pair(figure, line, place, kind, joined=kind.joined)
+        _add_pair(figure, line, place, kind, pair, joined=kind.joined)
         unmasked = rows[(rows["kind"] == kind.name) & ~is_default(rows)]
         if len(unmasked):
-            _add_pair(figure, unmasked, place, kind, joined=kind.joined, default=False)
+            _add_pair(figure, unmasked, place, kind, pair, joined=kind.joined, default=False)
     for model in models.values():
-        _add_pair(figure, model, place, KINDS[model["kind"].iloc[0]], joined=False)
+        _add_pair(figure, model, place, KINDS[model["kind"].iloc[0]], pair, joined=False)
     for alpha, name, side in ((0, "reference", "left"), (1, one, "right")):
         if name is None:
             continue
@@ -217,17 +262,21 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, kinds: list[Kind], place:
 
 
 def _add_pair(
-    figure: go.Figure, rows: pd.DataFrame, place: tuple[int, int], kind: Kind, *, joined: bool, default: bool = True
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    place: tuple[int, int],
+    kind: Kind,
+    pair: Pair,
+    *,
+    joined: bool,
+    default: bool = True,
 ) -> None:
     """pass@1 on the left axis and tokens on the right one, against alpha; dotted and small without the mask."""
-    for values, colour, right in (
-        (100 * rows["pass_at_1"], PASS_COLOUR, False),
-        (rows["mean_tokens"], TOKENS_COLOUR, True),
-    ):
+    for values, colour, right in ((rows["loss"], PASS_COLOUR, False), (rows["gain"], TOKENS_COLOUR, True)):
         figure.add_scatter(
             x=rows["alpha"],
             y=values,
-            error_y=None if right else _interval(rows),
+            error_y=None if right else _interval(rows["loss"], rows["loss_low"], rows["loss_high"]),
             mode="lines+markers" if joined else "markers",
             line={"color": colour, "width": 2 if default else 1, "dash": "solid" if default else "dot"},
             marker={
@@ -235,7 +284,7 @@ def _add_pair(
                 "size": _size(kind) if default else 6,
                 "color": colour,
             },
-            customdata=_hover(rows),
+            customdata=_hover(rows, pair),
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=False,
             row=place[0],
@@ -244,11 +293,11 @@ def _add_pair(
         )
 
 
-def _explain_axes(figure: go.Figure) -> None:
+def _explain_axes(figure: go.Figure, pair: Pair) -> None:
     """Two entries of the legend for the two axes: what the colours mean is the same in every panel."""
     for name, colour, symbol in (
-        ("pass@1 with 95 % interval (left axis)", PASS_COLOUR, "circle"),
-        ("mean tokens (right axis)", TOKENS_COLOUR, "circle-open"),
+        (f"{pair.loss.label} with 95 % interval (left axis)", PASS_COLOUR, "circle"),
+        (f"mean {pair.gain.label} (right axis)", TOKENS_COLOUR, "circle-open"),
     ):
         figure.add_scatter(
             x=[None],
@@ -266,9 +315,9 @@ def _explain(figure: go.Figure, name: str, *, mode: str = "markers", **look: dic
     figure.add_scatter(x=[None], y=[None], mode=mode, name=name, **look)
 
 
-def _scale_axes(figure: go.Figure, rows: pd.DataFrame, places: list[tuple[int, int]]) -> None:
+def _scale_axes(figure: go.Figure, rows: pd.DataFrame, places: list[tuple[int, int]], pair: Pair) -> None:
     """The same two scales in all panels of the alpha figure; only the outer axes have numbers."""
-    low, high = 100 * rows["pass_at_1_low"].min(), 100 * rows["pass_at_1_high"].max()
+    low, high = rows["loss_low"].min(), rows["loss_high"].max()
     if math.isnan(low):  # no task has answers
         low, high = 0.0, 100.0
     room = 0.06 * max(high - low, 1)
@@ -277,16 +326,17 @@ def _scale_axes(figure: go.Figure, rows: pd.DataFrame, places: list[tuple[int, i
         figure.update_yaxes(
             range=[low - room, high + room],
             color=PASS_COLOUR,
-            title_text="pass@1, %" if first else None,
+            title_text=pair.loss.axis if first else None,
             showticklabels=first,
             secondary_y=False,
             row=line,
             col=column,
         )
         figure.update_yaxes(
-            range=[0, 1.3 * rows["mean_tokens"].max()],  # below pass@1, which is at the top of its own scale
+            # Below pass@1, which is at the top of its own scale.
+            range=[min(0, 1.3 * rows["gain"].min()), 1.3 * rows["gain"].max()],
             color=TOKENS_COLOUR,
-            title_text="mean tokens per completion" if last else None,
+            title_text=pair.gain.axis if last else None,
             tickmode="auto",
             showgrid=False,
             showticklabels=last,
@@ -296,33 +346,72 @@ def _scale_axes(figure: go.Figure, rows: pd.DataFrame, places: list[tuple[int, i
         )
 
 
+def reward_figure(scores: pd.DataFrame, metrics: Sequence[Metric]) -> go.Figure:
+    """A histogram for each reward model, of what it gives to right and to wrong completions of all candidates.
+
+    A reward that tells them apart has two humps; where nothing says what is right, there is one colour. Without a
+    reward model the figure says so.
+    """
+    rewards = [metric for metric in metrics if metric.unit == "number"]
+    if not rewards:
+        return _note("No reward model scored the sweep.")
+    key = ["candidate", "task", "problem_id", "sample"]
+    correct = scores[scores["metric"] == PASS_AT_1.name].set_index(key)["score"]
+    figure = make_subplots(rows=len(rewards), subplot_titles=[metric.label for metric in rewards])
+    for number, metric in enumerate(rewards, start=1):
+        of_metric = scores[scores["metric"] == metric.name].set_index(key)["score"]
+        graded = correct.reindex(of_metric.index)
+        for name, rows, colour in (
+            ("right", of_metric[graded == 1], PASS_COLOUR),
+            ("wrong", of_metric[graded == 0], TOKENS_COLOUR),
+            ("not known", of_metric[graded.isna()], GREY),
+        ):
+            if len(rows):
+                figure.add_histogram(x=rows, name=name, marker={"color": colour}, opacity=0.6, histnorm="percent",
+                                     legendgroup=name, showlegend=number == 1, row=number, col=1)  # fmt: skip
+    figure.update_layout(**LAYOUT, barmode="overlay", height=120 + 260 * len(rewards), legend=ABOVE)
+    figure.update_xaxes(title_text="reward")
+    figure.update_yaxes(title_text="share of them, %")
+    return figure
+
+
 def _size(kind: Kind) -> int:
     """Markers of the two models are larger than those between and beyond them."""
     return 9 if kind.has_alpha else 15
 
 
-def _interval(rows: pd.DataFrame) -> dict[str, object]:
-    """The 95 % interval of pass@1 as Plotly's error bars, in percent."""
+def _interval(mean: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, object]:
+    """A 95 % interval as Plotly's error bars."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": 100 * (rows["pass_at_1_high"] - rows["pass_at_1"]),
-        "arrayminus": 100 * (rows["pass_at_1"] - rows["pass_at_1_low"]),
+        "array": high - mean,
+        "arrayminus": mean - low,
         "thickness": 1,
         "width": 3,
     }
 
 
-def _hover(rows: pd.DataFrame) -> np.ndarray:
+def _hover(rows: pd.DataFrame, pair: Pair) -> np.ndarray:
     """What shows when the pointer is on a point, one text per row."""
     return np.array(
         [
             f"<b>{row.candidate}</b> (alpha {alpha_text(row.alpha)}, beta {row.plausibility:g})<br>"
             f"pass@1 {percent(row.pass_at_1)} % [{percent(row.pass_at_1_low)}, {percent(row.pass_at_1_high)}]<br>"
             f"tokens {tokens_text(row.mean_tokens)}, reduction {reduction_text(row)}<br>"
-            f"truncated {percent(row.truncated)} %"
+            f"truncated {percent(row.truncated)} %" + _further(row, pair)
             for row in rows.itertuples()
         ]
+    )
+
+
+def _further(row: Any, pair: Pair) -> str:
+    """What else shows there: metrics other than pass@1 and tokens."""
+    shown = ((pair.loss, row.loss), (pair.gain, row.gain))
+    return "".join(
+        f"<br>{html.escape(metric.label)} {number_text(value)}{' %' if metric.unit == 'share' else ''}"
+        for metric, value in shown
+        if metric not in (PASS_AT_1, TOKENS)
     )
 
 

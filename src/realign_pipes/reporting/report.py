@@ -17,6 +17,8 @@ from realign_pipes.reporting.recommendation import step_cells, task_recommendati
 from realign_pipes.reporting.tables import (
     alpha_text,
     budget_cells,
+    judge_cells,
+    metric_cells,
     overall_rows,
     percent,
     sweep_cells,
@@ -24,8 +26,11 @@ from realign_pipes.reporting.tables import (
     task_names,
     tokens_text,
     validation_cells,
+    value_text,
 )
+from realign_pipes.reporting.wording import change_text, gain_cell, gain_noun, gains, rule_text
 from realign_pipes.sweep.kinds import KINDS
+from realign_pipes.sweep.measures import PASS_AT_1, TOKENS, Metric
 from realign_pipes.sweep.metrics import Generations, load_frame
 
 
@@ -53,6 +58,15 @@ class Example:
     answers: list[Answer]
 
 
+@dataclass(frozen=True)
+class Graded:
+    """What graders said of the sweep."""
+
+    metric_results: pd.DataFrame
+    judge_results: pd.DataFrame
+    metrics: Sequence[Metric]
+
+
 def render_report(
     sweep_results: pd.DataFrame,
     recommendation: Mapping[str, Any],
@@ -61,10 +75,13 @@ def render_report(
     examples: Sequence[Example],
     parameters: Mapping[str, Any],
     validations: Mapping[str, Mapping[str, Any]],
+    graded: Graded | None = None,
+    pair: tuple[Metric, Metric] = (TOKENS, PASS_AT_1),
 ) -> str:
     """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
 
-    `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out if
+    `figures` are `pareto`, `alpha`, `budget`, `training` and, where a reward model was `graded` with, `reward`. `pair`
+    is what is gained and what may be lost. The section on token budgets is left out if
     `budget_results` has no rows, and the one on training if no curve was drawn. `validations` come from
     `data_docs.read_validations`; the report links to the page on them, which is in the same folder.
     """
@@ -72,8 +89,19 @@ def render_report(
     return render_page(
         "report.html.jinja",
         recommendation=recommendation,
-        steps=step_cells(recommendation),
-        by_task=task_recommendation_cells(recommendation),
+        tiles=_tiles(recommendation, *pair),
+        gain=pair[0],
+        loss=pair[1],
+        default_pair=pair == (TOKENS, PASS_AT_1),
+        margin=change_text(pair[1], recommendation["margin"]),
+        gains=gains(pair[0]),
+        rule=rule_text(*pair),
+        scores=metric_cells(graded.metric_results, graded.metrics) if graded else None,
+        metrics=[metric for metric in graded.metrics if metric not in (TOKENS, PASS_AT_1)] if graded else [],
+        judges=judge_cells(graded.judge_results) if graded else None,
+        rewarded=graded is not None and any(metric.unit == "number" for metric in graded.metrics),
+        steps=step_cells(recommendation, *pair),
+        by_task=task_recommendation_cells(recommendation, *pair),
         candidates=len(overall),
         problems=int(overall["problems"].iloc[0]),
         samples=int(overall["samples"].iloc[0]),
@@ -138,6 +166,19 @@ def _verdict(correct: Any, finished: bool) -> str:
     if pd.isna(correct):
         return "finished" if finished else "cut off"
     return "correct" if correct else "wrong" if finished else "cut off"
+
+
+def _tiles(recommendation: Mapping[str, Any], gain: Metric, loss: Metric) -> list[tuple[str, str]]:
+    """The recommended candidate's figures: each with its caption."""
+    gained = gain_cell(gain, recommendation[gain.gain_key])
+    saved = "fewer tokens than the reference" if gain == TOKENS else f"{gain_noun(gain)} over the reference"
+    means = [
+        (value_text(metric, recommendation[metric.key]),
+         f"{'mean tokens' if metric == TOKENS else metric.label}; reference "
+         f"{value_text(metric, recommendation[f'reference_{metric.key}'])}")
+        for metric in (gain, loss)
+    ]  # fmt: skip
+    return [(gained, saved), *means]
 
 
 def _figure_html(figure: go.Figure, name: str) -> Markup:

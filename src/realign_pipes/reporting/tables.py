@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from realign_pipes.sweep.kinds import KINDS
+from realign_pipes.sweep.measures import Metric
 from realign_pipes.sweep.metrics import ALL_TASKS, is_reference
 
 METRICS = ["pass_at_1", "pass_at_1_low", "pass_at_1_high", "mean_tokens", "token_reduction", "truncated"]
@@ -56,6 +57,18 @@ def alpha_text(alpha: float) -> str:
 def tokens_text(tokens: float) -> str:
     """Mean tokens for display: 64.3, 12,602."""
     return f"{tokens:,.0f}" if tokens >= 1000 else f"{tokens:.1f}"
+
+
+def number_text(value: float) -> str:
+    """Three digits, with a real minus sign."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def value_text(metric: Metric, value: float, unit: str = " %") -> str:
+    """A mean for display: 97.7 % of a share (`unit` may leave the sign out), 64.3 of a count."""
+    if metric.unit == "share":
+        return f"{percent(value)}{unit}"
+    return tokens_text(value) if metric.unit == "count" else number_text(value)
 
 
 def reduction_text(row: Any) -> str:
@@ -186,6 +199,45 @@ def budget_cells(budget_results: pd.DataFrame) -> Cells:
     ]
     header = ["budget", "method", "pass@1 % [95 %]", "truncated", "tokens"]
     return Cells([*header, "difference [95 %]", "to forced closing [95 %]"], rows, left=2)
+
+
+def metric_cells(metric_results: pd.DataFrame, metrics: Sequence[Metric]) -> Cells:
+    """One row per candidate, one column per metric: the mean over all tasks with its 95 % interval."""
+    overall = metric_results[metric_results["task"] == ALL_TASKS]
+    by_metric = {name: frame.set_index("candidate") for name, frame in overall.groupby("metric")}
+    shown = [metric for metric in metrics if metric.name in by_metric]
+    rows = []
+    for candidate in overall["candidate"].unique():
+        cells = [candidate]
+        for metric in shown:
+            found = by_metric[metric.name]
+            if candidate not in found.index:
+                cells.append(NONE)
+                continue
+            one = found.loc[candidate]
+            mean, low, high = (value_text(metric, one[name], "") for name in ("mean", "low", "high"))
+            cells.append(f"{mean} [{low}, {high}]")
+        rows.append(cells)
+    heads = [f"{metric.label} %" if metric.unit == "share" else metric.label for metric in shown]
+    return Cells(["candidate", *heads], rows, left=1)
+
+
+def judge_cells(judge_results: pd.DataFrame) -> Cells:
+    """One row per judge and candidate: who won, whether that can be trusted, both lengths, and what it cost."""
+    rows = [
+        [
+            row.judge,
+            row.candidate,
+            *(NONE if math.isnan(share) else f"{percent(share)} %" for share in (
+                row.win_rate, row.ties, row.unreadable, row.agreement, row.first_preferred)),
+            f"{row.words:.1f} / {row.reference_words:.1f}",
+            f"{row.requests:,}",
+            f"{row.prompt_tokens:,} + {row.completion_tokens:,}",
+        ]
+        for row in judge_results.itertuples()
+    ]  # fmt: skip
+    trust = ["ties", "unreadable", "agrees with itself", "prefers the first"]
+    return Cells(["judge", "candidate", "win rate", *trust, "words / reference", "requests", "tokens"], rows, left=2)
 
 
 def validation_cells(validations: Mapping[str, Mapping[str, Any]]) -> Cells:

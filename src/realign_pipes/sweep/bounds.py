@@ -1,6 +1,7 @@
 """Bounds on what a sample of problems shows: a lower bound on paired differences, and bootstrap intervals."""
 
 import math
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,6 +76,11 @@ def bootstrap_means(values: Floats, samples: int, seed: int | Sequence[int]) -> 
         counts = generator.multinomial(problems, np.full(problems, 1 / problems), size=size)
         means.append(values @ counts.T.astype(float) / problems)
     return np.concatenate(means, axis=1)
+
+
+def seed_of(seed: int, task: str) -> list[int]:
+    """The seed of a task's resamples, so that equal problems are resampled alike for every figure."""
+    return [seed, zlib.crc32(task.encode())]
 
 
 def interval(means: Floats) -> Floats:

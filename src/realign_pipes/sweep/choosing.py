@@ -17,17 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realign_pipes.sweep.bounds import CONFIDENCE, Floats
-from realign_pipes.sweep.metrics import Answers, Values, compare, resampled_reductions
+from realign_pipes.sweep.measures import PASS_AT_1, TOKENS, Metric, defined, gain_low, gain_of, resampled_gain
+from realign_pipes.sweep.metrics import Answers, Values
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a candidate has to keep to be recommended."""
+    """What a candidate has to gain, and what it has to keep, to be recommended."""
 
     margin: float
-    """How much of pass@1 it may lose, a share."""
+    """How much of `loss` it may lose: of a share or a count a share, of another number a difference."""
     bootstrap_samples: int
     bootstrap_seed: int
+    gain: Metric = TOKENS
+    loss: Metric = PASS_AT_1
+
+    def resampled_gain(self, tasks: Mapping[str, Values], reference: int) -> Floats:
+        """[candidates, samples]: what is gained on resampled problems."""
+        values = defined(tasks, self.gain, reference)
+        return resampled_gain(values, reference, self.gain, self.bootstrap_samples, self.bootstrap_seed)
+
+    def difference_low(self, tasks: Mapping[str, Values], reference: int) -> Floats:
+        """[candidates]: the lower bound on what becomes of `loss`, where a loss is negative."""
+        values = defined(tasks, self.loss, reference)
+        return gain_low(values, reference, self.loss, self.bootstrap_samples, self.bootstrap_seed)
 
 
 def first_half(ids: list[str]) -> NDArray[np.bool_]:
@@ -64,33 +77,33 @@ def _on(answers: Answers, masks: Mapping[str, NDArray[np.bool_]]) -> Answers:
 def order_candidates(tasks: Mapping[str, Values], reference: int, alphas: Floats, rule: Rule) -> list[int]:
     """The candidates that the other half should confirm, in this order, as rows of the values.
 
-    Those that save tokens (with 95 % confidence) and lose no more than the margin (as measured), from the highest
-    pass@1 down; of equals the smaller move in alpha first, then the larger saving. One that does not save more than
-    the one before it, with 95 % confidence, is left out: it would cost correctness for nothing. So of savings that do
-    not differ with confidence, the higher pass@1 is taken, then the smaller move.
+    Those that gain (with 95 % confidence) and lose no more than the margin (as measured), from the best in what may be
+    lost down; of equals the smaller move in alpha first, then the larger gain. One that does not gain more than the one
+    before it, with 95 % confidence, is left out: it would cost something for nothing. So with tokens and pass@1, of
+    savings that do not differ with confidence, the higher pass@1 is taken, then the smaller move.
     """
-    figures = compare(list(tasks.values()), reference)
-    reductions = resampled_reductions(tasks, reference, rule.bootstrap_samples, rule.bootstrap_seed)
-    eligible = _surely_positive(reductions) & (figures["difference"] >= -rule.margin)
+    gains = rule.resampled_gain(tasks, reference)
+    gain = gain_of(defined(tasks, rule.gain, reference), reference, rule.gain)
+    difference = gain_of(defined(tasks, rule.loss, reference), reference, rule.loss)
+    eligible = _surely_positive(gains) & (difference >= -rule.margin)
     moves = np.nan_to_num(np.abs(alphas), nan=1.0)  # a whole step for a kind without an alpha, as the aligned model is
-    ranks = np.lexsort((-figures["token_reduction"], moves, -figures["pass_at_1"].round(12)))
+    ranks = np.lexsort((-gain, moves, -difference.round(12)))
     ordered: list[int] = []
     for place in ranks[eligible[ranks]].tolist():
-        if not ordered or _surely_positive(reductions[[place]] - reductions[ordered[-1]]):
+        if not ordered or _surely_positive(gains[[place]] - gains[ordered[-1]]):
             ordered.append(place)
     return ordered
 
 
 def confirmed(ordered: list[int], tasks: Mapping[str, Values], reference: int, rule: Rule) -> list[int]:
-    """The first of `ordered` that save tokens and lose at most the margin on these problems, up to the first failure.
+    """The first of `ordered` that gain and lose at most the margin on these problems, up to the first failure.
 
     Each with 95 % confidence, and so are all of them together, if `ordered` comes from other problems.
     """
     if not ordered:
         return []
-    low = compare(list(tasks.values()), reference)["difference_low"]
-    reductions = resampled_reductions(tasks, reference, rule.bootstrap_samples, rule.bootstrap_seed)
-    holds = _surely_positive(reductions) & (low >= -rule.margin)
+    low = rule.difference_low(tasks, reference)
+    holds = _surely_positive(rule.resampled_gain(tasks, reference)) & (low >= -rule.margin)
     return list(takewhile(lambda place: holds[place], ordered))
 
 

@@ -4,7 +4,6 @@ All candidates answer the same problems, so the bootstrap resamples problems, no
 resamples for all candidates: differences between candidates are paired. Token budgets are measured the same way.
 """
 
-import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from realign_pipes.errors import InputError
-from realign_pipes.sweep.bounds import Floats, bootstrap_means, interval, lower_bound
+from realign_pipes.sweep.bounds import Floats, bootstrap_means, interval, lower_bound, seed_of
 from realign_pipes.sweep.kinds import KINDS, budget_kinds, sweep_kinds, without_alpha
 from realign_pipes.sweep.schemas import BUDGET_RESULTS, SWEEP_RESULTS, conform
 
@@ -305,10 +304,7 @@ def _means(values: Values) -> dict[str, Floats]:
 
 def _resampled(tasks: Mapping[str, Values], samples: int, seed: int, column: str = "correct") -> dict[str, Floats]:
     """Task -> means of a column on resampled problems, [candidates, samples]."""
-    return {
-        task: bootstrap_means(values[column], samples, [seed, zlib.crc32(task.encode())])
-        for task, values in tasks.items()
-    }
+    return {task: bootstrap_means(values[column], samples, seed_of(seed, task)) for task, values in tasks.items()}
 
 
 def _mean_over_tasks(per_task: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:

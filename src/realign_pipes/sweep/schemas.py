@@ -80,6 +80,64 @@ BUDGET_RESULTS = {
 """One row per candidate inside a token budget, each figure the plain mean over tasks."""
 
 
+SCORES = {
+    "candidate": "str",
+    "task": "str",
+    "problem_id": "str",
+    "sample": "int64",
+    "metric": "str",
+    "score": "float64",
+}
+"""One row per completion and metric; none where a metric does not apply to the problem."""
+
+METRIC_RESULTS = {
+    "candidate": "str",
+    "kind": "str",
+    "alpha": "float64",  # NaN for a kind without one
+    "plausibility": "float64",
+    "metric": "str",
+    "task": "str",  # `all` for the mean over the tasks that have the metric
+    "problems": "int64",  # that have it; for `all` the sum over tasks
+    "mean": "float64",  # over problems of the mean over samples
+    "low": "float64",  # 95 % percentile bootstrap over problems
+    "high": "float64",
+    "difference": "float64",  # the mean less the reference's
+    "difference_low": "float64",  # 95 % paired bootstrap
+    "difference_high": "float64",
+}
+"""One row per candidate, metric and task, and one per candidate and metric for all tasks."""
+
+
+VERDICTS = {
+    "candidate": "str",
+    "task": "str",
+    "problem_id": "str",
+    "sample": "int64",
+    "candidate_first": "bool",  # which of the two answers the judge read first
+    "winner": "str",  # candidate, reference, tie or unreadable
+    "text": "str",  # the judge's answer, with its reason
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+}
+"""One row per verdict of a judge."""
+
+JUDGE_RESULTS = {
+    "judge": "str",
+    "candidate": "str",
+    "win_rate": "float64",  # over pairs and orders; a tie is a half
+    "ties": "float64",  # shares of the verdicts
+    "unreadable": "float64",  # counted as ties
+    "agreement": "float64",  # share of pairs in which both orders have the same winner; NaN if none can be read
+    "first_preferred": "float64",  # share of the verdicts with a winner that prefer the answer read first
+    "words": "float64",  # of an answer, the mean
+    "reference_words": "float64",
+    "requests": "int64",
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+}
+"""One row per judge and candidate but the reference."""
+
+
 def conform(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """`frame` with exactly the `columns`, in their order and dtypes. KeyError for one that it lacks."""
     return frame.astype(dict(columns))[list(columns)]

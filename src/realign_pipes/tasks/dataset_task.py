@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BOXED = "\\boxed"
+METADATA = "metadata/"
+"""Before the name of a metadata column, which may be any."""
 
 
 def read_rows(
@@ -149,22 +151,27 @@ def _check_lines(file: Path) -> None:
 
 
 def make_problems(task: DatasetTask, key: str) -> list[dict[str, Any]]:
-    """The dataset's problems, each with `question`, `answer` (None where the task has none) and an empty `metadata`.
+    """The dataset's problems, each with `question`, `answer` (None where the task has none) and `metadata`: its
+    metadata columns as JSON text.
 
     Those that are chats have `messages` too, up to the turn that is to be answered; their `question` is the chat's
     text. InputError as `read_rows` and `chats.read_usable`.
     """
     asked = {"question": task.question_column} if task.messages_column is None else {"messages": task.messages_column}
     answers = {} if task.verifier == "none" else {"answer": task.answer_column}
-    rows = read_rows(task, asked | answers, key, chats=["messages"])
+    further = {f"{METADATA}{name}": name for name in task.metadata_columns}
+    rows = read_rows(task, asked | answers | further, key, chats=["messages"])
 
     def build(row: dict[str, Any]) -> dict[str, Any]:
-        answer = str(row["answer"]) if answers else None
+        common = {
+            "answer": str(row["answer"]) if answers else None,
+            "metadata": json.dumps({name: row[column] for column, name in further.items()}, ensure_ascii=False),
+        }
         if task.messages_column is None:
             question_turn(row["question"])
-            return {"question": row["question"], "answer": answer, "metadata": "{}"}
+            return {"question": row["question"], **common}
         chat, _ = split_reply(row["messages"])
-        return {"question": chat_text(chat), "answer": answer, "metadata": "{}", "messages": chat}
+        return {"question": chat_text(chat), "messages": chat, **common}
 
     return read_usable(rows, range(len(rows)), build, task, key)
 

@@ -12,11 +12,11 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.completion import THINK, ThinkingTags, answer_part
@@ -53,6 +53,17 @@ def has_answers(task: Task) -> bool:
     return not (isinstance(task, DatasetTask) and task.verifier == "none")
 
 
+class OfProblem(Protocol):
+    """What is read of a completion to name it in a warning."""
+
+    @property
+    def problem_id(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=OfProblem)
+Grade = TypeVar("Grade")
+
+
 def grade(attempts: Sequence[Attempt]) -> Iterator[bool | None]:
     """Whether each completion answers its problem, in order; None where the task has no answers.
 
@@ -60,26 +71,29 @@ def grade(attempts: Sequence[Attempt]) -> Iterator[bool | None]:
 
     If the verifier exceeds its time or memory, the completion counts as wrong, with a warning that names the problem.
     """
+    graded = run_limited(_is_correct, [attempt for attempt in attempts if has_answers(attempt.task)], False)
+    for attempt in attempts:
+        yield next(graded) if has_answers(attempt.task) else None
+
+
+def run_limited(function: Callable[[Item], Grade], items: Sequence[Item], wrong: Grade) -> Iterator[Grade]:
+    """`function` of each completion, in order, in the worker process: for whatever reads what a model wrote.
+
+    Function and items are pickled. If one exceeds its time or memory, it is `wrong`, with a warning that names the
+    problem.
+    """
     from pebble import ProcessExpired
 
-    futures = [
-        _worker().schedule(_is_correct, args=[attempt, TIME_LIMIT], timeout=TIME_LIMIT)
-        if has_answers(attempt.task)
-        else None
-        for attempt in attempts
-    ]
-    for attempt, future in zip(attempts, futures, strict=True):
-        if future is None:
-            yield None
-            continue
+    futures = [_worker().schedule(_alarmed, args=[function, item, TIME_LIMIT], timeout=TIME_LIMIT) for item in items]
+    for item, future in zip(items, futures, strict=True):
         try:
             yield future.result()
         except TimeoutError:
-            logger.warning("%s: counted as wrong, as grading it took more than %d s", attempt.problem_id, TIME_LIMIT)
-            yield False
+            logger.warning("%s: counted as wrong, as grading it took more than %d s", item.problem_id, TIME_LIMIT)
+            yield wrong
         except (ProcessExpired, MemoryError) as error:
-            logger.warning("%s: counted as wrong, as grading it failed: %r", attempt.problem_id, error)
-            yield False
+            logger.warning("%s: counted as wrong, as grading it failed: %r", item.problem_id, error)
+            yield wrong
 
 
 def is_correct(
@@ -129,12 +143,14 @@ def _start_worker() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _is_correct(attempt: Attempt, time_limit: int) -> bool:
+def _is_correct(attempt: Attempt) -> bool:
+    return is_correct(attempt.task, attempt.prompt, attempt.completion, attempt.answer, attempt.metadata, attempt.tags)
+
+
+def _alarmed(function: Callable[[Item], Grade], item: Item, time_limit: int) -> Grade:
     # If the parent was killed, nothing else ends a hanging worker: an alarm without a handler does, even in C code.
     signal.alarm(2 * time_limit)
     try:
-        return is_correct(
-            attempt.task, attempt.prompt, attempt.completion, attempt.answer, attempt.metadata, attempt.tags
-        )
+        return function(item)
     finally:
         signal.alarm(0)

@@ -93,6 +93,8 @@ class DatasetTask(ChatSource):
     answer_column: str = "answer"
     """Not read where the verifier is none."""
     verifier: Verifier = "math"
+    metadata_columns: list[str] = Field(default_factory=list)
+    """Columns of texts that graders read, such as the class of a prompt or its instructions."""
 
 
 Task = Annotated[ReasoningGymTask | DatasetTask, Field(discriminator="kind")]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realign_pipes.graders.parameters import Scores
 from realign_pipes.pipelines.reporting.parameters import Reporting
 from realign_pipes.pipelines.trra.parameters import SCALED_LORA
 from realign_pipes.runtime.launch import Folders
@@ -14,6 +15,8 @@ from realign_pipes.sweep.parameters import AlphaSweep
 if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
+
+    from realign_pipes.sweep.measures import Metric
 else:  # Kedro resolves every node's hints when a run starts, and the real imports would slow it down
     DataFrame = Figure = Any
 
@@ -21,41 +24,71 @@ logger = logging.getLogger(__name__)
 
 
 def recommend_candidate(
-    generations: dict[str, DataFrame | Callable[[], DataFrame]], parameters: Reporting, alpha_sweep: AlphaSweep
+    generations: dict[str, DataFrame | Callable[[], DataFrame]],
+    scores: DataFrame,
+    parameters: Reporting,
+    graders: Scores,
+    alpha_sweep: AlphaSweep,
 ) -> dict[str, Any]:
     """The candidate to take, overall and for each task, why in one sentence, and the numbers behind it."""
     from realign_pipes.reporting.recommendation import recommend
 
+    gain, loss = _metrics(parameters, graders)
     return recommend(
         generations,
         parameters.margin,
         bootstrap_samples=alpha_sweep.bootstrap_samples,
         bootstrap_seed=alpha_sweep.bootstrap_seed,
+        gain=gain,
+        loss=loss,
+        scores=scores,
     )
 
 
-def summarise_headline(sweep_results: DataFrame, recommendation: dict[str, Any]) -> dict[str, Any]:
+def summarise_headline(
+    sweep_results: DataFrame, recommendation: dict[str, Any], parameters: Reporting, graders: Scores
+) -> dict[str, Any]:
     """The figures by which `dvc metrics show` and `dvc exp show` compare experiments."""
     from realign_pipes.reporting.recommendation import headline
 
-    return headline(sweep_results, recommendation)
+    return headline(sweep_results, recommendation, *_metrics(parameters, graders))
 
 
 def tabulate_sweep(
-    sweep_results: DataFrame, recommendation: dict[str, Any]
+    sweep_results: DataFrame,
+    metric_results: DataFrame,
+    judge_results: DataFrame,
+    recommendation: dict[str, Any],
+    graders: Scores,
 ) -> tuple[str, DataFrame, dict[str, dict[str, float | None]]]:
-    """The sweep's table as Markdown (rounded), as a frame for CSV, and as JSON (neither rounded)."""
+    """The sweep's table as Markdown (rounded), as a frame for CSV, and as JSON (neither rounded).
+
+    With graders, the Markdown has their tables below it.
+    """
     from realign_pipes.reporting.tables import candidate_metrics, markdown_table, sweep_cells, wide_table
 
-    markdown = markdown_table(sweep_cells(sweep_results), recommendation["candidate"])
-    return f"{markdown}\n{recommendation['sentence']}\n", wide_table(sweep_results), candidate_metrics(sweep_results)
+    candidate = recommendation["candidate"]
+    markdown = f"{markdown_table(sweep_cells(sweep_results), candidate)}\n{recommendation['sentence']}\n"
+    for cells in _graded_cells(metric_results, judge_results, graders):
+        markdown += f"\n{markdown_table(cells, candidate)}"
+    return markdown, wide_table(sweep_results), candidate_metrics(sweep_results)
 
 
-def draw_figures(sweep_results: DataFrame, recommendation: dict[str, Any]) -> tuple[Figure, Figure]:
-    """pass@1 against tokens, and both against alpha."""
-    from realign_pipes.reporting.figures import alpha_figure, pareto_figure
+def draw_figures(
+    sweep_results: DataFrame,
+    metric_results: DataFrame,
+    scores: DataFrame,
+    recommendation: dict[str, Any],
+    parameters: Reporting,
+    graders: Scores,
+) -> tuple[Figure, Figure, Figure]:
+    """What may be lost against what is gained (pass@1 against tokens), both against alpha, and rewards."""
+    from realign_pipes.graders.metrics import metrics_of
+    from realign_pipes.reporting.figures import Pair, alpha_figure, pareto_figure, reward_figure
 
-    return pareto_figure(sweep_results, recommendation["candidate"]), alpha_figure(sweep_results)
+    pair = Pair(*_metrics(parameters, graders), metric_results)
+    pareto = pareto_figure(sweep_results, recommendation["candidate"], pair)
+    return pareto, alpha_figure(sweep_results, pair), reward_figure(scores, metrics_of(graders))
 
 
 def tabulate_budgets(budget_results: DataFrame) -> str:
@@ -107,21 +140,26 @@ def build_data_docs(folders: Folders, sweep_results: DataFrame) -> Path:
 
 def write_report(
     sweep_results: DataFrame,
+    metric_results: DataFrame,
+    judge_results: DataFrame,
     recommendation: dict[str, Any],
     pareto_figure: Figure,
     alpha_figure: Figure,
+    reward_figure: Figure,
     budget_results: DataFrame,
     budget_figure: Figure,
     training_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
     parameters: Reporting,
+    graders: Scores,
     folders: Folders,
     all_parameters: dict[str, Any],
 ) -> str:
     """The HTML report. `evaluation_set` (a `datasets.Dataset`) has the questions and answers of the examples."""
+    from realign_pipes.graders.metrics import metrics_of
     from realign_pipes.reporting.data_docs import read_validations
-    from realign_pipes.reporting.report import collect_examples, render_report
+    from realign_pipes.reporting.report import Graded, collect_examples, render_report
 
     questions = zip(evaluation_set["question"], evaluation_set["answer"], strict=True)
     problems = dict(zip(evaluation_set["id"], questions, strict=True))
@@ -129,11 +167,19 @@ def write_report(
     return render_report(
         sweep_results,
         recommendation,
-        {"pareto": pareto_figure, "alpha": alpha_figure, "budget": budget_figure, "training": training_figure},
+        {
+            "pareto": pareto_figure,
+            "alpha": alpha_figure,
+            "reward": reward_figure,
+            "budget": budget_figure,
+            "training": training_figure,
+        },
         budget_results,
         examples,
         all_parameters,
         validations=read_validations(folders.validation),
+        graded=Graded(metric_results, judge_results, metrics_of(graders)) if graders.graders else None,
+        pair=_metrics(parameters, graders),
     )
 
 
@@ -163,7 +209,13 @@ def log_sweep(
 
 
 def print_summary(
-    sweep_results: DataFrame, recommendation: dict[str, Any], budget_results: DataFrame, report_html: str
+    sweep_results: DataFrame,
+    metric_results: DataFrame,
+    judge_results: DataFrame,
+    recommendation: dict[str, Any],
+    budget_results: DataFrame,
+    graders: Scores,
+    report_html: str,
 ) -> None:
     """Print the tables, then log the recommendation. Takes the report so that this node runs last."""
     from rich.console import Console
@@ -172,6 +224,8 @@ def print_summary(
     from realign_pipes.reporting.tables import budget_cells, sweep_cells, terminal_table
 
     tables = [terminal_table(sweep_cells(sweep_results), recommendation["candidate"])]
+    graded = _graded_cells(metric_results, judge_results, graders)
+    tables += [terminal_table(cells, recommendation["candidate"]) for cells in graded]
     if not budget_results.empty:
         tables.append(terminal_table(budget_cells(budget_results), None))
     console = Console()
@@ -180,3 +234,23 @@ def print_summary(
             console.width = Measurement.get(console, console.options.update(width=10_000), table).maximum
         console.print(table)
     logger.info("%s", recommendation["sentence"])
+
+
+def _metrics(parameters: Reporting, graders: Scores) -> "tuple[Metric, Metric]":
+    """What is gained, and what may be lost."""
+    from realign_pipes.graders.metrics import find_metric, metrics_of
+
+    metrics = metrics_of(graders)
+    gain = find_metric(metrics, parameters.gain, "reporting.gain")
+    return gain, find_metric(metrics, parameters.loss, "reporting.loss")
+
+
+def _graded_cells(metric_results: DataFrame, judge_results: DataFrame, graders: Scores) -> list[Any]:
+    """The tables of what graders say, as cells; none without graders."""
+    from realign_pipes.graders.metrics import metrics_of
+    from realign_pipes.reporting.tables import judge_cells, metric_cells
+
+    if not graders.graders:
+        return []
+    cells = [metric_cells(metric_results, metrics_of(graders))]
+    return cells if judge_results.empty else [*cells, judge_cells(judge_results)]

@@ -1,16 +1,36 @@
 """parameters_reporting.yml: what is recommended, and what the report shows."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
+from realign_pipes.graders.parameters import Scores
 from realign_pipes.runtime.parameters import Parameters
 
 
 class Reporting(Parameters):
     """parameters_reporting.yml: what is recommended, and what the report shows."""
 
-    margin: Annotated[float, Field(ge=0, lt=1)]
-    """How much of pass@1 a recommended candidate may lose against the reference (0.02 is 2 points)."""
+    margin: Annotated[float, Field(ge=0)]
+    """How much of `loss` a recommended candidate may lose against the reference: 0.02 is 2 points of pass@1."""
     examples: NonNegativeInt
     """Problems of each task whose completions the report shows side by side."""
+    gain: str = "tokens"
+    """The metric that the recommended candidate gains the most of."""
+    loss: str = "pass_at_1"
+    """The metric that may be lost. Both are pass_at_1, tokens, words, distinct, or come from `scores.graders`."""
+
+    def check_metrics(self, scores: Scores) -> None:
+        """InputError unless gain and loss are metrics that are always there or that a grader of `scores` gives."""
+        if (self.gain, self.loss) == ("tokens", "pass_at_1"):  # without pandas, which takes half a second to import
+            return
+        from realign_pipes.graders.metrics import find_metric, metrics_of
+
+        for parameter, name in (("reporting.gain", self.gain), ("reporting.loss", self.loss)):
+            find_metric(metrics_of(scores), name, parameter)
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.gain == self.loss:
+            raise ValueError(f"gain and loss are both {self.gain}. Name two metrics.")
+        return self

@@ -1,0 +1,195 @@
+"""The judge: a scripted server on loopback, which reads the pairs and answers by a rule of its own."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from realign_pipes.errors import InputError
+from realign_pipes.generation.vllm_engine import ServerError
+from realign_pipes.graders.answered import Answered
+from realign_pipes.graders.judge import (
+    Pair,
+    collect_verdicts,
+    make_pairs,
+    read_key,
+    read_verdict,
+    render,
+    scores_of,
+    summarise_verdicts,
+)
+from realign_pipes.graders.parameters import Judge
+
+TEMPLATE = "Q {question}\nA<{first}>\nB<{second}>"
+PROMPT = Path(__file__).parents[2] / "conf/base/prompts/judge.txt"
+
+
+class Scripted(ThreadingHTTPServer):
+    """Prefers the longer answer; of equal ones the first; of an answer with `?` it says nothing that can be read."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked: list[dict] = []
+        self.keys: list[str | None] = []
+        self.breaks_after: int | None = None
+        self.refuses = False
+        super().__init__(("127.0.0.1", 0), Answering)
+
+    def say(self, prompt: str) -> str:
+        first, second = (prompt.split(f"{name}<")[1].split(">", maxsplit=1)[0] for name in "AB")
+        if "?" in first + second:
+            return "Both are fine. Verdict: maybe"
+        return f"Because.\nVerdict: {'B' if len(second) > len(first) else 'A'}"
+
+
+class Answering(BaseHTTPRequestHandler):
+    server: Scripted
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        self.server.keys.append(self.headers["Authorization"])
+        status, answer = 200, {
+            "choices": [{"message": {"role": "assistant", "content": self.server.say(body["messages"][0]["content"])}}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 3},
+        }  # fmt: skip
+        if self.server.refuses:
+            status, answer = 404, {"error": "no such model"}
+        elif self.server.breaks_after is not None and len(self.server.asked) > self.server.breaks_after:
+            answer = {"choices": []}
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    with Scripted() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def make_judge(server: Scripted, tmp_path: Path):
+    (tmp_path / "prompt.txt").write_text(TEMPLATE)
+
+    def make(**changes) -> Judge:
+        url = f"http://127.0.0.1:{server.server_port}"
+        values = {"kind": "judge", "url": url, "model": "m", "prompt": str(tmp_path / "prompt.txt"), "max_in_flight": 2}
+        return Judge(**values | changes)
+
+    return make
+
+
+def answers(texts: list[str], samples: int = 1) -> list[Answered]:
+    return [Answered("chat", f"chat-{number}", sample, f"question {number}", {}, text, text)
+            for number, text in enumerate(texts) for sample in range(samples)]  # fmt: skip
+
+
+REFERENCE = answers(["four", "four", "four", "four"])
+OURS = answers(["longer", "no", "five", "what?"])
+"""Against the reference's: wins in both orders, loses in both, wins where it is first, cannot be read."""
+
+
+def test_both_orders_are_asked_and_every_verdict_is_kept(server, make_judge, tmp_path):
+    judge = make_judge(temperature=0.5, max_tokens=7)
+    pairs = make_pairs(judge, OURS, REFERENCE)
+    verdicts = collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    assert len(server.asked) == len(verdicts) == 8
+    assert all((one["model"], one["temperature"], one["max_tokens"]) == ("m", 0.5, 7) for one in server.asked)
+    assert "Q question 1\nA<no>\nB<four>" in [one["messages"][0]["content"] for one in server.asked]
+    by_problem = verdicts.groupby("problem_id")["winner"].agg(list)
+    assert by_problem.tolist() == [["candidate"] * 2, ["reference"] * 2, ["candidate", "reference"], ["unreadable"] * 2]
+    assert set(verdicts["text"]) == {"Because.\nVerdict: A", "Because.\nVerdict: B", "Both are fine. Verdict: maybe"}
+    assert scores_of(verdicts) == {
+        ("chat", f"chat-{number}", 0): score for number, score in enumerate([1, 0, 0.5, 0.5])
+    }
+    about = summarise_verdicts(verdicts, pairs)
+    assert (about["win_rate"], about["ties"], about["unreadable"]) == (0.5, 0, 0.25)
+    assert about["agreement"] == pytest.approx(2 / 3)  # two of the three problems that can be read
+    assert about["first_preferred"] == pytest.approx(4 / 6)
+    assert (about["words"], about["reference_words"]) == (1, 1)
+    assert (about["requests"], about["prompt_tokens"], about["completion_tokens"]) == (8, 80, 24)
+
+
+def test_an_interrupted_run_asks_only_for_what_is_missing(server, make_judge, tmp_path):
+    judge = make_judge(max_in_flight=1)
+    pairs = make_pairs(judge, OURS, REFERENCE)
+    server.breaks_after = 3
+    with pytest.raises(ServerError, match="no chat completion"):
+        collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    kept = tmp_path / "work" / "verdicts.jsonl"
+    assert len(kept.read_text().splitlines()) == 3
+    kept.write_text(kept.read_text() + '{"task": "ch')  # killed while it wrote
+    server.breaks_after = None
+    server.asked.clear()
+    verdicts = collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    assert len(server.asked) == 5 and len(verdicts) == 8
+    collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    assert len(server.asked) == 5  # found finished
+    other = make_pairs(judge, answers(["a", "b", "c", "d"]), REFERENCE)
+    collect_verdicts(judge, "trra-1", other, tmp_path / "work")
+    assert len(server.asked) == 13  # other answers are other work
+
+
+def test_the_key_goes_with_each_request_and_nowhere_else(server, make_judge, tmp_path, monkeypatch):
+    judge = make_judge(key_variable="KEY_OF_THE_JUDGE")
+    with pytest.raises(InputError, match="no variable KEY_OF_THE_JUDGE"):
+        read_key(judge)
+    monkeypatch.setenv("KEY_OF_THE_JUDGE", "abc123")
+    collect_verdicts(judge, "trra-1", make_pairs(judge, OURS[:1], REFERENCE[:1]), tmp_path / "work")
+    assert server.keys == ["Bearer abc123"] * 2
+    assert not any(b"abc123" in file.read_bytes() for file in (tmp_path / "work").iterdir())
+
+
+def test_a_refusal_of_the_server_says_what_to_do(server, make_judge, tmp_path):
+    server.refuses = True
+    judge = make_judge()
+    with pytest.raises(ServerError, match=r"refused the request for 'm' .*no such model.*parameters_scores\.yml"):
+        collect_verdicts(judge, "trra-1", make_pairs(judge, OURS, REFERENCE), tmp_path / "work")
+
+
+def test_only_the_first_samples_are_judged(make_judge):
+    ours, reference = answers(["a", "b"], samples=3), answers(["c", "d"], samples=3)
+    pairs = make_pairs(make_judge(samples=2), ours, reference)
+    assert sorted({pair.sample for pair in pairs}) == [0, 1] and len(pairs) == 8
+
+
+def test_braces_in_the_texts_stay_as_they_are():
+    pair = Pair("chat", "chat-0", 0, False, "{first}?", "{second}", "{question}")
+    assert render(TEMPLATE, pair) == "Q {first}?\nA<{question}>\nB<{second}>"
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "second"),
+    [
+        ("Verdict: A", "candidate", "reference"),
+        ("**Verdict: B**", "reference", "candidate"),
+        ("A is bad.\nverdict: tie.", "tie", "tie"),
+        ("Verdict: A\nNo:\nVerdict: B", "reference", "candidate"),
+        ("I prefer A", "unreadable", "unreadable"),
+        ("My verdict: A is better", "unreadable", "unreadable"),
+    ],
+)
+def test_verdicts_are_read_from_a_line_of_their_own(text, first, second):
+    assert (read_verdict(text, True), read_verdict(text, False)) == (first, second)
+
+
+def test_wrong_prompts_are_refused(make_judge, tmp_path):
+    make_judge(prompt=str(PROMPT))
+    (tmp_path / "no.txt").write_text("{question} {first}")
+    with pytest.raises(ValidationError, match=r"has to have \{second\} once"):
+        make_judge(prompt=str(tmp_path / "no.txt"))
+    with pytest.raises(ValidationError, match="does not exist"):
+        make_judge(prompt=str(tmp_path / "none.txt"))
