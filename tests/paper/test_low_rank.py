@@ -71,7 +71,10 @@ def test_what_is_cut_is_the_tail_of_the_singular_values(rank):
     assert held.error(-1.5) == pytest.approx(1.5 * np.sqrt(tails))
 
 
-@pytest.mark.parametrize(("tied", "names"), [(True, ["biases", "embeddings", "norms"]), (False, ["biases", "embeddings", "norms", "output head"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tied", "names"),
+    [(True, ["biases", "embeddings", "norms"]), (False, ["biases", "embeddings", "norms", "output head"])],
+)
 def test_what_an_adapter_cannot_hold_is_named(tied, names):
     reference, aligned = (make(seed, tie_word_embeddings=tied) for seed in (0, 1))
     theirs = aligned.state_dict()

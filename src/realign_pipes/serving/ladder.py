@@ -1,4 +1,4 @@
-"""A ladder: LoRA adapters of one model in a folder, which stock vLLM serves; alpha is the model that a request names."""
+"""A ladder: LoRA adapters of one model in a folder, which stock vLLM serves; a request names its alpha as the model."""
 
 import shlex
 from collections.abc import Mapping

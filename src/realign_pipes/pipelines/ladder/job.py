@@ -119,7 +119,7 @@ class MakeLadder(Job[MadeLadder]):
                     introduction = (
                         f"{models['reference']['name']} with **alpha = {alpha:g}** times the difference to "
                         f"{models['aligned']['name']}, of each linear layer the {rank} largest singular values: no "
-                        f"training. Cutting lost {held.relative_error:.1%} of these layers' difference (Frobenius norm)."
+                        f"training. Beyond them is {held.relative_error:.1%} of that difference (Frobenius norm)."
                     )
                     metadata = {"method": "svd", "alpha": alpha, **models, "parameters": {"rank": rank}}
                     write_model_card(ladder / name, title=name, introduction=introduction, tags=["svd"],
