@@ -3,14 +3,15 @@
     python benchmarks/ladder.py
     python benchmarks/ladder.py --env smoke --problems 2
 
-Needs the data of a finished run in that environment. Makes a ladder in each way (the cut differences at several ranks),
-lets every rung answer the evaluation set (or the first `--problems` of each task) as the sweep does, and puts the
-sweep's own rows beside them: the reference, InRa, and merged weights. The table of the default run's whole set goes to
-docs/ladder.md, others are printed. Ladders and finished rungs are kept in the folder `ladder_benchmark` of the run's
-work folder.
+Needs the models, the calibration set and the teacher cache of a run in that environment. Makes a ladder in each way
+(the cut differences at several ranks), and lets every rung answer the evaluation set (or the first `--problems` of each
+task) as the sweep does; beside them the reference, merged weights, and InRa. The table of the default run's whole set
+goes to docs/ladder.md, others are printed. What is finished is kept in the folder `ladder_benchmark` of the run's work
+folder.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 PROJECT = Path(__file__).parents[1]
-ALPHAS = (0.5, 1.0, 2.0, 3.0)
+ALPHAS = (0.5, 1.0, 2.0)
+INRA_ALPHAS = (0.25, 0.5, 1.0)
 WAYS = {
-    "trained": {"method": "trained", "rank": 8},
+    **{f"svd, rank {rank}": {"method": "svd", "rank": rank} for rank in (8, 16, 32)},
     "scaled": {"method": "scaled", "rank": 8},
-    **{f"svd, rank {rank}": {"method": "svd", "rank": rank} for rank in (8, 16, 32, 64)},
+    "trained": {"method": "trained", "rank": 8},
 }
 HEADS = ("model", "alpha", "pass@1 %", "tokens", "tokens saved", "beyond the rank", "MiB a rung", "KV bytes a token")
 
@@ -34,52 +36,57 @@ def main(env: str, limit: int | None) -> str:
 
     from realign_pipes.models.fingerprint import fingerprint_model
     from realign_pipes.models.load import check_pair
-    from realign_pipes.serving.ladder import Summary
     from realign_pipes.sweep.evaluate import Evaluator
     from realign_pipes.sweep.kinds import Candidate
 
     with KedroSession.create(PROJECT, env=env) as session:
         catalog = session.load_context().catalog
-        ladders = make_ladders(catalog)
+        both = (catalog.load("reference_model"), catalog.load("aligned_model"))
         work = catalog.load("params:folders").work / "ladder_benchmark"
         sampling = catalog.load("params:alpha_sweep").sampling
         tasks = catalog.load("params:data_prep").tasks
+        beta = catalog.load("params:inra").plausibility
         problems = catalog.load("evaluation_set")
-        tokenizer = check_pair(catalog.load("reference_model"), catalog.load("aligned_model"))
     if limit is not None:
         places = pd.Series(problems["task"][:]).groupby(problems["task"][:]).head(limit).index
         problems = problems.select(places)
-    # The matrices of a rung are scaled already: at alpha 1 the kind adds them as a server does.
-    rungs = {
-        (way, alpha): Candidate(f"{folder.parent.name}-{alpha:g}", "lora_scale", 1.0, (folder / f"alpha-{alpha:g}",))
-        for way, folder in ladders.items()
-        for alpha in ALPHAS
-    }
-    evaluator = Evaluator(
-        problems,
-        tasks,
-        fingerprints={path: fingerprint_model(path) for one in rungs.values() for path in one.checkpoints},
-        tokenizer=tokenizer,
-        work=work / ("all" if limit is None else f"{limit}-problems"),
-    )
-    files = evaluator.evaluate(list(rungs.values()), sampling)
-    evaluator.close()
-    answers = {rung: pd.read_parquet(files[candidate.name]) for rung, candidate in rungs.items()}
-    return page_of(
-        catalog,
-        {way: (folder, Summary.load(folder)) for way, folder in ladders.items()},
-        answers,
-        about=f"{len(problems)} problems of the sweep, {sampling.samples} samples each",
-    )
+
+    def measured(name: str, kind: str, alpha: float, paths: tuple[Path, ...], plausibility: float = 0.0) -> Any:
+        """The completions, a frame."""
+        evaluator = Evaluator(
+            problems,
+            tasks,
+            fingerprints={path: fingerprint_model(path) for path in paths},
+            tokenizer=check_pair(*both),
+            work=work / ("all" if limit is None else f"{limit}-problems"),
+        )
+        candidate = Candidate(name, kind, alpha, paths, plausibility=plausibility)
+        [file] = evaluator.evaluate([candidate], sampling).values()
+        evaluator.close()
+        return pd.read_parquet(file)
+
+    answers = {("reference", math.nan): measured("reference", "reference", math.nan, both[:1])}
+    for alpha in ALPHAS:
+        answers["merged weights", alpha] = measured(f"merge-{alpha:g}", "merge", alpha, both)
+    ladders = {}
+    for way, values in WAYS.items():
+        ladders[way] = folder = make_ladder(catalog, values, work / way.replace(", ", "-").replace(" ", "-"))
+        for alpha in ALPHAS:
+            # A rung's matrices are scaled already: at alpha 1 the kind adds them as a server does.
+            name = f"{folder.parent.name}-{alpha:g}"
+            answers[way, alpha] = measured(name, "lora_scale", 1.0, (folder / f"alpha-{alpha:g}",))
+    inra = catalog.load("inra_checkpoint")
+    for alpha in INRA_ALPHAS:
+        answers["InRa", alpha] = measured(f"inra-{alpha:g}", "inra", alpha, (inra,), beta)
+    return page_of(catalog, ladders, answers, f"{len(problems)} problems of the sweep, {sampling.samples} samples each")
 
 
-def make_ladders(catalog: Any) -> dict[str, Path]:
-    """Way -> the folder of its ladder, made now or found finished."""
+def make_ladder(catalog: Any, values: dict[str, Any], work: Path) -> Path:
+    """The folder of a ladder, made now or found finished."""
     from realign_pipes.pipelines.ladder.job import MakeLadder
 
-    folders = catalog.load("params:folders")
-    return {
-        way: MakeLadder(
+    return (
+        MakeLadder(
             parameters={**values, "alphas": ALPHAS},
             trra=catalog.load("params:trra"),
             teachers=catalog.load("params:teachers"),
@@ -88,59 +95,53 @@ def make_ladders(catalog: Any) -> dict[str, Path]:
             examples=catalog.load("ladder_examples"),
             teacher_cache=catalog.load("ladder_teacher_cache"),
             environment=catalog.load("params:generation").environment,
-            work=folders.work / "ladder_benchmark" / way.replace(", ", "-").replace(" ", "-"),
-            students=folders.work / "trra",
+            work=work,
+            students=catalog.load("params:folders").work / "trra",
         )
         .run()
         .folder
-        for way, values in WAYS.items()
-    }
+    )
 
 
-def page_of(catalog: Any, ladders: dict[str, Any], answers: dict[tuple[str, float], Any], about: str) -> str:
-    """The page. `ladders` has a folder and a summary for each way, `answers` a frame for each rung."""
+def page_of(catalog: Any, ladders: dict[str, Path], answers: dict[tuple[str, float], Any], about: str) -> str:
+    """The page. `ladders` has a folder for each way, `answers` a frame for each way and alpha."""
     from realign_pipes.paper.expansion import InRaConfig
     from realign_pipes.pipelines.plan.estimate import Model
     from realign_pipes.reporting.tables import Cells, alpha_text, markdown_table, percent, tokens_text
+    from realign_pipes.serving.ladder import Summary
 
-    swept = {name: load() for name, load in catalog.load("generations").items()}
-    asked = set(next(iter(answers.values()))["problem_id"])
     base = Model.read(catalog.load("reference_model") / "config.json")
     layers = 2 * base.layers + InRaConfig.load(catalog.load("inra_checkpoint")).num_adapter_layers
-
-    def means(frame: Any) -> tuple[float, float]:
-        """pass@1 and tokens, each the mean over tasks."""
-        found = frame[frame["problem_id"].isin(asked)].groupby("task")[["correct", "completion_tokens"]].mean().mean()
-        return found["correct"], found["completion_tokens"]
-
-    def row(
-        name: str, alpha: str, frame: Any, error: str = "–", size: str = "–", kv: float = base.kv_token
-    ) -> list[str]:
-        correct, tokens = means(frame)
-        saved = f"{percent(1 - tokens / means(swept['reference'])[1])} %"
-        return [name, alpha, percent(correct), tokens_text(tokens), saved, error, size, f"{kv:,.0f}"]
-
-    rows = [row(name, "–", swept[name]) for name in ("reference", "aligned")]
-    for (way, alpha), frame in answers.items():
-        folder, summary = ladders[way]
-        error = "–" if summary.relative_error is None else f"{percent(summary.relative_error)} %"
-        weights = folder / f"alpha-{alpha:g}" / "adapter_model.safetensors"
-        rows.append(row(way, alpha_text(alpha), frame, error, f"{weights.stat().st_size / 2**20:.2f}"))
-    for frame in swept.values():
-        kind, alpha = frame["kind"].iloc[0], alpha_text(frame["alpha"].iloc[0])
-        if kind == "merge":
-            rows.append(row("merged weights", alpha, frame, size=f"{base.weights / 2**20:.2f}"))
-        if kind == "inra":
-            rows.append(row("InRa", alpha, frame, kv=base.kv_token * layers / base.layers))
-    cut = [summary for _, summary in ladders.values() if summary.shares is not None]
-    names = list(cut[0].shares)
-    shares = [[str(one.rank), *(f"{one.shares[name]:.2%}" for name in names)] for one in cut]
+    summaries = {way: Summary.load(folder) for way, folder in ladders.items()}
+    means = {
+        key: frame.groupby("task")[["correct", "completion_tokens"]].mean().mean() for key, frame in answers.items()
+    }
+    whole = next(iter(means.values()))["completion_tokens"]
+    rows = []
+    for (name, alpha), found in means.items():
+        error, size, kv = "–", "–", float(base.kv_token)
+        if name in ladders:
+            if (relative := summaries[name].relative_error) is not None:
+                error = f"{percent(relative)} %"
+            weights = ladders[name] / f"alpha-{alpha:g}" / "adapter_model.safetensors"
+            size = f"{weights.stat().st_size / 2**20:.2f}"
+        elif name == "merged weights":
+            size = f"{base.weights / 2**20:.2f}"
+        elif name == "InRa":
+            kv *= layers / base.layers
+        tokens = found["completion_tokens"]
+        saved = f"{percent(1 - tokens / whole)} %"
+        cells = [percent(found["correct"]), tokens_text(tokens), saved, error, size, f"{kv:,.0f}"]
+        rows.append([name, "–" if math.isnan(alpha) else alpha_text(alpha), *cells])
+    cut = [summary for summary in summaries.values() if summary.shares is not None]
+    names = list(cut[0].shares or {})
+    shares = [[str(one.rank), *(f"{(one.shares or {})[name]:.2%}" for name in names)] for one in cut]
     trra = catalog.load("params:trra")
     lines = [
         "# Ladders of adapters on the demo",
         "",
         f"Made by `python benchmarks/ladder.py` after `make run`: every rung answers {about},",
-        "on the sweep's random numbers. The rows of InRa and of merged weights are the sweep's own.",
+        "on the same random numbers.",
         "[How to make and serve a ladder](how_to/ladder.md) says what to make of it.",
         "",
         markdown_table(Cells(list(HEADS), rows, left=1), None),

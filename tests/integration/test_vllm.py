@@ -274,7 +274,7 @@ def test_a_ladder_is_served_by_the_command_that_it_prints(qwen2: Path, folder: P
         while not is_ready(port):
             assert guard.poll() is None, (folder / "ladder.log").read_text()[-3000:]
             time.sleep(0.5)
-        prompts = random_prompts(16)
+        prompts = random_prompts(10)
         description = Description("vllm", "of the command", "float32")
 
         def ask(name: str) -> dict[tuple[str, int], list[int]]:

@@ -106,7 +106,7 @@ def test_the_readme_has_the_command_that_is_printed(make_job, tmp_path, monkeypa
     assert f"```\n{command}\n" in text
     assert command == (
         "no-vllm/bin/python -m vllm.entrypoints.openai.api_server --model reference --served-model-name reference "
-        "--host 127.0.0.1 --dtype float64 --enable-lora --max-lora-rank 8 --max-loras 2 "
+        "--host 127.0.0.1 --dtype float64 --enable-lora --max-lora-rank 8 --max-loras 3 "
         "--lora-modules alpha--0.5=work/ladder/alpha--0.5 alpha-2=work/ladder/alpha-2"
     )
     assert shlex.split(command)[-1] == "alpha-2=work/ladder/alpha-2"

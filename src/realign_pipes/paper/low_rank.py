@@ -103,7 +103,7 @@ def truncated_difference(
     for name, theirs_here in theirs.items():
         layer = reference.get_submodule(name)
         assert isinstance(layer, LoraLayer)  # noqa: S101  the targets are these layers' names
-        ours = layer.get_base_layer().weight
+        ours = layers[name].weight  # of the linear layer that LoRA's has inside
         wide = torch.promote_types(ours.dtype, torch.float32)
         difference = theirs_here.weight.detach().to(device, wide) - ours.detach().to(device, wide)
         u, s, vh = torch.linalg.svd(difference, full_matrices=False)
@@ -112,7 +112,7 @@ def truncated_difference(
         root = s[:most].sqrt()
         with torch.no_grad():
             for matrices, values in ((layer.lora_A, root[:, None] * vh[:most]), (layer.lora_B, u[:, :most] * root)):
-                weight = matrices["default"].weight
+                weight = matrices.get_parameter("default.weight")
                 weight.zero_()
                 weight[: values.shape[0], : values.shape[1]] = values.to(weight)
         after_layer()

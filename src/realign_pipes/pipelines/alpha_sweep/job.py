@@ -172,6 +172,9 @@ class MeasureCandidates(Job[Generations]):
         """
         both, beta = (self.reference, self.aligned), self.parameters.plausibility
         ties, svd = self.parameters.ties, self.parameters.svd
+        cut = [] if svd is None else [
+            Candidate(f"svd-{alpha:g}", "svd", float(alpha), both, rank=svd.rank) for alpha in svd.alphas
+        ]  # fmt: skip
         return [
             *(
                 Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta)
@@ -184,10 +187,7 @@ class MeasureCandidates(Job[Generations]):
             ),
             *(Candidate(f"merge-{alpha:g}", "merge", float(alpha), both) for alpha in self.parameters.merge_alphas),
             *(Candidate(f"ties-{alpha:g}", "ties", float(alpha), both, density=ties.density) for alpha in ties.alphas),
-            *(
-                Candidate(f"svd-{alpha:g}", "svd", float(alpha), both, rank=svd.rank)
-                for alpha in (svd.alphas if svd else [])
-            ),
+            *cut,
         ]
 
     def _students(self, students: Mapping[str, StudentName]) -> list[Candidate]:
