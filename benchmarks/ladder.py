@@ -3,11 +3,11 @@
     python benchmarks/ladder.py
     python benchmarks/ladder.py --env smoke --problems 2
 
-Needs the models, the calibration set and the teacher cache of a run in that environment. Makes a ladder in each way
-(the cut differences at several ranks), and lets every rung answer the evaluation set (or the first `--problems` of each
-task) as the sweep does; beside them the reference, merged weights, and InRa. The table of the default run's whole set
-goes to docs/ladder.md, others are printed. What is finished is kept in the folder `ladder_benchmark` of the run's work
-folder.
+Needs the data of a run in that environment up to the stage inra. Makes ladders of trained students and of cut
+differences (at several ranks), and lets every rung answer the evaluation set (or the first `--problems` of each task);
+beside them the sweep's own candidates: the reference, merged weights, the scaled student, and InRa. The table of the
+default run's whole set goes to docs/ladder.md, others are printed. Rungs are kept in the folder `ladder_benchmark` of
+the run's work folder, and what the sweep has finished is taken from its own.
 """
 
 import argparse
@@ -21,11 +21,7 @@ from kedro.framework.startup import bootstrap_project
 PROJECT = Path(__file__).parents[1]
 ALPHAS = (0.5, 1.0, 2.0)
 INRA_ALPHAS = (0.25, 0.5, 1.0)
-WAYS = {
-    **{f"svd, rank {rank}": {"method": "svd", "rank": rank} for rank in (8, 16, 32)},
-    "scaled": {"method": "scaled", "rank": 8},
-    "trained": {"method": "trained", "rank": 8},
-}
+RANKS = (8, 32)
 HEADS = ("model", "alpha", "pass@1 %", "tokens", "tokens saved", "beyond the rank", "MiB a rung", "KV bytes a token")
 
 
@@ -36,75 +32,81 @@ def main(env: str, limit: int | None) -> str:
 
     from realign_pipes.models.fingerprint import fingerprint_model
     from realign_pipes.models.load import check_pair
+    from realign_pipes.pipelines.trra.parameters import SCALED_LORA
     from realign_pipes.sweep.evaluate import Evaluator
     from realign_pipes.sweep.kinds import Candidate
 
     with KedroSession.create(PROJECT, env=env) as session:
         catalog = session.load_context().catalog
         both = (catalog.load("reference_model"), catalog.load("aligned_model"))
-        work = catalog.load("params:folders").work / "ladder_benchmark"
+        inra, student = catalog.load("inra_checkpoint"), catalog.load("trra_checkpoints")[f"1.0/{SCALED_LORA}"]
+        work = catalog.load("params:folders").work
         sampling = catalog.load("params:alpha_sweep").sampling
         tasks = catalog.load("params:data_prep").tasks
-        beta = catalog.load("params:inra").plausibility
+        inra_beta, trra_beta = (catalog.load(f"params:{stage}").plausibility for stage in ("inra", "trra"))
         problems = catalog.load("evaluation_set")
     if limit is not None:
         places = pd.Series(problems["task"][:]).groupby(problems["task"][:]).head(limit).index
         problems = problems.select(places)
 
-    def measured(name: str, kind: str, alpha: float, paths: tuple[Path, ...], plausibility: float = 0.0) -> Any:
+    def measured(candidate: Candidate) -> Any:
         """The completions, a frame."""
         evaluator = Evaluator(
             problems,
             tasks,
-            fingerprints={path: fingerprint_model(path) for path in paths},
+            fingerprints={path: fingerprint_model(path) for path in candidate.checkpoints},
             tokenizer=check_pair(*both),
-            work=work / ("all" if limit is None else f"{limit}-problems"),
+            work=work / ("alpha_sweep" if limit is None else f"ladder_benchmark/{limit}-problems"),
         )
-        candidate = Candidate(name, kind, alpha, paths, plausibility=plausibility)
         [file] = evaluator.evaluate([candidate], sampling).values()
         evaluator.close()
         return pd.read_parquet(file)
 
-    answers = {("reference", math.nan): measured("reference", "reference", math.nan, both[:1])}
+    reference = measured(Candidate("reference", "reference", math.nan, both[:1]))
+    rows = [("reference", math.nan, reference, None)]
     for alpha in ALPHAS:
-        answers["merged weights", alpha] = measured(f"merge-{alpha:g}", "merge", alpha, both)
-    ladders = {}
-    for way, values in WAYS.items():
-        ladders[way] = folder = make_ladder(catalog, values, work / way.replace(", ", "-").replace(" ", "-"))
+        rows.append(("merged weights", alpha, measured(Candidate(f"merge-{alpha:g}", "merge", alpha, both)), both[1]))
+    for rank in RANKS:
+        ladder = make_ladder(catalog, "svd", rank, work)
         for alpha in ALPHAS:
+            rung = ladder / f"alpha-{alpha:g}"
             # A rung's matrices are scaled already: at alpha 1 the kind adds them as a server does.
-            name = f"{folder.parent.name}-{alpha:g}"
-            answers[way, alpha] = measured(name, "lora_scale", 1.0, (folder / f"alpha-{alpha:g}",))
-    inra = catalog.load("inra_checkpoint")
+            frame = measured(Candidate(f"svd-r{rank}-{alpha:g}", "lora_scale", 1.0, (rung,)))
+            rows.append((f"svd, rank {rank}", alpha, frame, rung))
+    for alpha in ALPHAS:
+        candidate = Candidate(f"lora-scale-{alpha:g}", "lora_scale", alpha, (student,), plausibility=trra_beta)
+        rows.append(("scaled", alpha, measured(candidate), student))
+    ladder = make_ladder(catalog, "trained", RANKS[0], work)
+    for alpha in ALPHAS:
+        rung = ladder / f"alpha-{alpha:g}"
+        rows.append(("trained", alpha, measured(Candidate(f"trained-{alpha:g}", "lora_scale", 1.0, (rung,))), rung))
     for alpha in INRA_ALPHAS:
-        answers["InRa", alpha] = measured(f"inra-{alpha:g}", "inra", alpha, (inra,), beta)
-    return page_of(catalog, ladders, answers, f"{len(problems)} problems of the sweep, {sampling.samples} samples each")
+        candidate = Candidate(f"inra-{alpha:g}", "inra", alpha, (inra,), plausibility=inra_beta)
+        rows.append(("InRa", alpha, measured(candidate), None))
+    return page_of(catalog, rows, f"{len(problems)} problems of the sweep, {sampling.samples} samples each")
 
 
-def make_ladder(catalog: Any, values: dict[str, Any], work: Path) -> Path:
+def make_ladder(catalog: Any, method: str, rank: int, work: Path) -> Path:
     """The folder of a ladder, made now or found finished."""
     from realign_pipes.pipelines.ladder.job import MakeLadder
 
-    return (
-        MakeLadder(
-            parameters={**values, "alphas": ALPHAS},
-            trra=catalog.load("params:trra"),
-            teachers=catalog.load("params:teachers"),
-            reference=catalog.load("reference_model"),
-            aligned=catalog.load("aligned_model"),
-            examples=catalog.load("ladder_examples"),
-            teacher_cache=catalog.load("ladder_teacher_cache"),
-            environment=catalog.load("params:generation").environment,
-            work=work,
-            students=catalog.load("params:folders").work / "trra",
-        )
-        .run()
-        .folder
+    job = MakeLadder(
+        parameters={"method": method, "rank": rank, "alphas": ALPHAS},
+        trra=catalog.load("params:trra"),
+        teachers=catalog.load("params:teachers"),
+        reference=catalog.load("reference_model"),
+        aligned=catalog.load("aligned_model"),
+        examples=catalog.load("ladder_examples"),
+        teacher_cache=catalog.load("ladder_teacher_cache"),
+        environment=catalog.load("params:generation").environment,
+        work=work / "ladder_benchmark" / f"{method}-{rank}",
+        students=work / "trra",
     )
+    return job.run().folder
 
 
-def page_of(catalog: Any, ladders: dict[str, Path], answers: dict[tuple[str, float], Any], about: str) -> str:
-    """The page. `ladders` has a folder for each way, `answers` a frame for each way and alpha."""
+def page_of(catalog: Any, measured: list[tuple[str, float, Any, Path | None]], about: str) -> str:
+    """The page. `measured` has name, alpha and frame of each row, and the checkpoint that one alpha of it takes."""
     from realign_pipes.paper.expansion import InRaConfig
     from realign_pipes.pipelines.plan.estimate import Model
     from realign_pipes.reporting.tables import Cells, alpha_text, markdown_table, percent, tokens_text
@@ -112,30 +114,19 @@ def page_of(catalog: Any, ladders: dict[str, Path], answers: dict[tuple[str, flo
 
     base = Model.read(catalog.load("reference_model") / "config.json")
     layers = 2 * base.layers + InRaConfig.load(catalog.load("inra_checkpoint")).num_adapter_layers
-    summaries = {way: Summary.load(folder) for way, folder in ladders.items()}
-    means = {
-        key: frame.groupby("task")[["correct", "completion_tokens"]].mean().mean() for key, frame in answers.items()
-    }
-    whole = next(iter(means.values()))["completion_tokens"]
-    rows = []
-    for (name, alpha), found in means.items():
-        error, size, kv = "–", "–", float(base.kv_token)
-        if name in ladders:
-            if (relative := summaries[name].relative_error) is not None:
-                error = f"{percent(relative)} %"
-            weights = ladders[name] / f"alpha-{alpha:g}" / "adapter_model.safetensors"
-            size = f"{weights.stat().st_size / 2**20:.2f}"
-        elif name == "merged weights":
-            size = f"{base.weights / 2**20:.2f}"
-        elif name == "InRa":
-            kv *= layers / base.layers
+    cut = {name: Summary.load(path.parent) for name, _, _, path in measured if path and name.startswith("svd")}
+    rows, whole = [], 0.0
+    for name, alpha, frame, path in measured:
+        found = frame.groupby("task")[["correct", "completion_tokens"]].mean().mean()
         tokens = found["completion_tokens"]
-        saved = f"{percent(1 - tokens / whole)} %"
-        cells = [percent(found["correct"]), tokens_text(tokens), saved, error, size, f"{kv:,.0f}"]
-        rows.append([name, "–" if math.isnan(alpha) else alpha_text(alpha), *cells])
-    cut = [summary for summary in summaries.values() if summary.shares is not None]
-    names = list(cut[0].shares or {})
-    shares = [[str(one.rank), *(f"{(one.shares or {})[name]:.2%}" for name in names)] for one in cut]
+        whole = whole or tokens  # the first row is the reference
+        error = f"{percent(cut[name].relative_error or 0)} %" if name in cut else "–"
+        size = f"{sum(file.stat().st_size for file in path.glob('*.safetensors')) / 2**20:.2f}" if path else "–"
+        kv = base.kv_token * (layers / base.layers if name == "InRa" else 1)
+        cells = [percent(found["correct"]), tokens_text(tokens), f"{percent(1 - tokens / whole)} %", error, size]
+        rows.append([name, "–" if math.isnan(alpha) else alpha_text(alpha), *cells, f"{kv:,.0f}"])
+    names = list(next(iter(cut.values())).shares or {})
+    shares = [[str(one.rank), *(f"{(one.shares or {})[name]:.2%}" for name in names)] for one in cut.values()]
     trra = catalog.load("params:trra")
     lines = [
         "# Ladders of adapters on the demo",

@@ -201,8 +201,8 @@ def lora_options(adapters: Mapping[str, Path], rank: int) -> list[str]:
     except ValueError as error:
         raise InputError(f"{error}.") from None
     options = ["--enable-lora", "--max-lora-rank", str(min(one for one in LORA_RANKS if one >= rank))]
-    # A batch may mix as many: with fewer, requests for one adapter wait for those for another. And one slot stays empty:
-    # on the CPU, vLLM 0.32 adds what is in the last slot to requests for the base that share a batch with others.
+    # A batch may mix as many: with fewer, requests for one adapter wait for those for another. And one slot stays
+    # empty: on the CPU, vLLM 0.32 adds what is in the last one to requests for the base in a batch with others.
     options += ["--max-loras", str(len(adapters) + 1)]
     return [*options, "--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
 
