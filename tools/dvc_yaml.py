@@ -32,7 +32,7 @@ HEAD = """\
 
 """
 PACKAGE = "realign_pipes"
-UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha", "plan", "tracking", "push"}
+UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha", "ladder", "plan", "tracking", "push"}
 ALPHAS = "conf/base/parameters_trra.yml"
 SWEEP = "conf/base/parameters_alpha_sweep.yml"
 INRA = "conf/base/parameters_inra.yml"

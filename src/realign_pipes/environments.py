@@ -89,6 +89,7 @@ alpha_sweep:
   dera_alphas: []              # two models decode at once
   merge_alphas: $merge_alphas
   ties: {alphas: null}
+  svd: null                    # {alphas: [1.0], rank: 64}: their difference cut to a rank, as LoRA, which vLLM serves
   inra_alphas: [0.0, 0.5, 1.0]
   plausibility: 0.0            # above 0 DeRa has a mask, and both models are measured once more with it as a min-p
   close_biases: []

@@ -8,6 +8,7 @@ from realign_pipes.pipelines import (
     demo_models,
     find_alpha,
     inra,
+    ladder,
     plan,
     push,
     reporting,
@@ -29,14 +30,21 @@ STAGES = {
 }
 """In the order in which they run."""
 
-EXTRAS = {"find_alpha": find_alpha, "plan": plan, "push": push, "smollm2_models": smollm2_models}
+EXTRAS = {
+    "find_alpha": find_alpha,
+    "ladder": ladder,
+    "plan": plan,
+    "push": push,
+    "smollm2_models": smollm2_models,
+}
 """In no other pipeline, and not in DVC."""
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and besides
-    `find_alpha`, which needs a wish, `push`, which needs a repository, `plan`, which only reckons, and
-    `smollm2_models`, which makes the models of conf/smollm2: no run has them unless they are named."""
+    `find_alpha`, which needs a wish, `ladder`, which makes adapters to serve, `push`, which needs a repository, `plan`,
+    which only reckons, and `smollm2_models`, which makes the models of conf/smollm2: no run has them unless they are
+    named."""
     # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     pipelines = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)

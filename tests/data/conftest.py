@@ -122,6 +122,7 @@ def _sweep(max_new_tokens: int = 8, budgets: tuple[int, ...] = (), prompts: dict
             "dera_alphas": [],
             "merge_alphas": [],
             "ties": {"alphas": [], "density": 0.2},
+            "svd": None,
             "lora_scale_alphas": [],
             "plausibility": 0.0,
             "inra_alphas": [],

@@ -63,6 +63,7 @@ SMALL = {
         "inra_alphas": [0.5],
         "merge_alphas": [],
         "ties": {"alphas": []},
+        "svd": None,
         "budgets": {"tokens": [24]},
         "sampling": {"samples": 2, "max_new_tokens": 40},
         "bootstrap_samples": 100,

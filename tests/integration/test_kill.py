@@ -64,6 +64,7 @@ PARAMETERS = {
         "inra_alphas": [0.0, 0.5],
         "merge_alphas": [0.5],
         "ties": {"alphas": []},
+        "svd": None,
         "budgets": {"tokens": [24]},
         "sampling": {"samples": 2, "max_new_tokens": 40},
         "bootstrap_samples": 100,

@@ -89,6 +89,7 @@ SWEEP = AlphaSweep.model_validate(
         "inra_alphas": [0.0, 0.5],
         "merge_alphas": [],
         "ties": {"alphas": [], "density": 0.5},
+        "svd": None,
         "lora_scale_alphas": [],
         "plausibility": 0.1,
         "close_biases": [2.0],

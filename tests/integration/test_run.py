@@ -56,6 +56,7 @@ def test_the_sweep_has_every_candidate_and_figures_that_follow_from_the_generati
         ("merge-0.5", "merge", "0.5"),
         ("merge-1.5", "merge", "1.5"),
         ("ties-1", "ties", "1.0"),
+        ("svd-1.5", "svd", "1.5"),
         ("lora-scale-0.5", "lora_scale", "0.5"),
         ("trra-0.5", "trra", "0.5"),
         ("trra-1", "trra", "1.0"),

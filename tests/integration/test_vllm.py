@@ -6,7 +6,9 @@ A server takes half a minute to start, so tests share one; those that start anot
 import multiprocessing
 import os
 import re
+import shlex
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ import httpx2
 import psutil
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -35,8 +38,12 @@ from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.generation.vllm_engine import Endpoint, ServerError, VLLMEngine
 from realign_pipes.models.load import load_model, load_tokenizer, read_stops
-from realign_pipes.serving.server import ServedModel, Server, start_server
+from realign_pipes.pipelines.ladder.job import MakeLadder
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.serving.ladder import describe
+from realign_pipes.serving.server import ServedModel, Server, is_ready, start_guard, start_server
 from realign_pipes.tasks.parameters import DatasetProblems
+from realign_pipes.teachers.parameters import Teachers
 
 PROJECT = Path(__file__).parents[2]
 ENVIRONMENT = PROJECT / ".venv-serve"
@@ -240,6 +247,69 @@ def test_a_lora_student_is_served(qwen2: Path, folder: Path):
     model.save_pretrained(adapter)
     with start_server(ServedModel(qwen2, adapter), PARAMETERS, folder / "lora.log") as server:
         assert_greedy_completions_agree(server, adapter, stops_of=qwen2)
+
+
+def make_ladder(reference: Path, aligned: Path, parameters: dict[str, object], work: Path) -> Path:
+    trra = yaml.safe_load((PROJECT / "conf" / "base" / "parameters_trra.yml").read_text())["trra"]
+    job = MakeLadder(
+        parameters=parameters,
+        trra=TrRa.model_validate(trra),
+        teachers=Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12),
+        reference=reference,
+        aligned=aligned,
+        examples=work / "none",
+        teacher_cache=work / "none",
+        environment=ENVIRONMENT,
+        work=work,
+        students=work / "none",
+    )
+    return job.run().folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_ladder_is_served_by_the_command_that_it_prints(qwen2: Path, folder: Path):
+    """Two rungs in one batch. A server of its own: the command starts stock vLLM, and nothing else is set for it."""
+    aligned = AutoModelForCausalLM.from_pretrained(qwen2)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in aligned.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    aligned.save_pretrained(folder / "aligned")
+    load_tokenizer(qwen2).save_pretrained(folder / "aligned")
+    ladder = make_ladder(
+        qwen2, folder / "aligned", {"method": "svd", "alphas": [0.5, 1.5], "rank": 12}, folder / "made"
+    )
+    command, _ = describe(ladder, qwen2, ENVIRONMENT)
+    port = free_port()
+    output = (folder / "ladder.log").open("w")
+    guard = start_guard([*shlex.split(command), "--port", str(port)], dict(os.environ), output)
+    try:
+        while not is_ready(port):
+            assert guard.poll() is None, (folder / "ladder.log").read_text()[-3000:]
+            time.sleep(0.5)
+        prompts = random_prompts(10)
+        description = Description("vllm", "of the command", "float32")
+
+        def ask(name: str) -> dict[tuple[str, int], list[int]]:
+            endpoint = Endpoint(f"http://127.0.0.1:{port}", name)
+            return draw(VLLMEngine((endpoint,), read_stops(qwen2), 16, description), prompts, GREEDY)
+
+        with ThreadPoolExecutor() as pool:
+            names = {"alpha-0.5": ladder / "alpha-0.5", "alpha-1.5": ladder / "alpha-1.5", "reference": qwen2}
+            drawn = dict(zip(names, pool.map(ask, names), strict=True))
+    finally:
+        guard.terminate()
+        guard.wait()
+        output.close()
+    for name, path in names.items():
+        model = load_model(path, device=torch.device("cpu"))
+        assert drawn[name] == {(prompt.key, 0): greedy(model, prompt.token_ids, 40) for prompt in prompts}, name
+    assert len({str(texts) for texts in drawn.values()}) == 3
 
 
 def test_after_a_kill_of_the_server_a_new_one_draws_what_is_missing(

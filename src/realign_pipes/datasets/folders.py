@@ -47,6 +47,19 @@ class FolderDataset(AbstractDataset[Path, Path]):
         return {"filepath": str(self._filepath)}
 
 
+class PathDataset(FolderDataset):
+    """The path of a folder that another pipeline makes, and that may be missing: the node looks for itself."""
+
+    def load(self) -> Path:
+        return self._filepath
+
+    def save(self, data: Path) -> None:
+        raise DatasetError(f"{self._filepath} is made by another pipeline.")
+
+    def _exists(self) -> bool:
+        return True
+
+
 class TeacherCacheDataset(FolderDataset):
     """The folder of the stage teacher_logits: a cache of hidden states per model, or none with online teachers."""
 

@@ -51,6 +51,18 @@ def checkpoint_name(path: Path) -> str:
     return path.name
 
 
+def base_name(reference: Path) -> tuple[str, str | None]:
+    """How an adapter names the model that it is for: a repository of the hub and its revision, or a folder.
+
+    A folder below the working folder is named relative to it, so that an adapter can move with the project.
+    """
+    if reference.parent.name == "snapshots":  # in the hub's cache
+        repository, revision = checkpoint_name(reference).split("@")
+        return repository, revision
+    path = reference.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), None
+
+
 def write_model_card(folder: Path, *, title: str, introduction: str, tags: list[str], metadata: dict[str, Any]) -> None:
     """Write README.md and realignment.json into the checkpoint `folder`.
 

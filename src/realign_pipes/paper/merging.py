@@ -19,7 +19,13 @@ from realign_pipes.errors import InputError
 
 
 def check_mergeable(reference: PreTrainedModel, aligned: PreTrainedModel) -> None:
-    """InputError, which names the first tensor that differs, unless both have the same tensors of the same shapes."""
+    """InputError, which names the first tensor that differs, unless both are of one architecture and shape."""
+    if type(reference) is not type(aligned):
+        raise InputError(
+            "the weights of the reference and the aligned model cannot be merged: the reference is a "
+            f"{type(reference).__name__} and the aligned model a {type(aligned).__name__}. Take two checkpoints of one "
+            "architecture, or leave the kinds merge, ties and svd out."
+        )
     ours, theirs = reference.state_dict(), aligned.state_dict()
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         shapes = [list(state[name].shape) if name in state else "missing" for state in (ours, theirs)]
@@ -27,7 +33,7 @@ def check_mergeable(reference: PreTrainedModel, aligned: PreTrainedModel) -> Non
             raise InputError(
                 f"the weights of the reference and the aligned model cannot be merged: {name} is {shapes[0]} in the "
                 f"reference and {shapes[1]} in the aligned model. Take two checkpoints of one architecture, or leave "
-                "the kinds merge and ties out."
+                "the kinds merge, ties and svd out."
             )
 
 

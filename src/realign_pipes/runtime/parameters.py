@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -58,6 +59,23 @@ def check_distinct(alphas: Sequence[float]) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"alphas {alphas} contain a value twice")
 
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank. An adapter may have any rank up to that."""
+
+
+def check_rank(rank: int, what: str = "rank") -> int:
+    """`rank`. ValueError, naming it as `what`, for a LoRA rank that vLLM does not serve."""
+    if rank > LORA_RANKS[-1]:
+        raise ValueError(
+            f"{what} is {rank}, and vLLM serves no LoRA adapter above {LORA_RANKS[-1]} (its --max-lora-rank is one of "
+            f"{', '.join(map(str, LORA_RANKS))})"
+        )
+    return rank
+
+
+ServedRank = Annotated[PositiveInt, AfterValidator(check_rank)]
+"""Of LoRA matrices that vLLM is to serve."""
 
 DEFAULT_OPTIM = "adamw_torch_fused"
 

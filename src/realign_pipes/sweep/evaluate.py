@@ -192,7 +192,9 @@ class Evaluator:
         kind = KINDS[candidate.kind]
         of_the_model = kind.has_alpha and not kind.takes_alpha and not kind.biases_close
         fixed_alpha = candidate.alpha if of_the_model else None
-        return (kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density)
+        return (
+            kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density, candidate.rank,
+        )  # fmt: skip
 
     def _engine(self, candidate: Candidate, served: Served | None) -> Engine:
         """The engine of the last candidate if it also serves this one, else a new one in its place."""
@@ -212,10 +214,13 @@ class Evaluator:
     def _description(self, candidate: Candidate, questions: Sequence[Question], sampling: Sampling) -> dict[str, Any]:
         """Everything that the candidate's completions depend on."""
         chosen = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+        about = asdict(candidate)
+        if candidate.rank is None:  # so that what was finished before there were ranks is still found
+            del about["rank"]
         return {
             **chosen,
             "candidate": {
-                **asdict(candidate),
+                **about,
                 "checkpoints": [self.fingerprints[path] for path in candidate.checkpoints],
             },
             **self.problems,

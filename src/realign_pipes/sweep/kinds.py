@@ -5,14 +5,13 @@ To add a kind, add a row to `_KINDS`, and candidates of it to `pipelines/alpha_s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a run that only draws figures starts without torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from realign_pipes.generation.engine import Engine
@@ -30,7 +29,7 @@ class Candidate:
     alpha: float
     """NaN if the kind has none, or if alpha follows a schedule."""
     checkpoints: tuple[Path, ...]
-    """One checkpoint; for DeRa, and where weights are merged, the reference's and the aligned model's."""
+    """One checkpoint; for DeRa, and where weights are merged or subtracted, the reference's and the aligned model's."""
     budget: int | None = None
     """Tokens of a whole completion, for the kinds of budgets."""
     schedule: Schedule | None = None
@@ -43,6 +42,8 @@ class Candidate:
     """The token from which thinking that is still open is closed by force."""
     instruction: str | None = None
     """What is added to each question, for the kind `prompt`."""
+    rank: int | None = None
+    """Of the matrices to which `svd` cuts the difference of the weights."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,37 @@ def _merged(candidate: Candidate, attention: str | None = None) -> PreTrainedMod
 
 
 def _open_lora(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
-    from peft.tuners.lora import LoraLayer
-
     from realign_pipes.generation.transformers_engine import TransformersEngine
     from realign_pipes.models.load import default_device, load_model
+    from realign_pipes.paper.low_rank import merge_scaled
 
     model = load_model(candidate.checkpoints[0], device=default_device(), attn_implementation=attention)
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            for adapter in layer.active_adapters:
-                layer.set_scale(adapter, candidate.alpha)
-            layer.merge()  # one alpha is measured at a time, and the layers are as fast as ordinary ones
+    merge_scaled(model, candidate.alpha)  # one alpha is measured at a time
     return TransformersEngine(model)
+
+
+def _open_svd(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
+    from realign_pipes.generation.transformers_engine import TransformersEngine
+    from realign_pipes.models.load import default_device
+    from realign_pipes.paper.low_rank import merge_scaled
+
+    model = _cut_difference(candidate, attention).get_base_model()
+    merge_scaled(model, candidate.alpha)
+    return TransformersEngine(model.to(default_device()))
+
+
+def _cut_difference(candidate: Candidate, attention: str | None = None) -> PeftModel:
+    """The reference with the adapter, on the CPU."""
+    import torch
+
+    from realign_pipes.models.load import default_device, load_model
+    from realign_pipes.paper.low_rank import truncated_difference
+
+    cpu, rank = torch.device("cpu"), candidate.rank
+    if rank is None:
+        raise ValueError(f"{candidate.name} has no rank.")
+    reference, aligned = (load_model(path, device=cpu, attn_implementation=attention) for path in candidate.checkpoints)
+    return truncated_difference(reference, aligned, rank, device=default_device())[0]
 
 
 def _open_inra(candidate: Candidate, vocab_size: int, attention: str | None = None) -> Engine:
@@ -193,14 +213,28 @@ def _serve_lora(candidate: Candidate, folder: Path) -> Served:
     adapter = candidate.checkpoints[0]
 
     def write(path: Path) -> None:
-        copytree(adapter, path)
-        file = path / "adapter_config.json"
-        config = json.loads(file.read_text())
-        # An adapter adds lora_alpha / r times the product of its matrices.
-        file.write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * candidate.alpha}))
+        from realign_pipes.paper.low_rank import copy_scaled
+
+        copy_scaled(adapter, path, candidate.alpha)
 
     base = _served(adapter).model.checkpoint
     return Served(ServedModel(base, folder / candidate.name), like=base, write=write)
+
+
+def _serve_svd(candidate: Candidate, folder: Path) -> Served:
+    """The reference with the adapter, which is written first."""
+    from realign_pipes.generation.servers import Served
+    from realign_pipes.serving.server import ServedModel
+
+    reference = candidate.checkpoints[0]
+
+    def write(path: Path) -> None:
+        from realign_pipes.models.card import base_name
+        from realign_pipes.paper.low_rank import save_rung
+
+        save_rung(_cut_difference(candidate), path, candidate.alpha, base_name(reference))
+
+    return Served(ServedModel(reference, folder / candidate.name), like=reference, write=write)
 
 
 def _served(path: Path, **options: Any) -> Served:
@@ -230,6 +264,10 @@ _KINDS = (
          serve=_serve_merge,
          about="Merged weights, where only the largest differences between the two models are added (trimmed as by "
                "TIES)."),
+    Kind("svd", "Truncated SVD", "#56B4E9", "octagon", _open_svd, panel="merge", is_models_at_ends=True, alpha_one=None,
+         alternative=True, serve=_serve_svd,
+         about="The reference with alpha times the difference of the two models' linear layers, cut to a low rank: a "
+               "LoRA adapter that needs no training."),
     Kind("lora_scale", "Scaled LoRA", "#E69F00", "triangle-down", _open_lora, alpha_one="student", alternative=True,
          trains=True, serve=_serve_lora,
          about="One LoRA student (TrRa at alpha 1) whose matrices are scaled by alpha: one model with a knob."),

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.runtime.parameters import Parameters, Plausibility, Seed, SomeAlphas, check_distinct
+from realign_pipes.runtime.parameters import Parameters, Plausibility, Seed, ServedRank, SomeAlphas, check_distinct
 
 
 class Budgets(Parameters):
@@ -49,6 +49,19 @@ class Ties(Parameters):
         return self
 
 
+class Svd(Parameters):
+    """The difference of the two models' linear layers cut to a low rank, as a LoRA adapter."""
+
+    alphas: SomeAlphas
+    rank: ServedRank
+    """Singular values that are kept of each layer's difference."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        check_distinct(self.alphas)
+        return self
+
+
 CandidateName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -62,6 +75,8 @@ class AlphaSweep(Parameters):
     merge_alphas: SomeAlphas
     """Alphas at which the weights of the two models are interpolated."""
     ties: Ties
+    svd: Svd | None
+    """None: it is not measured."""
     lora_scale_alphas: SomeAlphas
     """By what the matrices of TrRa's LoRA student are scaled. It needs `trra.scaled_lora`."""
     plausibility: Plausibility

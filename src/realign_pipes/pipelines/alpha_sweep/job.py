@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from pydantic import BaseModel, Field
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from realign_pipes.data.prompts import render_prompt
 from realign_pipes.errors import InputError, MissingFileError
@@ -17,7 +17,9 @@ from realign_pipes.generation.parameters import Generation
 from realign_pipes.generation.servers import make_servers
 from realign_pipes.models.card import read_metadata
 from realign_pipes.models.fingerprint import fingerprint_model, read_in_main_process
-from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, max_positions
+from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_model, max_positions, read_dtype
+from realign_pipes.models.trust import read_config
+from realign_pipes.paper.low_rank import lora_size
 from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.pipelines.alpha_sweep.parameters import AlphaSweep
@@ -169,7 +171,10 @@ class MeasureCandidates(Job[Generations]):
         DeRa has its mask at its own alphas, and is measured without it at those where TrRa is.
         """
         both, beta = (self.reference, self.aligned), self.parameters.plausibility
-        ties = self.parameters.ties
+        ties, svd = self.parameters.ties, self.parameters.svd
+        cut = [] if svd is None else [
+            Candidate(f"svd-{alpha:g}", "svd", float(alpha), both, rank=svd.rank) for alpha in svd.alphas
+        ]  # fmt: skip
         return [
             *(
                 Candidate(f"dera-{alpha:g}", "dera", alpha, both, plausibility=beta)
@@ -182,6 +187,7 @@ class MeasureCandidates(Job[Generations]):
             ),
             *(Candidate(f"merge-{alpha:g}", "merge", float(alpha), both) for alpha in self.parameters.merge_alphas),
             *(Candidate(f"ties-{alpha:g}", "ties", float(alpha), both, density=ties.density) for alpha in ties.alphas),
+            *cut,
         ]
 
     def _students(self, students: Mapping[str, StudentName]) -> list[Candidate]:
@@ -212,9 +218,18 @@ class MeasureCandidates(Job[Generations]):
             seconds = [training_seconds(path) for last in own for path in trained.get(last, [last])]
             costs[candidate.name] = Cost(
                 train_seconds=None if None in seconds else sum(seconds),  # type: ignore[arg-type]
-                bytes=sum(_weights_size(path) for path in candidate.checkpoints if path != self.reference),
+                bytes=self._adapter_size(candidate.rank)
+                if candidate.rank
+                else sum(_weights_size(path) for path in candidate.checkpoints if path != self.reference),
             )
         return costs
+
+    def _adapter_size(self, rank: int) -> int:
+        """Bytes of LoRA matrices on all linear layers of the reference, in its dtype."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(read_config(self.reference), trust_remote_code=False)
+        dtype: torch.dtype = getattr(torch, read_dtype(self.reference))
+        return lora_size(model, rank) * dtype.itemsize
 
     def budget_candidates(self) -> list[Candidate]:
         """At each token budget: InRa whose alpha follows TokenBudget, and the reference, each with its thinking closed
@@ -246,14 +261,16 @@ class MeasureCandidates(Job[Generations]):
         ]
 
     def _check_merging(self) -> None:
-        """Raise InputError if the two models' weights are to be merged and do not fit together."""
-        if not self.parameters.merge_alphas and not self.parameters.ties.alphas:
+        """Raise InputError if the two models' weights are to be merged or subtracted and do not fit together."""
+        svd = self.parameters.svd
+        if not (self.parameters.merge_alphas or self.parameters.ties.alphas or (svd and svd.alphas)):
             return
         models = (load_model(path, device=torch.device("cpu")) for path in (self.reference, self.aligned))
         try:
             check_mergeable(*models)
         except InputError as error:
-            raise InputError(f"{error} Set alpha_sweep.merge_alphas and alpha_sweep.ties.alphas to [].") from None
+            raise InputError(f"{error} Set alpha_sweep.merge_alphas and alpha_sweep.ties.alphas to [], and "
+                             "alpha_sweep.svd to null.") from None  # fmt: skip
 
     def _check_lengths(self, problems: Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
         """Raise InputError if a completion could be longer than the positions of a model that was not trained here.

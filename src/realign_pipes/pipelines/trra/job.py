@@ -16,7 +16,7 @@ from realign_pipes.generation.engine import Prompt
 from realign_pipes.generation.graded import check_length
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine
-from realign_pipes.models.card import checkpoint_name, describe_checkpoint
+from realign_pipes.models.card import base_name, checkpoint_name, describe_checkpoint
 from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
 from realign_pipes.models.load import load_chat_tokenizer, load_model, max_positions
 from realign_pipes.models.trust import read_config
@@ -257,18 +257,6 @@ def _fresh_student(
             student.generation_config.save_pretrained(folder)
 
     return student, save
-
-
-def base_name(reference: Path) -> tuple[str, str | None]:
-    """How an adapter names the model that it is for: a repository of the hub and its revision, or a folder.
-
-    A folder below the working folder is named relative to it, so that an adapter can move with the project.
-    """
-    if reference.parent.name == "snapshots":  # in the hub's cache
-        repository, revision = checkpoint_name(reference).split("@")
-        return repository, revision
-    path = reference.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), None
 
 
 def _introduction(metadata: dict[str, Any]) -> str:
