@@ -31,6 +31,7 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
     parameters = Reporting(margin=0.02, examples=1)
     data = {
         "sweep_results": sweep_results,
+        "tax_results": pd.DataFrame(),
         "evaluation_set": evaluation_set,
         "reference_model": tmp_path,
         "aligned_model": tmp_path,

@@ -42,13 +42,14 @@ def summarise_headline(sweep_results: DataFrame, recommendation: dict[str, Any])
 
 
 def tabulate_sweep(
-    sweep_results: DataFrame, recommendation: dict[str, Any]
+    sweep_results: DataFrame, recommendation: dict[str, Any], tax_results: DataFrame
 ) -> tuple[str, DataFrame, dict[str, dict[str, float]]]:
     """The sweep's table as Markdown (rounded), as a frame for CSV, and as JSON (neither rounded)."""
     from realign_pipes.reporting.tables import candidate_metrics, markdown_table, sweep_cells, wide_table
 
-    markdown = markdown_table(sweep_cells(sweep_results), recommendation["candidate"])
-    return f"{markdown}\n{recommendation['sentence']}\n", wide_table(sweep_results), candidate_metrics(sweep_results)
+    markdown = markdown_table(sweep_cells(sweep_results, tax_results), recommendation["candidate"])
+    wide = wide_table(sweep_results, tax_results)
+    return f"{markdown}\n{recommendation['sentence']}\n", wide, candidate_metrics(sweep_results)
 
 
 def draw_figures(sweep_results: DataFrame, recommendation: dict[str, Any]) -> tuple[Figure, Figure]:
@@ -114,6 +115,7 @@ def write_report(
     training_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
+    tax_results: DataFrame,
     parameters: Reporting,
     folders: Folders,
     all_parameters: dict[str, Any],
@@ -133,6 +135,7 @@ def write_report(
         examples,
         all_parameters,
         validations=read_validations(folders.validation),
+        tax_results=tax_results,
     )
 
 
@@ -162,7 +165,11 @@ def log_sweep(
 
 
 def print_summary(
-    sweep_results: DataFrame, recommendation: dict[str, Any], budget_results: DataFrame, report_html: str
+    sweep_results: DataFrame,
+    recommendation: dict[str, Any],
+    budget_results: DataFrame,
+    tax_results: DataFrame,
+    report_html: str,
 ) -> None:
     """Print the tables, then log the recommendation. Takes the report so that this node runs last."""
     from rich.console import Console
@@ -170,7 +177,7 @@ def print_summary(
 
     from realign_pipes.reporting.tables import budget_cells, sweep_cells, terminal_table
 
-    tables = [terminal_table(sweep_cells(sweep_results), recommendation["candidate"])]
+    tables = [terminal_table(sweep_cells(sweep_results, tax_results), recommendation["candidate"])]
     if not budget_results.empty:
         tables.append(terminal_table(budget_cells(budget_results), None))
     console = Console()

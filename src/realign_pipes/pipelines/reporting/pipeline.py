@@ -35,7 +35,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 tabulate_sweep,
-                inputs=["sweep_results", "recommendation"],
+                inputs=["sweep_results", "recommendation", "tax_results"],
                 outputs=["sweep_table_markdown", "sweep_table_csv", "sweep_metrics"],
                 name="tabulate_sweep",
             ),
@@ -76,6 +76,7 @@ def create_pipeline() -> Pipeline:
                     "training_figure": "training_figure",
                     "generations": "generations",
                     "evaluation_set": "evaluation_set",
+                    "tax_results": "tax_results",
                     "parameters": "params:reporting",
                     "folders": "params:folders",
                     "all_parameters": "parameters",
@@ -99,7 +100,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 print_summary,
-                inputs=["sweep_results", "recommendation", "budget_results", "report_html"],
+                inputs=["sweep_results", "recommendation", "budget_results", "tax_results", "report_html"],
                 outputs=None,
                 name="print_summary",
             ),
