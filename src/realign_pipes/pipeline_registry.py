@@ -34,9 +34,9 @@ EXTRAS = {"find_alpha": find_alpha, "plan": plan, "push": push, "smollm2_models"
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and besides
-    `find_alpha`, which needs a wish, `push`, which needs a repository, `plan`, which only reckons,
-    `smollm2_models`, which makes the models of conf/smollm2, and `tax`, which measures other tasks: no run has them unless
-    they are named."""
+    `find_alpha`, which needs a wish, `push`, which needs a repository, `plan`, which only reckons, `smollm2_models`,
+    which makes the models of conf/smollm2, and `tax`, which measures other tasks: no run has them unless they are
+    named."""
     # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     pipelines = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)

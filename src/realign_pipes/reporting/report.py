@@ -66,8 +66,9 @@ def render_report(
     """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
 
     `figures` are `pareto`, `alpha`, `budget` and `training`. The section on token budgets is left out if
-    `budget_results` has no rows, the one on the tax if `tax_results` has none, and the one on training if no curve was drawn. `validations` come from
-    `data_docs.read_validations`; the report links to the page on them, which is in the same folder.
+    `budget_results` has no rows, that on the tax if `tax_results` has none, and the one on training if no curve was
+    drawn. `validations` come from `data_docs.read_validations`; the report links to the page on them, which is in the
+    same folder.
     """
     overall = overall_rows(sweep_results)
     return render_page(

@@ -93,7 +93,7 @@ class MeasureTax:
                 raise InputError(f"tax.candidates: {unknown('candidate of the sweep', name, everything)}")
             if name not in own:
                 raise InputError(
-                    f"tax.candidates: {name} is another row's model, from which it only draws in another way. Remove it."
+                    f"tax.candidates: {name} is another row's model, and only draws from it in another way. Remove it."
                 )
         return [everything[name] for name in named]
 
@@ -118,9 +118,7 @@ class MeasureTax:
 
         def do(folder: Any) -> Any:
             lm = candidate_lm(candidate, self._model(candidate, len(tokenizer)), tokenizer, parameters.batch_size)
-            figures = measure(
-                lm, task, limit=parameters.limit, apply_chat_template=parameters.apply_chat_template
-            )
+            figures = measure(lm, task, limit=parameters.limit, apply_chat_template=parameters.apply_chat_template)
             return lambda path: path.write_text(json.dumps(figures, indent=1))
 
         file = do_once(self.work / candidate.name / task.name, "results.json", description, do)
