@@ -162,6 +162,7 @@ def test_named_candidates_are_measured_beside_the_reference(make_tax):
     [
         ({"candidates": ["inra-2"]}, r"tax.candidates: there is no candidate of the sweep 'inra-2': did you mean"),
         ({"candidates": ["aligned-min-p"]}, r"tax.candidates: aligned-min-p is another row's model"),
+        ({"include_path": "conf/nowhere"}, r"tax.include_path: there is no folder conf/nowhere in "),
         ({"tasks": ["choosen"]}, r"tax.tasks: there is no task 'choosen': did you mean 'chosen'\?"),
     ],
 )
@@ -191,7 +192,6 @@ def test_without_the_harness_the_run_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"include_path": "conf/nowhere"}, "there is no folder conf/nowhere"),
         ({"tasks": ["a", "a"]}, "has a name twice"),
         ({"tasks": []}, "tasks"),
         ({"limit": 0}, "limit"),

@@ -129,9 +129,12 @@ def load_tasks(
     `num_fewshot` examples stand before each problem, drawn with `seed`; None: as many as the task says. A task that
     says 0 keeps it. Only the first `limit` problems of each task are described; None: all.
 
-    InputError for a name that does not exist, and for a task whose data cannot be had or whose code would have to run
+    InputError for a folder or a name that does not exist, and for a task whose data cannot be had or that would run
     what a model wrote.
     """
+    if include_path is not None and not include_path.is_dir():
+        raise InputError(f"tax.include_path: there is no folder {include_path} in {Path.cwd()}. Give one with tasks in "
+                         "YAML, or null.")  # fmt: skip
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):  # reading the harness's own 14,000 files takes its time
         manager = TaskManager(include_path=include_path)

@@ -33,10 +33,3 @@ class Tax(Parameters):
         if names is not None and len(set(names)) != len(names):
             raise ValueError(f"{names} has a name twice")
         return names
-
-    @field_validator("include_path")
-    @classmethod
-    def _is_a_folder(cls, include_path: Path | None) -> Path | None:
-        if include_path is not None and not include_path.is_dir():
-            raise ValueError(f"there is no folder {include_path} in {Path.cwd()}. Give one with tasks in YAML, or null")
-        return include_path
