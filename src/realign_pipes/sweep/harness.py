@@ -96,8 +96,8 @@ class DeRaLM(CandidateLM):
     ) -> None:
         paths = Path(reference), Path(aligned)
         tokenizer = check_pair(*paths)
-        models = (load_model(path, device=default_device()) for path in paths)
-        pair = DeRaForCausalLM(*models, float(alpha), len(tokenizer), float(plausibility))
+        first, second = (load_model(path, device=default_device()) for path in paths)
+        pair = DeRaForCausalLM(first, second, float(alpha), len(tokenizer), float(plausibility))
         super().__init__(pair, tokenizer, arguments={}, **options)
 
 
