@@ -8,10 +8,13 @@ import pytest
 import yaml
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import DataCatalog
+from kedro.pipeline import Node, Pipeline
 
 from realign_pipes.config import ConfigLoader
+from realign_pipes.datasets.files import CSVDataset, OptionalCSVDataset
 from realign_pipes.errors import InputError
-from realign_pipes.hooks import check_parameters
+from realign_pipes.hooks import MissingInputError, MissingInputs, check_parameters
 from realign_pipes.runtime import tracking
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.settings import CONFIG_LOADER_ARGS
@@ -36,6 +39,16 @@ def test_a_run_that_starts_elsewhere_works_in_the_projects_folders(copy_project,
     assert folders == Folders.of_run(context) == context.catalog["params:folders"].load()
     assert folders.validation.parent == context.catalog["data_docs"]._filepath.parent
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_the_results_of_the_tax_is_not_stopped(tmp_path):
+    results = OptionalCSVDataset(filepath=str(tmp_path / "tax.csv"))
+    catalog = DataCatalog({"tax_results": results, "sweep_results": CSVDataset(filepath=str(tmp_path / "sweep.csv"))})
+    needed = [Node(lambda one: None, name, None, name=name) for name in ("tax_results", "sweep_results")]
+    MissingInputs().before_pipeline_run({}, Pipeline(needed[:1]), catalog)
+    with pytest.raises(MissingInputError) as error:
+        MissingInputs().before_pipeline_run({}, Pipeline(needed), catalog)
+    assert "tax_results" not in str(error.value) and "stage alpha_sweep makes it" in str(error.value)
 
 
 @pytest.mark.parametrize("env", sorted(path.parent.name for path in CONF.glob("*/globals.yml")))

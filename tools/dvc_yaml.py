@@ -32,7 +32,7 @@ HEAD = """\
 
 """
 PACKAGE = "realign_pipes"
-UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha", "ladder", "plan", "tracking", "push"}
+UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha", "ladder", "plan", "tracking", "push", "tax"}
 ALPHAS = "conf/base/parameters_trra.yml"
 SWEEP = "conf/base/parameters_alpha_sweep.yml"
 INRA = "conf/base/parameters_inra.yml"
@@ -82,8 +82,9 @@ def path_of(entry: dict[str, Any]) -> str:
 
 
 def inputs(pipeline: Pipeline, catalog: dict[str, Any]) -> list[str]:
-    """The paths of the data sets that a pipeline reads but does not make."""
-    return [path_of(catalog[name]) for name in pipeline.inputs() if name in catalog]
+    """The paths of the data sets that a pipeline reads but does not make; not of those that it can do without."""
+    read = [catalog[name] for name in pipeline.inputs() if name in catalog]
+    return [path_of(entry) for entry in read if not entry.get("metadata", {}).get("optional")]
 
 
 def outputs(stage: str, pipeline: Pipeline, catalog: dict[str, Any]) -> dict[str, list[Any]]:

@@ -32,6 +32,10 @@ class MissingInputs:
             for name in sorted(pipeline.inputs())
             if name != "parameters" and not name.startswith("params:") and not catalog.exists(name)
         ]
+        if missing:
+            from realign_pipes.datasets.files import OptionalCSVDataset
+
+            missing = [name for name in missing if not isinstance(catalog.get(name), OptionalCSVDataset)]
         if not missing:
             return
         env = f" --env {run_params['env']}" if run_params.get("env") else ""

@@ -14,6 +14,7 @@ from realign_pipes.pipelines import (
     reporting,
     scores,
     smollm2_models,
+    tax,
     teacher_logits,
     trra,
 )
@@ -36,6 +37,7 @@ EXTRAS = {
     "plan": plan,
     "push": push,
     "smollm2_models": smollm2_models,
+    "tax": tax,
 }
 """In no other pipeline, and not in DVC."""
 
@@ -43,8 +45,8 @@ EXTRAS = {
 def register_pipelines() -> dict[str, Pipeline]:
     """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and besides
     `find_alpha`, which needs a wish, `ladder`, which makes adapters to serve, `push`, which needs a repository, `plan`,
-    which only reckons, and `smollm2_models`, which makes the models of conf/smollm2: no run has them unless they are
-    named."""
+    which only reckons, `smollm2_models`, which makes the models of conf/smollm2, and `tax`, which measures other tasks:
+    no run has them unless they are named."""
     # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     pipelines = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)

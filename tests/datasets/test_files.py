@@ -24,6 +24,7 @@ BEFORE_AND_AFTER: dict[str, tuple[Any, Any]] = {
     "recommendation": ({"candidate": "inra-1"}, {"candidate": "trra-1.5", "sentence": "Take it. " * 100}),
     "sweep_table_markdown": ("| a |\n", "| b |\n" * 1000),
     "sweep_results": (FRAME.head(1), FRAME),
+    "tax_results": (FRAME.head(1), FRAME),
     "pareto_figure": (go.Figure(), go.Figure(go.Scatter(x=list(range(1000)), y=list(range(1000))))),
     "generations": ({"dropped": FRAME.head(2), "kept": FRAME.head(1)}, {"kept": FRAME, "new": FRAME}),
 }
@@ -54,6 +55,13 @@ def test_whatever_the_catalog_saves_is_of_a_class_that_saves_it_whole():
     }  # fmt: skip
     types = {entry["type"] for entry in BASE.values() if entry["type"].startswith("realign_pipes.datasets.files")}
     assert types == {BASE[name]["type"] for name in BEFORE_AND_AFTER}  # all are tried below
+
+
+def test_a_table_that_need_not_be_there_loads_without_rows(tmp_path):
+    catalog = stored("tax_results", tmp_path)
+    assert catalog.load("tax_results").empty and not catalog.exists("tax_results")
+    catalog.save("tax_results", FRAME)
+    pd.testing.assert_frame_equal(catalog.load("tax_results"), FRAME)
 
 
 @pytest.mark.parametrize("name", BEFORE_AND_AFTER)

@@ -340,6 +340,25 @@ def test_a_run_outside_git_works_and_the_model_card_says_so(project, finished, t
     assert f"| commit | {said} |" in (data / "06_models" / "inra" / "README.md").read_text()
 
 
+@pytest.mark.full
+def test_the_tax_of_every_candidate_joins_the_report(project, finished, monkeypatch):
+    run, data = project
+    monkeypatch.chdir(PROJECT)  # tax.include_path is relative to it
+    run("tax", tax={"limit": 3})
+    run("reporting")
+    results = pd.read_csv(data / "07_model_output" / "tax_results.csv")
+    sweep = pd.read_csv(data / "08_reporting" / "sweep_table.csv").set_index("candidate")
+    without_a_model_of_their_own = {"reference-min-p", "aligned-min-p", "close-bias-2"}
+    assert set(results["candidate"]) == set(sweep.index) - without_a_model_of_their_own
+    assert set(results["task"]) == {"sums_choice", "sums_written"} and set(results["problems"]) == {3}
+    choice = results.query("task == 'sums_choice'").set_index("candidate")
+    assert choice.loc["inra-0", "difference"] == choice.loc["reference", "difference"] == 0  # one model
+    column = sweep["tax/sums_choice/acc"].dropna()
+    assert column.to_dict() == choice["value"].to_dict()
+    assert "<h2>The alignment tax" in (data / "08_reporting" / "report.html").read_text(encoding="utf-8")
+    (data / "07_model_output" / "tax_results.csv").unlink()
+
+
 def test_the_alpha_for_a_wish_is_found_beside_the_default_run(project, finished):
     """In it are neither its pipeline nor its data; any alpha of a smoke run loses less than all."""
     run, data = project

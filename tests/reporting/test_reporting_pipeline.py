@@ -40,6 +40,7 @@ def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[
         "scores": pd.DataFrame(),
         "judge_results": pd.DataFrame(),
         "params:scores": Scores(graders={}, distinct_n=2),
+        "tax_results": pd.DataFrame(),
         "evaluation_set": evaluation_set,
         "reference_model": tmp_path,
         "aligned_model": tmp_path,
@@ -76,6 +77,10 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     catalog = DataCatalog({**inputs, **outputs})
     catalog["generations"] = {name: lambda frame=frame: frame for name, frame in generations.items()}
     catalog["budget_results"] = budget_results
+    catalog["tax_results"] = pd.DataFrame(
+        [{"candidate": "trra_1.5", "kind": "trra", "alpha": 1.5, "task": "mmlu", "metric": "acc", "value": 0.9,
+          "stderr": 0.03, "difference": 0.4}]
+    )  # fmt: skip
     assert create_pipeline().nodes[-1].func is print_summary
     with caplog.at_level(logging.INFO):
         SequentialRunner().run(create_pipeline(), catalog)
@@ -98,6 +103,9 @@ def test_stage_writes_its_files_and_ends_with_the_recommendation(
     assert budget_table == markdown_table(budget_cells(budget_results), None)
     assert printed.index("reduction") < printed.index("TokenBudget") and printed.count("TokenBudget") == 3
     assert "<h2>Thinking inside a budget" in outputs["report_html"].load()
+    assert "<h2>The alignment tax" in outputs["report_html"].load() and "0.900 ± 0.030 (+0.400)" in printed
+    assert "0.900 ± 0.030 (+0.400)" in markdown and "0.900 ± 0.030 (+0.400)" in outputs["report_html"].load()
+    assert outputs["sweep_table_csv"].load()["tax/mmlu/acc"].dropna().tolist() == [0.9]
     assert "What is 12 + 30 − 2?" in outputs["report_html"].load()
     assert (tmp_path / "data_docs" / "index.html").exists()
 
@@ -111,6 +119,7 @@ def test_stage_without_budgets_says_so(inputs, generations, no_budgets, tmp_path
     outputs = SequentialRunner().run(create_pipeline(), catalog)
     assert outputs["budget_table_markdown"].load() == "No token budgets were measured.\n"
     assert "Thinking inside a budget" not in report.load()
+    assert "The alignment tax" not in report.load()
     assert "difference" not in capsys.readouterr().out  # the header of the table of budgets
 
 

@@ -60,6 +60,34 @@ def test_several_tasks_have_a_column_each(make_sweep: Callable):
     assert wide.index.tolist() == [row[0] for row in cells.rows]
 
 
+def test_the_tax_has_a_table_and_a_column_for_each_task_in_that_of_the_sweep(sweep_results: pd.DataFrame):
+    columns = ["candidate", "kind", "alpha", "task", "metric", "value", "stderr", "difference"]
+    rows = [
+        ("reference", "reference", float("nan"), "mmlu", "acc", 0.5, 0.01, 0.0),
+        ("reference", "reference", float("nan"), "gsm8k", "exact_match/strict-match", 0.25, 0.02, 0.0),
+        ("reference", "reference", float("nan"), "gsm8k", "exact_match/flexible-extract", 0.75, float("nan"), 0.0),
+        ("trra_1.5", "trra", 1.5, "mmlu", "acc", 0.4375, 0.01, -0.0625),
+        ("trra_1.5", "trra", 1.5, "gsm8k", "exact_match/strict-match", 0.5, 0.02, 0.25),
+    ]
+    tax = pd.DataFrame(rows, columns=columns)
+    cells = tables.tax_cells(tax)
+    metrics = ["mmlu: acc", "gsm8k: exact_match/strict-match", "gsm8k: exact_match/flexible-extract"]
+    assert cells.header == ["candidate", "alpha", *metrics]
+    assert cells.rows == [
+        ["reference", "–", "0.500 ± 0.010", "0.250 ± 0.020", "0.750"],
+        ["trra_1.5", "1.5", "0.438 ± 0.010 (−0.062)", "0.500 ± 0.020 (+0.250)", "–"],
+    ]
+    sweep = tables.sweep_cells(sweep_results, tax)
+    assert sweep.header[-2:] == ["mmlu", "gsm8k"]
+    assert {row[0]: row[-2:] for row in sweep.rows}["trra_1.5"] == cells.rows[1][2:4]
+    assert {row[0]: row[-2:] for row in sweep.rows}["aligned"] == ["–", "–"]
+    wide = tables.wide_table(sweep_results, tax).set_index("candidate")
+    assert wide.loc["trra_1.5", "tax/mmlu/acc"] == 0.4375 and wide.loc["trra_1.5", "tax/mmlu/acc/difference"] == -0.0625
+    assert wide["tax/gsm8k/exact_match/flexible-extract"].notna().sum() == 1
+    assert tables.tax_cells(pd.DataFrame()).rows == []
+    assert tables.sweep_cells(sweep_results, pd.DataFrame()) == tables.sweep_cells(sweep_results)
+
+
 def test_budgets_stand_beside_plain_truncation(budget_results: pd.DataFrame):
     cells = tables.budget_cells(budget_results)
     assert cells.header == [

@@ -8,6 +8,7 @@ from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pandas as pd
 from kedro_datasets import json, pandas, partitions, plotly, text
 
 from realign_pipes.runtime.files import atomic_path
@@ -39,6 +40,13 @@ class CSVDataset(_SavedWhole, pandas.CSVDataset):
 
 class ParquetDataset(_SavedWhole, pandas.ParquetDataset):
     """kedro_datasets.pandas.ParquetDataset, saved completely or not at all."""
+
+
+class OptionalCSVDataset(CSVDataset):
+    """A CSVDataset that a run can do without: where there is no file, it loads as a frame without rows or columns."""
+
+    def load(self) -> pd.DataFrame:
+        return super().load() if self._exists() else pd.DataFrame()
 
 
 class PlotlyDataset(_SavedWhole, plotly.JSONDataset):

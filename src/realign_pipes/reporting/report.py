@@ -24,6 +24,7 @@ from realign_pipes.reporting.tables import (
     sweep_cells,
     task_cells,
     task_names,
+    tax_cells,
     tokens_text,
     validation_cells,
     value_text,
@@ -77,12 +78,13 @@ def render_report(
     validations: Mapping[str, Mapping[str, Any]],
     graded: Graded | None = None,
     pair: tuple[Metric, Metric] = (TOKENS, PASS_AT_1),
+    tax_results: pd.DataFrame | None = None,
 ) -> str:
     """The report as HTML. Everything that a model or a user wrote is escaped; scripts and styles are in the file.
 
     `figures` are `pareto`, `alpha`, `budget`, `training` and, where a reward model was `graded` with, `reward`. `pair`
-    is what is gained and what may be lost. The section on token budgets is left out if
-    `budget_results` has no rows, and the one on training if no curve was drawn. `validations` come from
+    is what is gained and what may be lost. The section on token budgets is left out if `budget_results` has no rows,
+    that on the tax if `tax_results` has none, and the one on training if no curve was drawn. `validations` come from
     `data_docs.read_validations`; the report links to the page on them, which is in the same folder.
     """
     overall = overall_rows(sweep_results)
@@ -105,7 +107,7 @@ def render_report(
         candidates=len(overall),
         problems=int(overall["problems"].iloc[0]),
         samples=int(overall["samples"].iloc[0]),
-        sweep=sweep_cells(sweep_results),
+        sweep=sweep_cells(sweep_results, tax_results),
         tasks=task_cells(sweep_results),
         several_tasks=len(task_names(sweep_results)) > 1,
         # Plotly writes <, > and / of its data as \u003c …, so that no name can end the script that holds it.
@@ -114,6 +116,7 @@ def render_report(
         trained=len(figures["training"].data) > 0,
         budgets=budget_cells(budget_results),
         engines=overall.groupby("engine", sort=False)["candidate"].agg(list).to_dict(),
+        tax=tax_cells(tax_results),
         kinds=[kind for name, kind in KINDS.items() if name in {*overall["kind"], *budget_results["kind"]}],
         examples=examples,
         validations=validation_cells(validations),

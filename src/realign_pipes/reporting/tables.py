@@ -133,12 +133,16 @@ def is_default(rows: pd.DataFrame) -> pd.Series:
     return rows["plausibility"] == largest
 
 
-def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
-    """One row per candidate. The tasks have columns of their own if there are several."""
+def sweep_cells(sweep_results: pd.DataFrame, tax_results: pd.DataFrame | None = None) -> Cells:
+    """One row per candidate. The tasks have columns of their own if there are several; so has each task of the tax,
+    with the first of its metrics, if there is one."""
     tasks = task_names(sweep_results)
     shown = tasks if len(tasks) > 1 else []
     by_task = {task: frame.set_index("candidate") for task, frame in sweep_results.groupby("task")}
     header = ["candidate", "alpha", "beta", "pass@1 % [95 %]", *(f"{task} % / tokens" for task in shown)]
+    taxed: dict[str, dict[str, Any]] = {}
+    for (task, _), by_candidate in _by_metric(tax_results).items():
+        taxed.setdefault(task, by_candidate)
     rows = []
     for row in overall_rows(sweep_results).itertuples():
         single = [by_task[task].loc[row.candidate] for task in shown]
@@ -156,10 +160,40 @@ def sweep_cells(sweep_results: pd.DataFrame) -> Cells:
                 f"{row.models} / {row.kv_streams} / {row.passes}",
                 train_text(row.train_seconds),
                 duration(row.seconds),
+                *(tax_text(by_candidate.get(row.candidate)) for by_candidate in taxed.values()),
             ]
         )
     costs = ["disk", "models / KV / passes", "training", "time"]
-    return Cells([*header, "tokens", "reduction", "truncated", *costs], rows, left=1)
+    return Cells([*header, "tokens", "reduction", "truncated", *costs, *taxed], rows, left=1)
+
+
+def tax_text(row: Any) -> str:
+    """A figure of the tax, its standard error, and its difference to the reference's: 0.950 ± 0.015 (−0.010). A dash
+    where it was not measured."""
+    if row is None:
+        return NONE
+    stderr = "" if math.isnan(row.stderr) else f" ± {row.stderr:.3f}"
+    difference = "" if row.kind == "reference" else f" ({row.difference:+.3f})".replace("-", "−")
+    return f"{row.value:.3f}{stderr}{difference}"
+
+
+def tax_cells(tax_results: pd.DataFrame | None) -> Cells:
+    """The alignment tax: one row per candidate, and a column for each metric of each task. No rows without a tax."""
+    columns = _by_metric(tax_results)
+    candidates = {name: row.alpha for by_candidate in columns.values() for name, row in by_candidate.items()}
+    rows = [
+        [name, alpha_text(alpha), *(tax_text(by_candidate.get(name)) for by_candidate in columns.values())]
+        for name, alpha in candidates.items()
+    ]
+    return Cells(["candidate", "alpha", *(f"{task}: {metric}" for task, metric in columns)], rows, left=1)
+
+
+def _by_metric(tax_results: pd.DataFrame | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """(task, metric) -> candidate -> its row, in the order of the results; empty where there are none."""
+    columns: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in () if tax_results is None else tax_results.itertuples():
+        columns.setdefault((row.task, row.metric), {})[row.candidate] = row
+    return columns
 
 
 def task_cells(sweep_results: pd.DataFrame) -> Cells:
@@ -269,13 +303,18 @@ def terminal_table(cells: Cells, recommended: str | None) -> Table:
     return table
 
 
-def wide_table(sweep_results: pd.DataFrame) -> pd.DataFrame:
-    """One row per candidate, not rounded; each task has columns `<task>/<figure>`."""
+def wide_table(sweep_results: pd.DataFrame, tax_results: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per candidate, not rounded; each task has columns `<task>/<figure>`, each metric of the tax
+    `tax/<task>/<metric>` and the same with `/difference`."""
     wide = overall_rows(sweep_results).drop(columns="task")
     for task in task_names(sweep_results):
         single = sweep_results[sweep_results["task"] == task].set_index("candidate")
         for column in METRICS:
             wide[f"{task}/{column}"] = wide["candidate"].map(single[column])
+    for (task, metric), by_candidate in _by_metric(tax_results).items():
+        name = f"tax/{task}/{metric}"
+        wide[name] = wide["candidate"].map({one: row.value for one, row in by_candidate.items()})
+        wide[f"{name}/difference"] = wide["candidate"].map({one: row.difference for one, row in by_candidate.items()})
     return wide
 
 

@@ -21,7 +21,7 @@ from realign_pipes.generation.vllm_engine import VLLMEngine
 from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.models.load import read_dtype, read_stops, resolve_adapter
 from realign_pipes.runtime.work import do_once
-from realign_pipes.sweep.kinds import KINDS, Candidate
+from realign_pipes.sweep.kinds import KINDS, Candidate, model_of
 from realign_pipes.sweep.schemas import BUDGET_GENERATIONS, GENERATIONS, conform
 from realign_pipes.tasks.completion import ThinkingTags
 from realign_pipes.tasks.parameters import Problems
@@ -187,14 +187,7 @@ class Evaluator:
 
     def _loads(self, candidate: Candidate, served: Served | None) -> Any:
         """What candidates of one engine have in common."""
-        if served is not None:
-            return served.path
-        kind = KINDS[candidate.kind]
-        of_the_model = kind.has_alpha and not kind.takes_alpha and not kind.biases_close
-        fixed_alpha = candidate.alpha if of_the_model else None
-        return (
-            kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density, candidate.rank,
-        )  # fmt: skip
+        return model_of(candidate) if served is None else served.path
 
     def _engine(self, candidate: Candidate, served: Served | None) -> Engine:
         """The engine of the last candidate if it also serves this one, else a new one in its place."""

@@ -305,6 +305,16 @@ KINDS = {kind.name: kind for kind in _KINDS}
 """In the order of tables and legends."""
 
 
+def model_of(candidate: Candidate) -> tuple[Any, ...]:
+    """What candidates have in common whose model is loaded only once: equal for two of them that share it."""
+    kind = KINDS[candidate.kind]
+    of_the_model = kind.has_alpha and not kind.takes_alpha and not kind.biases_close
+    fixed_alpha = candidate.alpha if of_the_model else None
+    return (
+        kind.open, candidate.checkpoints, fixed_alpha, candidate.plausibility, candidate.density, candidate.rank,
+    )  # fmt: skip
+
+
 def sweep_kinds() -> list[str]:
     """Names of the kinds in the sweep's table."""
     return [name for name, kind in KINDS.items() if not kind.of_budgets]

@@ -79,6 +79,19 @@ BUDGET_RESULTS = {
 }
 """One row per candidate inside a token budget, each figure the plain mean over tasks."""
 
+TAX_RESULTS = {
+    "candidate": "str",
+    "kind": "str",
+    "alpha": "float64",  # NaN for a kind without one
+    "task": "str",  # of lm-evaluation-harness: a task, or a group of tasks that has a mean of its own
+    "metric": "str",  # the harness's name of it, and behind a slash its filter's where it has one
+    "value": "float64",
+    "stderr": "float64",  # the harness's standard error; NaN where it has none
+    "difference": "float64",  # value less the reference's
+    "problems": "int64",  # that were asked
+}
+"""The alignment tax: one row per candidate, task and metric."""
+
 
 SCORES = {
     "candidate": "str",

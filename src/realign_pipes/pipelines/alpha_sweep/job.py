@@ -91,7 +91,7 @@ class MeasureCandidates(Job[Generations]):
         evaluator = Evaluator(
             problems,
             self.tasks,
-            fingerprints=self._fingerprints([*sweep, *budgets]),
+            fingerprints=self.fingerprints([*sweep, *budgets]),
             tokenizer=tokenizer,
             work=self.work,
             instruction=self.instruction,
@@ -289,7 +289,7 @@ class MeasureCandidates(Job[Generations]):
             for name, tokens in self.parameters.longest_completions():
                 check_length(prompt_ids, tokens, max_positions(path), parameter=name, model=str(path))
 
-    def _fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
+    def fingerprints(self, candidates: list[Candidate]) -> dict[Path, str]:
         """Those of all checkpoints. InputError for one that was trained from another reference."""
         paths = dict.fromkeys(path for one in candidates for path in one.checkpoints)
         read_in_main_process(paths)

@@ -60,6 +60,7 @@ def tabulate_sweep(
     judge_results: DataFrame,
     recommendation: dict[str, Any],
     graders: Scores,
+    tax_results: DataFrame,
 ) -> tuple[str, DataFrame, dict[str, dict[str, float | None]]]:
     """The sweep's table as Markdown (rounded), as a frame for CSV, and as JSON (neither rounded).
 
@@ -68,10 +69,10 @@ def tabulate_sweep(
     from realign_pipes.reporting.tables import candidate_metrics, markdown_table, sweep_cells, wide_table
 
     candidate = recommendation["candidate"]
-    markdown = f"{markdown_table(sweep_cells(sweep_results), candidate)}\n{recommendation['sentence']}\n"
+    markdown = f"{markdown_table(sweep_cells(sweep_results, tax_results), candidate)}\n{recommendation['sentence']}\n"
     for cells in _graded_cells(metric_results, judge_results, graders):
         markdown += f"\n{markdown_table(cells, candidate)}"
-    return markdown, wide_table(sweep_results), candidate_metrics(sweep_results)
+    return markdown, wide_table(sweep_results, tax_results), candidate_metrics(sweep_results)
 
 
 def draw_figures(
@@ -151,6 +152,7 @@ def write_report(
     training_figure: Figure,
     generations: dict[str, DataFrame | Callable[[], DataFrame]],
     evaluation_set: Any,
+    tax_results: DataFrame,
     parameters: Reporting,
     graders: Scores,
     folders: Folders,
@@ -180,6 +182,7 @@ def write_report(
         validations=read_validations(folders.validation),
         graded=Graded(metric_results, judge_results, metrics_of(graders)) if graders.graders else None,
         pair=_metrics(parameters, graders),
+        tax_results=tax_results,
     )
 
 
@@ -215,6 +218,7 @@ def print_summary(
     recommendation: dict[str, Any],
     budget_results: DataFrame,
     graders: Scores,
+    tax_results: DataFrame,
     report_html: str,
 ) -> None:
     """Print the tables, then log the recommendation. Takes the report so that this node runs last."""
@@ -223,7 +227,7 @@ def print_summary(
 
     from realign_pipes.reporting.tables import budget_cells, sweep_cells, terminal_table
 
-    tables = [terminal_table(sweep_cells(sweep_results), recommendation["candidate"])]
+    tables = [terminal_table(sweep_cells(sweep_results, tax_results), recommendation["candidate"])]
     graded = _graded_cells(metric_results, judge_results, graders)
     tables += [terminal_table(cells, recommendation["candidate"]) for cells in graded]
     if not budget_results.empty:

@@ -1,0 +1,173 @@
+"""The job of the pipeline tax: lm-evaluation-harness on the candidates of the sweep."""
+
+import json
+import logging
+import math
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from realign_pipes.errors import InputError
+from realign_pipes.generation.transformers_engine import TransformersEngine
+from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_tokenizer, max_positions
+from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
+from realign_pipes.pipelines.tax.parameters import Tax
+from realign_pipes.runtime.launch import AbsolutePath
+from realign_pipes.runtime.parameters import unknown
+from realign_pipes.runtime.progress import progress_bar
+from realign_pipes.runtime.work import do_once
+from realign_pipes.sweep.harness import HarnessTask, candidate_lm, check_new_tokens, load_tasks, measure
+from realign_pipes.sweep.kinds import KINDS, Candidate, model_of
+from realign_pipes.sweep.schemas import TAX_RESULTS, conform
+
+logger = logging.getLogger(__name__)
+
+
+class MeasureTax:
+    """Measure the candidates of a `sweep` on the harness's tasks, or find them measured in `work`.
+
+    It runs in this process: one model is in memory at a time, and candidates that share it follow one another.
+    """
+
+    def __init__(self, parameters: Tax, sweep: MeasureCandidates, work: AbsolutePath) -> None:
+        self.parameters, self.sweep, self.work = parameters, sweep, work
+        self._opened: tuple[Any, TransformersEngine] | None = None
+
+    def run(self) -> pd.DataFrame:
+        """One row for each candidate, task and metric: TAX_RESULTS.
+
+        InputError or MissingFileError, before a model is loaded, for a candidate or a task that does not exist, for
+        data that cannot be had, and for a checkpoint that is missing or was trained from another reference.
+        """
+        parameters, reference = self.parameters, self.sweep.reference
+        candidates = self.candidates()
+        for path in (self.sweep.aligned, *self.sweep.others.values()):
+            check_pair(reference, path)
+        fingerprints = self.sweep.fingerprints(candidates)
+        template = self.sweep.chat_template
+        chat = parameters.apply_chat_template
+        tokenizer = load_chat_tokenizer(reference, template) if chat else load_tokenizer(reference)
+        tasks = load_tasks(
+            parameters.tasks,
+            parameters.include_path,
+            num_fewshot=parameters.num_fewshot,
+            limit=parameters.limit,
+            seed=parameters.seed,
+        )
+        for task in tasks:
+            check_new_tokens(task, max_positions(reference))
+        models = [model_of(candidate) for candidate in candidates]
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        with progress_bar("alignment tax", len(candidates) * len(tasks)) as advance:
+            for place in sorted(range(len(candidates)), key=lambda place: models.index(models[place])):
+                candidate = candidates[place]
+                described = {
+                    **asdict(candidate),
+                    "checkpoints": [fingerprints[path] for path in candidate.checkpoints],
+                }
+                for task in tasks:
+                    found[candidate.name, task.name] = self._measure(candidate, described, task, tokenizer)
+                    advance()
+        self._close()
+        return conform(pd.DataFrame(_rows(candidates, tasks, found)), TAX_RESULTS)
+
+    def candidates(self) -> list[Candidate]:
+        """Those that are measured: the reference, and the sweep's or those of them that the parameters name.
+
+        The sweep's rows that only draw in another way from a model that is a row itself are not: with a min-p, a bias
+        on the closing tag, or an instruction. InputError for one of these that is named.
+        """
+        everything = {candidate.name: candidate for candidate in self.sweep.sweep_candidates()}
+        own = {name: one for name, one in everything.items() if _is_model(one)}
+        if self.parameters.candidates is None:
+            if left := everything.keys() - own.keys():
+                logger.info("not measured, as they are the reference or the aligned model drawn from in another way: "
+                            "%s", ", ".join(sorted(left)))  # fmt: skip
+            return list(own.values())
+        named = dict.fromkeys(["reference", *self.parameters.candidates])
+        for name in named:
+            if name not in everything:
+                raise InputError(f"tax.candidates: {unknown('candidate of the sweep', name, everything)}")
+            if name not in own:
+                raise InputError(
+                    f"tax.candidates: {name} is another row's model, and only draws from it in another way. Remove it."
+                )
+        return [everything[name] for name in named]
+
+    def _measure(
+        self,
+        candidate: Candidate,
+        described: dict[str, Any],
+        task: HarnessTask,
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> dict[str, Any]:
+        """The candidate's figures on a task, measured now or found in the work folder."""
+        parameters = self.parameters
+        description = {
+            "candidate": described,
+            "task": task.description,
+            "limit": parameters.limit,
+            "chat_template": tokenizer.chat_template if parameters.apply_chat_template else None,
+            "seed": parameters.seed,
+            "attn_implementation": self.sweep.attn_implementation,
+            "lm_eval": version("lm_eval"),
+        }
+
+        def do(folder: Any) -> Any:
+            lm = candidate_lm(candidate, self._model(candidate, len(tokenizer)), tokenizer, parameters.batch_size)
+            figures = measure(lm, task, limit=parameters.limit, apply_chat_template=parameters.apply_chat_template)
+            return lambda path: path.write_text(json.dumps(figures, indent=1))
+
+        file = do_once(self.work / candidate.name / task.name, "results.json", description, do)
+        figures: dict[str, Any] = json.loads(file.read_text())
+        return figures
+
+    def _model(self, candidate: Candidate, vocab_size: int) -> PreTrainedModel:
+        """The model of the last candidate if it is this one's too, else a new one in its place."""
+        shared = model_of(candidate)
+        if self._opened is None or self._opened[0] != shared:
+            self._close()  # before the next one needs the memory
+            engine = KINDS[candidate.kind].open(candidate, vocab_size, self.sweep.attn_implementation)
+            assert isinstance(engine, TransformersEngine)  # noqa: S101  for mypy: every kind opens one
+            self._opened = shared, engine
+        return self._opened[1].model
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
+
+def _is_model(candidate: Candidate) -> bool:
+    """Whether it is a distribution of its own, and not another candidate's with another way of drawing from it."""
+    kind = KINDS[candidate.kind]
+    min_p = not kind.has_alpha and candidate.plausibility > 0
+    return not (kind.biases_close or min_p or candidate.instruction is not None)
+
+
+def _rows(
+    candidates: list[Candidate], tasks: list[HarnessTask], found: dict[tuple[str, str], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = []
+    for candidate in candidates:
+        for task in tasks:
+            of_reference = found["reference", task.name]
+            for name, metrics in found[candidate.name, task.name].items():
+                for metric, one in metrics.items():
+                    rows.append(
+                        {
+                            "candidate": candidate.name,
+                            "kind": candidate.kind,
+                            "alpha": candidate.alpha,
+                            "task": name,
+                            "metric": metric,
+                            "value": one["value"],
+                            "stderr": math.nan if one["stderr"] is None else one["stderr"],
+                            "difference": one["value"] - of_reference[name][metric]["value"],
+                            "problems": one["problems"],
+                        }
+                    )
+    return rows

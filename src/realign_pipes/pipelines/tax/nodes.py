@@ -1,0 +1,81 @@
+"""Pipeline tax: what realignment costs on tasks that it was not made for."""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realign_pipes.data.parameters import Models
+from realign_pipes.errors import InputError
+from realign_pipes.generation.parameters import Generation
+from realign_pipes.pipelines.data_prep.parameters import DataPrep
+from realign_pipes.pipelines.inra.parameters import InRa
+from realign_pipes.pipelines.tax.parameters import Tax
+from realign_pipes.pipelines.trra.parameters import TrRa
+from realign_pipes.runtime.launch import Folders
+from realign_pipes.sweep.parameters import AlphaSweep
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame
+else:  # Kedro evaluates these annotations when a run starts; the imports would slow it down
+    Dataset = DataFrame = Any
+
+logger = logging.getLogger(__name__)
+
+
+def measure_tax(
+    parameters: Tax,
+    alpha_sweep: AlphaSweep,
+    data_prep: DataPrep,
+    trra: TrRa,
+    inra: InRa,
+    models: Models,
+    generation: Generation,
+    folders: Folders,
+    reference_model: Path,
+    aligned_model: Path,
+    trra_checkpoints: dict[str, Path],
+    inra_checkpoint: Path,
+    evaluation_set: Dataset,
+) -> DataFrame:
+    """Each candidate's figures on each task. InputError if lm-evaluation-harness is not installed.
+
+    One process with Transformers, whatever the launcher and `generation` say: the harness asks for likelihoods too.
+    """
+    if find_spec("lm_eval") is None:
+        raise InputError(
+            "the pipeline tax needs lm-evaluation-harness, which is not installed: pip install 'realign_pipes[tax]' "
+            "(in a clone: pip install -c requirements.lock lm-eval)"
+        )
+    from realign_pipes.datasets.arrow import folder_of
+    from realign_pipes.models.hub import find_checkpoint
+    from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
+    from realign_pipes.pipelines.tax.job import MeasureTax
+
+    sweep = MeasureCandidates(  # which lists the candidates; nothing of it is run
+        parameters=alpha_sweep,
+        generation=generation,
+        tasks=data_prep.tasks,
+        trra=trra,
+        inra_plausibility=inra.plausibility,
+        reference=reference_model,
+        aligned=aligned_model,
+        trra_checkpoints=trra_checkpoints,
+        inra_checkpoint=inra_checkpoint,
+        problems=folder_of(evaluation_set),
+        work=folders.work / "alpha_sweep",
+        others={name: find_checkpoint(checkpoint) for name, checkpoint in alpha_sweep.others.items()},
+        chat_template=models.chat_template,
+        attn_implementation=models.attn_implementation,
+    )
+    return MeasureTax(parameters, sweep, folders.work / "tax").run()
+
+
+def tabulate_tax(tax_results: DataFrame) -> str:
+    """The table as Markdown, which is logged too."""
+    from realign_pipes.reporting.tables import markdown_table, tax_cells
+
+    table = markdown_table(tax_cells(tax_results), None)
+    logger.info("%s", table)
+    return table
