@@ -1,11 +1,12 @@
 """What a request may say of InRa, and its translation; without vLLM."""
 
+import asyncio
 import json
 import re
 
 import pytest
 from inra_vllm import ARCHITECTURES
-from inra_vllm.front import translate
+from inra_vllm.front import Front, translate
 from inra_vllm.parameters import Realignment, read_realignment
 
 from realign_pipes.paper.schedules import TokenBudget
@@ -96,6 +97,27 @@ def test_prefixes_that_lack_a_stream_are_cached_apart(arguments, salt):
     salted = json.loads(translate(json.dumps({**request, "cache_salt": "R "}).encode()))["cache_salt"]
     # a client's own salt is none of ours
     assert salted == ("R " if arguments == {"inra_alpha": "wrong"} else f"{salt or 'AR '}R ")
+
+
+def test_a_request_that_is_too_large_is_not_kept(monkeypatch):
+    monkeypatch.setattr("inra_vllm.front.LARGEST", 10)
+    parts = iter([b"12345678", b"90", b"1", b"never read"])
+    sent = []
+
+    async def app(*_):
+        raise AssertionError("vLLM must not see it")
+
+    async def receive():
+        return {"type": "http.request", "body": next(parts), "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(Front(app)(scope, receive, send))
+    assert sent[0]["status"] == 400
+    assert "a request has 10 bytes at most" in sent[1]["body"].decode()
+    assert next(parts) == b"never read"
 
 
 def test_both_sides_know_the_same_architectures():

@@ -311,6 +311,8 @@ def test_2000_requests_of_mixed_alphas_and_an_engine_that_is_killed(served):
         assert time.monotonic() < end, "requests are left that nobody waits for"
         time.sleep(0.5)
     assert load.metric("vllm:kv_cache_usage_perc") == 0, "every block was given back"
+    said = load.log.read_text()
+    assert not any(str(prompt[-8:])[1:-1] in said for prompt in prompts), "the log has no prompts, a dead engine's too"
 
 
 def engine_of(pid):

@@ -13,6 +13,8 @@ Send = Callable[[Message], Awaitable[None]]
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 SERVED = (*COMPLETIONS, "/v1/models", "/health", "/metrics", "/version")
 """All that is served. vLLM has more, some of it outside the protection of its API key, such as /invocations."""
+LARGEST = 2**24
+"""Bytes of a request: room for a million tokens. It is held in memory before vLLM asks for its API key."""
 
 
 class Front:
@@ -28,15 +30,10 @@ class Front:
             return await _answer(send, 404, f"there is nothing at {scope['path']}. Served are {', '.join(SERVED)}.")
         if scope["method"] != "POST" or scope["path"] not in COMPLETIONS:
             return await self.app(scope, receive, send)
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                break
         try:
+            body = await _read(receive)
+            if body is None:
+                return None
             body = translate(body)
         except ValueError as error:
             return await _answer(send, 400, str(error))
@@ -52,6 +49,20 @@ class Front:
             return await receive()
 
         return await self.app(scope, replay, send)
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """A request's body; None if the client has hung up. ValueError if it is too large."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > LARGEST:
+            raise ValueError(f"a request has {LARGEST} bytes at most.")
+        if not message.get("more_body", False):
+            return body
 
 
 def translate(body: bytes) -> bytes:
