@@ -82,10 +82,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that is ready, with what it has used so far."""
+    """A server, with what it has used so far."""
 
     url: str
+    port: int
+    log: Path
     guard: psutil.Process
+
+    def wait(self) -> None:
+        """Until it is ready."""
+        while not is_ready(self.port):
+            if not self.guard.is_running() or self.guard.status() == psutil.STATUS_ZOMBIE:
+                raise RuntimeError(end_of_log(self.log))
+            time.sleep(0.5)
 
     def processor_seconds(self) -> float:
         """Of all its processes that still run."""
@@ -143,23 +152,19 @@ def save_adapter(model: PreTrainedModel, folder: Path, seed: int) -> None:
 
 @contextmanager
 def serve(command: list[str], variables: dict[str, str], log: Path) -> Iterator[Running]:
-    """Run a server's command as long as the block runs."""
+    """Run a server's command as long as the block runs; it may not be ready yet."""
     port = free_port()
     with log.open("w") as output:
         guard = start_guard([*command, "--host", HOST, "--port", str(port)], variables, output)
     try:
-        while not is_ready(port):
-            if guard.poll() is not None:
-                raise RuntimeError(end_of_log(log))
-            time.sleep(0.5)
-        yield Running(f"http://{HOST}:{port}", psutil.Process(guard.pid))
+        yield Running(f"http://{HOST}:{port}", port, log, psutil.Process(guard.pid))
     finally:
         guard.terminate()
         guard.wait()
 
 
 def start_all(stack: ExitStack, folder: Path, environment: Path, dtype: str, cache_gib: int) -> dict[str, Running]:
-    """The three servers."""
+    """The three servers, when they are ready."""
     cache = {"VLLM_CPU_KVCACHE_SPACE": str(cache_gib)}
     installed = find_vllm(environment)
     base, inra = ServedModel(folder / "base"), ServedModel(folder / "inra")
@@ -170,10 +175,13 @@ def start_all(stack: ExitStack, folder: Path, environment: Path, dtype: str, cac
         "ladder": ([*stock, *lora, *(f"{rung}={folder / rung}" for rung in RUNGS)], base),
         "inra": ([*serve_command(inra, OneReplica(environment), installed, dtype), *FRONT], inra),
     }
-    return {
+    servers = {
         name: stack.enter_context(serve(command, server_environment(installed, model) | cache, folder / f"{name}.log"))
         for name, (command, model) in commands.items()
     }
+    for server in servers.values():
+        server.wait()
+    return servers
 
 
 def variants(servers: dict[str, Running]) -> dict[str, tuple[Running, list[dict[str, Any]]]]:

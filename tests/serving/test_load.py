@@ -39,7 +39,7 @@ REQUESTS, IN_FLIGHT, MAX_TOKENS = 2000, 64, 16
 ABORTED, STREAMED = 20, 4
 """One request in so many."""
 PROMPTS = 24
-PATIENCE = 1200
+PATIENCE = 2400
 """Seconds for the whole of it, and for each answer: a request that hangs fails the test."""
 GROWTH_MIB = 32
 """How much the server's memory may grow in the second half of a life, over some 500 requests: 64 KiB a request, which
