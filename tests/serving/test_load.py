@@ -86,10 +86,9 @@ class Load:
         finally:
             connection.close()
 
-    def metric(self, name, labels=""):
-        """The sum of a metric over the engine's labels."""
+    def metric(self, name):
         lines = self.get("/metrics")[1].splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{") and labels in line)
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
 
     def wait_for_health(self):
         end = time.monotonic() + PATIENCE
@@ -277,7 +276,6 @@ def test_2000_requests_of_mixed_alphas_and_an_engine_that_is_killed(served):
             while sum(load.outcomes.values()) < REQUESTS // 2:
                 assert load.process.poll() is None, load.log.read_text()[-5000:]
                 time.sleep(0.05)
-            aborts = load.metric("vllm:request_success_total", 'finished_reason="abort"')
             os.kill(engine_of(load.process.pid), signal.SIGKILL)
             killed = time.monotonic()
             load.wait(times=2)
@@ -300,11 +298,10 @@ def test_2000_requests_of_mixed_alphas_and_an_engine_that_is_killed(served):
         growth[life] = end - middle
         print(f"server {life}: {middle:.0f} MiB in the middle of its {last - first} requests, {end:.0f} MiB at the end")
     print(f"{REQUESTS} requests in {seconds:.0f} s, of which {back:.0f} s to start again: {dict(load.outcomes)}")
-    print(f"errors: {dict(load.failures)}; aborts that the first engine knows of: {aborts:.0f}")
+    print(f"errors: {dict(load.failures)}")
 
     assert load.outcomes == {"right": REQUESTS - REQUESTS // ABORTED, "aborted": REQUESTS // ABORTED}
     assert 0 < sum(load.failures.values()) <= 2 * IN_FLIGHT, "only what was in flight, or came while none listened"
-    assert aborts > 0
     assert max(growth.values()) < GROWTH_MIB
     end = time.monotonic() + 60
     while load.metric("vllm:num_requests_running") + load.metric("vllm:num_requests_waiting"):
