@@ -54,6 +54,8 @@ from realign_pipes.serving.server import (
 MIXED = (-0.5, 0.3, 0.5, 1.5)
 RUNGS = ("alpha-0.5", "alpha-1", "alpha-1.5")
 RANK = 16
+PATIENCE = 1800
+"""Seconds for an answer."""
 SHORT = 4
 """Tokens of a completion where prefill binds, and in a prompt's place where decoding does: four times as many."""
 TARGETS = {"InRa, mixed alphas": 0.55, "InRa, alpha 0": 0.95, "InRa, alpha 1": 0.95, "ladder": 0.9}
@@ -102,7 +104,7 @@ class Running:
         return sum(one.user + one.system for one in times)
 
     def metrics(self) -> list[str]:
-        return httpx2.get(f"{self.url}/metrics", trust_env=False).text.splitlines()
+        return httpx2.get(f"{self.url}/metrics", timeout=PATIENCE, trust_env=False).text.splitlines()
 
     def first_tokens(self) -> float:
         """Seconds to first token, summed over its requests."""
@@ -122,7 +124,7 @@ class Running:
         def complete(number: int) -> None:
             body = {"prompt": prompts[number], "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
             body |= changes[number % len(changes)]
-            answer = httpx2.post(f"{self.url}/v1/completions", json=body, timeout=1800, trust_env=False)
+            answer = httpx2.post(f"{self.url}/v1/completions", json=body, timeout=PATIENCE, trust_env=False)
             answer.raise_for_status()
             if answer.json()["usage"]["completion_tokens"] != tokens:
                 raise RuntimeError(f"a completion of {tokens} tokens was asked for: {answer.text[:300]}")
