@@ -19,6 +19,19 @@ SIZES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
             "num_key_value_heads": 2,
         },
     ),
+    # a sixth of SmolLM2's parameters, in about its proportions
+    "22m": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {
+            "vocab_size": 8192,
+            "hidden_size": 384,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+        },
+    ),
     "135m": (
         LlamaForCausalLM,
         LlamaConfig,

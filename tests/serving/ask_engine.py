@@ -40,6 +40,10 @@ def sampling(request):
     )
 
 
+def prompt(request):
+    return {"prompt_token_ids": request["ids"], "cache_salt": request["cache_salt"]}
+
+
 def answer(request, output):
     logprobs = None
     if request.get("prompt_logprobs") is not None:
@@ -51,7 +55,7 @@ def answer(request, output):
 def staggered(requests):
     engine, finished, ends = llm.llm_engine, {}, {}
     for index, request in enumerate(requests):
-        engine.add_request(str(index), {"prompt_token_ids": request["ids"]}, sampling(request))
+        engine.add_request(str(index), prompt(request), sampling(request))
         if request.get("abort"):
             ends[index + 2] = str(index)
         if index in ends:
@@ -66,8 +70,9 @@ def staggered(requests):
 
 
 def together(requests):
-    prompts = [{"prompt_token_ids": request["ids"]} for request in requests]
-    outputs = llm.generate(prompts, [sampling(request) for request in requests], use_tqdm=False)
+    outputs = llm.generate(
+        [prompt(request) for request in requests], [sampling(request) for request in requests], use_tqdm=False
+    )
     return [answer(request, output) for request, output in zip(requests, outputs, strict=True)]
 
 

@@ -1,4 +1,7 @@
-"""InRa in vLLM against `InRaForCausalLM.generate`, token by token in float32, on random models."""
+"""InRa in vLLM against `InRaForCausalLM.generate`, token by token in float32, on random models.
+
+Requests at alpha 0 or 1 run through one stream, and have the salt that `inra_vllm.front` gives them.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inra_vllm.front import translate
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from realign_pipes.paper.inra import InRaForCausalLM
@@ -64,7 +68,8 @@ class Request:
     abort: bool = False
 
     def as_json(self):
-        return {**vars(self), "max_tokens": NEW_TOKENS}
+        salted = json.loads(translate(json.dumps({"vllm_xargs": self.arguments}).encode()))
+        return {**vars(self), "cache_salt": salted.get("cache_salt"), "max_tokens": NEW_TOKENS}
 
     def expected(self, model):
         """The greedy completion."""
@@ -105,7 +110,7 @@ def ask(tmp_path, folder, architecture, phases, staggered=(), **options):
     job = {
         "model": str(folder),
         "architecture": architecture,
-        "options": {"max_model_len": POSITIONS, **options},
+        "options": {"max_model_len": POSITIONS, "additional_config": {"inra_salted": True}, **options},
         "phases": [
             {"staggered": index in staggered, "requests": [request.as_json() for request in phase]}
             for index, phase in enumerate(phases)
@@ -159,10 +164,11 @@ def test_mixed_alphas_and_all_that_a_request_can_ask(tmp_path):
     scored = [replace(one, prompt_logprobs=0) for one in mixed(6, seed=7)]
     scored += [Request(ids, {"inra_alpha": 0.8, "inra_plausibility": 0.001}, prompt_logprobs=0)
                for ids in draw_ids(1, seed=9)]  # fmt: skip
+    base, expanded = ([replace(one, arguments={"inra_alpha": alpha}) for one in requests] for alpha in (0.0, 1.0))
     crowd = budgets + masked + at_an_end + several + without + scored
     arriving = [replace(one, abort=index % 5 == 3) for index, one in enumerate(mixed(16, seed=8))]
 
-    phases = [requests, others, requests, first, crowd, arriving]
+    phases = [requests, others, requests, first, crowd, arriving, base, expanded, requests]
     answers, counters = ask(tmp_path, tmp_path / "model", "Qwen2ForCausalLM", phases, staggered=[5],
                             enable_chunked_prefill=False, max_num_batched_tokens=512)  # fmt: skip
 
@@ -174,6 +180,10 @@ def test_mixed_alphas_and_all_that_a_request_can_ask(tmp_path):
     assert count_equal(crowd, answers[4], model) == len(crowd)
     kept = [place for place, request in enumerate(arriving) if not request.abort]
     assert count_equal([arriving[place] for place in kept], [answers[5][place] for place in kept], model) == len(kept)
+
+    assert count_equal(base, answers[6], model) == 12
+    assert count_equal(expanded, answers[7], model) == 12
+    assert count_equal(requests, answers[8], model) == 12, "what they left in the cache lacks a stream"
 
     for request, answer in zip(scored, answers[4][-len(scored) :], strict=True):
         ids = torch.tensor([request.ids])

@@ -1,11 +1,12 @@
 """What a request may say of InRa, and its translation; without vLLM."""
 
+import asyncio
 import json
 import re
 
 import pytest
 from inra_vllm import ARCHITECTURES
-from inra_vllm.front import translate
+from inra_vllm.front import Front, translate
 from inra_vllm.parameters import Realignment, read_realignment
 
 from realign_pipes.paper.schedules import TokenBudget
@@ -70,10 +71,53 @@ def test_the_authors_control_is_an_alpha():
     assert translated == {
         "model": "inra", "prompt": "é", "vllm_xargs": {"session_id": "mine", "inra_alpha": 0.25},
     }  # fmt: skip
-    for other in (b'{"prompt": "a"}', b"[1]", b"not JSON", b'{"control": 1, "vllm_xargs": 3}'):
+    for other in (b'{"vllm_xargs": {"inra_alpha": 2}}', b"[1]", b"not JSON", b'{"control": 1, "vllm_xargs": 3}'):
         assert translate(other) == other
     with pytest.raises(ValueError, match=re.escape("control and inra_alpha are two names of one thing")):
         translate(b'{"control": 1, "vllm_xargs": {"inra_alpha": 1}}')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "salt"),
+    [
+        ({"inra_alpha": 0}, "R "),
+        ({"inra_alpha": 1e-60}, "R "),  # 0 in float32
+        ({"inra_alpha": 1.0, "inra_plausibility": 0.5}, "A "),
+        ({"inra_plausibility": 0.5}, "default "),
+        ({}, "default "),
+        ({"inra_alpha": 0.5}, None),
+        ({"inra_budget": 8}, None),
+        ({"inra_budget": 8, "inra_alpha": 1, "inra_fast": 1}, None),
+        ({"inra_alpha": "wrong"}, None),
+    ],
+)
+def test_prefixes_that_lack_a_stream_are_cached_apart(arguments, salt):
+    request = {"prompt": "a", "vllm_xargs": arguments}
+    assert json.loads(translate(json.dumps(request).encode())).get("cache_salt") == salt
+    salted = json.loads(translate(json.dumps({**request, "cache_salt": "R "}).encode()))["cache_salt"]
+    # a client's own salt is none of ours
+    assert salted == ("R " if arguments == {"inra_alpha": "wrong"} else f"{salt or 'AR '}R ")
+
+
+def test_a_request_that_is_too_large_is_not_kept(monkeypatch):
+    monkeypatch.setattr("inra_vllm.front.LARGEST", 10)
+    parts = iter([b"12345678", b"90", b"1", b"never read"])
+    sent = []
+
+    async def app(*_):
+        raise AssertionError("vLLM must not see it")
+
+    async def receive():
+        return {"type": "http.request", "body": next(parts), "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(Front(app)(scope, receive, send))
+    assert sent[0]["status"] == 400
+    assert "a request has 10 bytes at most" in sent[1]["body"].decode()
+    assert next(parts) == b"never read"
 
 
 def test_both_sides_know_the_same_architectures():

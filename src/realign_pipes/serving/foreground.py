@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY = "VLLM_API_KEY"
 """The variable that vLLM reads its API key from: on the command line every user of the machine would see it."""
+FRONT = ["--middleware", "inra_vllm.front.Front", "--additional-config", '{"inra_salted": true}']
+"""What stands before vLLM's HTTP server, and that it does: requests at alpha 0 or 1 then run through one stream."""
 PAUSE = 1.0
 """Seconds between the end of a server and the start of the next."""
 
@@ -41,7 +43,8 @@ class Limits:
     """What a request may ask for at most."""
 
     max_model_len: int | None = None
-    """Tokens of a prompt and its completion together; None: as many as the model has positions."""
+    """Tokens of a prompt and its completion together; None: as many as the model has positions, or on the CPU as the KV
+    cache has room for."""
     max_tokens: int | None = None
     """Tokens of a completion; a request for more gets as many. None: up to `max_model_len`."""
     max_n: int = 16
@@ -76,10 +79,8 @@ def serve_inra(model: Path, environment: Path, address: Address, limits: Limits,
     installed = server.find_vllm(environment)
     check_plugin(installed.python)
     served = server.ServedModel(model)
-    command = server.serve_command(served, _OneReplica(environment), installed, read_dtype(model))
-    command += ["--host", address.host, "--port", str(address.port), "--middleware", "inra_vllm.front.Front"]
-    if limits.max_model_len is not None:
-        command += ["--max-model-len", str(limits.max_model_len)]
+    command = server.serve_command(served, _OneReplica(environment), installed, read_dtype(model), limits.max_model_len)
+    command += ["--host", address.host, "--port", str(address.port), *FRONT]
     if limits.max_tokens is not None:
         command += ["--override-generation-config", json.dumps({"max_new_tokens": limits.max_tokens})]
     if log_requests:

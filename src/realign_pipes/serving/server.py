@@ -119,7 +119,7 @@ def start_server(model: ServedModel, parameters: ServerParameters, log: Path) ->
     if is_inra(model.checkpoint):
         check_plugin(installed.python)
     dtype = read_dtype(model.checkpoint)
-    port = _free_port()
+    port = free_port()
     command = [*serve_command(model, parameters, installed, dtype), "--host", HOST, "--port", str(port)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
@@ -172,8 +172,18 @@ def served_name(model: ServedModel) -> str:
     return (model.lora or model.checkpoint).absolute().name
 
 
-def serve_command(model: ServedModel, parameters: ServerParameters, installed: Installed, dtype: str) -> list[str]:
-    """The command that serves `model`, without its address. InputError for a model that vLLM cannot serve here."""
+def serve_command(
+    model: ServedModel,
+    parameters: ServerParameters,
+    installed: Installed,
+    dtype: str,
+    max_model_len: int | None = None,
+) -> list[str]:
+    """The command that serves `model`, without its address. InputError for a model that vLLM cannot serve here.
+
+    `max_model_len` limits the tokens of a prompt and its completion together; None: the model's positions, or on the
+    CPU as many of them as the KV cache has room for.
+    """
     checkpoint = str(model.checkpoint.absolute())
     command = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint]
     command += ["--dtype", dtype, "--generation-config", "vllm"]  # sampling comes from the requests alone
@@ -189,7 +199,9 @@ def serve_command(model: ServedModel, parameters: ServerParameters, installed: I
     if is_inra(model.checkpoint):
         command += inra_options(model.checkpoint)
     if installed.cpu:
-        command += cpu_options(model.checkpoint)
+        command += cpu_options(model.checkpoint, max_model_len)
+    elif max_model_len is not None:
+        command += ["--max-model-len", str(max_model_len)]
     return command
 
 
@@ -207,10 +219,11 @@ def lora_options(adapters: Mapping[str, Path], rank: int) -> list[str]:
     return [*options, "--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
 
 
-def cpu_options(checkpoint: Path) -> list[str]:
+def cpu_options(checkpoint: Path, max_model_len: int | None = None) -> list[str]:
     """Chunked prefill is off, as on the CPU it ends the whole server when many requests with seeds wait together.
 
-    Without it, a batch has to have room for the longest prompt.
+    Without it, a batch has to have room for the longest prompt. A cache that has no room for all the positions of a
+    model that has many would be refused.
     """
     config: Any = read_config(checkpoint).get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -218,8 +231,9 @@ def cpu_options(checkpoint: Path) -> list[str]:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         raise InputError(f"{checkpoint} has attention heads of size {size}. On the CPU, vLLM serves only the sizes "
                          f"{sizes}. Choose generation.engine: transformers.")  # fmt: skip
-    tokens = max(CPU_BATCHED_TOKENS, getattr(config, "max_position_embeddings", 0))
-    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
+    tokens = max(CPU_BATCHED_TOKENS, max_model_len or getattr(config, "max_position_embeddings", 0))
+    longest = "auto" if max_model_len is None else str(max_model_len)
+    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens), "--max-model-len", longest]
 
 
 def server_environment(installed: Installed, model: ServedModel) -> dict[str, str]:
@@ -237,7 +251,8 @@ def server_environment(installed: Installed, model: ServedModel) -> dict[str, st
     return environment
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One of HOST that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -24,7 +24,7 @@ def with_scores(answers: Answers, scores: pd.DataFrame, metrics: Iterable[Metric
     `scores` has the columns SCORES. A problem's value is the mean over its samples. InputError for a metric that
     `scores` does not have, and for a candidate that was not scored on the problems that the reference was.
     """
-    values = {task: dict(columns) for task, columns in answers.values.items()}
+    values: dict[str, dict[str, Floats]] = {task: dict(columns) for task, columns in answers.values.items()}
     names = answers.about["candidate"].tolist()
     for metric in metrics:
         if metric in (PASS_AT_1, TOKENS):  # the answers have them
@@ -38,7 +38,7 @@ def with_scores(answers: Answers, scores: pd.DataFrame, metrics: Iterable[Metric
             table = means.reindex(index=rows, columns=problems).to_numpy(float)
             _check_scored(table, answers.reference, names, f"{metric.name} of task {task}")
             values[task][metric.column] = table
-    return replace(answers, values=values)
+    return replace(answers, values=dict(values))
 
 
 def _check_scored(table: Floats, reference: int, names: Sequence[str], what: str) -> None:

@@ -9,6 +9,8 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from realign_pipes.paper.expansion import InRaConfig
 
 REQUESTS = "inra_vllm.requests:Requests"
+SALTED = "inra_salted"
+"""In --additional-config: whether `front` stands before the server, and salts what has one stream in the cache."""
 
 
 def read_inra_config(model: str) -> InRaConfig:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from inra_vllm.parameters import read_realignment
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -11,10 +13,12 @@ Send = Callable[[Message], Awaitable[None]]
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 SERVED = (*COMPLETIONS, "/v1/models", "/health", "/metrics", "/version")
 """All that is served. vLLM has more, some of it outside the protection of its API key, such as /invocations."""
+LARGEST = 2**24
+"""Bytes of a request: room for a million tokens. It is held in memory before vLLM asks for its API key."""
 
 
 class Front:
-    """Serves only `SERVED`, and translates `control`, the field of the paper's authors' clients, into `inra_alpha`."""
+    """Serves only `SERVED`, and prepares what is asked for a completion (`translate`)."""
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
@@ -26,15 +30,10 @@ class Front:
             return await _answer(send, 404, f"there is nothing at {scope['path']}. Served are {', '.join(SERVED)}.")
         if scope["method"] != "POST" or scope["path"] not in COMPLETIONS:
             return await self.app(scope, receive, send)
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                break
         try:
+            body = await _read(receive)
+            if body is None:
+                return None
             body = translate(body)
         except ValueError as error:
             return await _answer(send, 400, str(error))
@@ -52,21 +51,54 @@ class Front:
         return await self.app(scope, replay, send)
 
 
+async def _read(receive: Receive) -> bytes | None:
+    """A request's body; None if the client has hung up. ValueError if it is too large."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > LARGEST:
+            raise ValueError(f"a request has {LARGEST} bytes at most.")
+        if not message.get("more_body", False):
+            return body
+
+
 def translate(body: bytes) -> bytes:
-    """A request's JSON with `control` as `vllm_xargs.inra_alpha`, else unchanged. ValueError if it has both."""
+    """A request's JSON with `control`, the field of the paper's authors' clients, as `vllm_xargs.inra_alpha`, and with
+    the `cache_salt` of what it needs. ValueError if it has both names of alpha. vLLM refuses what is wrong otherwise.
+
+    A request that stays at alpha 0 or 1 runs through one stream alone (`models`), and its cached prefixes lack the
+    other one: the salt keeps them from the requests that need it. Those that name no alpha share one, whatever the
+    default is.
+    """
     try:
         request = json.loads(body)
     except ValueError:
-        return body  # vLLM says what is wrong with it
-    if not isinstance(request, dict) or "control" not in request:
+        return body
+    if not isinstance(request, dict):
         return body
     arguments = request.get("vllm_xargs") or {}
     if not isinstance(arguments, dict):
         return body
-    if "inra_alpha" in arguments:
-        raise ValueError("control and inra_alpha are two names of one thing: give one of them.")
-    control = request.pop("control")
-    return json.dumps({**request, "vllm_xargs": {**arguments, "inra_alpha": control}}).encode()
+    if "control" in request:
+        if "inra_alpha" in arguments:
+            raise ValueError("control and inra_alpha are two names of one thing: give one of them.")
+        arguments = {**arguments, "inra_alpha": request.pop("control")}
+        request["vllm_xargs"] = arguments
+    try:
+        realignment = read_realignment(arguments)
+    except ValueError:
+        return json.dumps(request).encode()
+    if not arguments.keys() & {"inra_alpha", "inra_budget"}:
+        streams = "default"
+    else:
+        streams = "A" * realignment.needs_aligned + "R" * realignment.needs_reference
+    salt = request.get("cache_salt") or ""
+    if isinstance(salt, str) and (salt or streams != "AR"):
+        request["cache_salt"] = f"{streams} {salt}"
+    return json.dumps(request).encode()
 
 
 async def _answer(send: Send, status: int, message: str) -> None:

@@ -24,6 +24,16 @@ class Realignment:
     begun: int = 0
     """Tokens of the completion that are at the end of the prompt already: the schedule counts them too."""
 
+    @property
+    def needs_aligned(self) -> bool:
+        """Whether stream A shows in any of its tokens."""
+        return self.alpha != 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether stream R shows in any of its tokens."""
+        return self.alpha != 1
+
 
 def read_realignment(arguments: Mapping[str, Any] | None, default_alpha: float = 1.0) -> Realignment:
     """What a request's `vllm_xargs` ask for. Names that do not start with `inra_` are others' business.

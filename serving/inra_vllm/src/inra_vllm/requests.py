@@ -14,8 +14,11 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from inra_vllm.config import read_inra_config
+from inra_vllm.config import SALTED, read_inra_config
 from inra_vllm.parameters import Realignment, read_realignment
+
+Rows = torch.Tensor | None
+"""Places of tokens in the batch, [n]; None: all of them."""
 
 
 class Requests(LogitsProcessor):
@@ -27,6 +30,8 @@ class Requests(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         inra = read_inra_config(vllm_config.model_config.model)
         self.default_alpha = 1.0 if inra.default_alpha is None else inra.default_alpha
+        self.one_stream = bool(vllm_config.additional_config.get(SALTED))
+        """Whether requests at alpha 0 or 1 run through one stream: their cached prefixes then need a salt."""
         self.places: dict[int, tuple[Realignment, int]] = {}
         """The realignment of each request, and how many tokens its prompt has."""
         Requests.in_process = self
@@ -59,8 +64,8 @@ class Requests(LogitsProcessor):
         """Whether a request of the batch has a plausibility above 0."""
         return any(realignment.plausibility > 0 for realignment, _ in self.places.values())
 
-    def per_token(self, positions: torch.Tensor, layer: str) -> torch.Tensor:
-        """Alpha and plausibility of each token of the batch, float32 [N, 2].
+    def per_token(self, positions: torch.Tensor, layer: str) -> tuple[torch.Tensor, Rows, Rows]:
+        """Alpha and plausibility of each token of the batch, float32 [N, 2], and which tokens need stream A and R.
 
         `positions` [N] are the tokens' in their requests, and `layer` names one that attends. The token at the prompt's
         last position is the one that writes token 0 of the completion, so a schedule is at step 0 there; for those
@@ -69,7 +74,7 @@ class Requests(LogitsProcessor):
         """
         metadata: Any = get_forward_context().attn_metadata
         if metadata is None:  # vLLM measures its memory
-            return torch.zeros(len(positions), 2, device=positions.device)
+            return torch.zeros(len(positions), 2, device=positions.device), None, None
         starts = metadata[layer].query_start_loc
         requests = [self.places[place] for place in range(len(self.places))]
         if len(starts) != len(requests) + 1:
@@ -89,4 +94,11 @@ class Requests(LogitsProcessor):
                 rows = slice(bounds[place], bounds[place + 1])
                 steps = ((positions[rows] - (prompt - 1)).clamp_(min=0) + realignment.begun).tolist()
                 per_token[rows, 0] = torch.tensor([realignment.alpha(step, 0) for step in steps]).to(per_token)
-        return per_token
+        aligned = self._rows([one.needs_aligned for one, _ in requests], place_of)
+        return per_token, aligned, self._rows([one.needs_reference for one, _ in requests], place_of)
+
+    def _rows(self, needed: list[bool], place_of: torch.Tensor) -> Rows:
+        """The tokens of the requests that need a stream."""
+        if all(needed) or not self.one_stream:
+            return None
+        return torch.tensor(needed, device=place_of.device)[place_of].nonzero()[:, 0]
