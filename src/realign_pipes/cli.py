@@ -1,4 +1,4 @@
-"""The commands `run` (of `kedro` and `realign-pipes`), `init`, `serve` and `playground`, and what a run says on the console.
+"""The commands `run` (of `kedro` and `realign-pipes`), `init`, `serve`, `playground`; what a run says on the console.
 
 Kedro takes `cli` from here and uses its `run` instead of its own.
 """
