@@ -1,0 +1,380 @@
+"""The playground without a browser: what is asked, what is shown, what is refused, and what is said of a dead server."""
+
+import asyncio
+import base64
+import html
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+from realign_pipes.cli import program
+from realign_pipes.errors import InputError
+from realign_pipes.models.load import load_chat_tokenizer, render_chat
+from realign_pipes.paper.inra import InRaForCausalLM
+from realign_pipes.paper.schedules import TokenBudget
+from realign_pipes.serving.playground.answers import CHARACTERS, Answer, fold, follow, read_question, read_tags
+from realign_pipes.serving.playground.front import Front
+from realign_pipes.serving.playground.local import LocalModel
+from realign_pipes.serving.playground.server import ServerBackend, find_server, refusal
+from realign_pipes.serving.playground.shown import Turn, read_chat, show_answer, show_conversation, show_side_by_side
+from realign_pipes.tasks.completion import THINK, ThinkingTags
+
+PAYLOAD = "<img src=x onerror='window.hacked = 1'>${window.hacked = 1}{{7 * 7}}</details>\"&amp;"
+INRA = ServerBackend("http://127.0.0.1:9", "inra", max_tokens=100)
+LADDER = ServerBackend("http://127.0.0.1:9", "base", 100, {0.5: "alpha-0.5", -0.5: "alpha--0.5", 1.5: "alpha-1.5"})
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "expected"),
+    [
+        ("4 - 9 = -5</think><answer> 2", True, ("4 - 9 = -5", "<answer> 2")),
+        ("<think>hm</think> 2", False, ("hm", "2")),
+        ("so far", True, ("so far", None)),
+        ("<think>so far", False, ("so far", None)),
+        ("no thinking", False, ("", "no thinking")),
+        ("a</think>b</think>c", True, ("a</think>b", "c")),  # as grading: the last closing tag counts
+        ("", True, ("", None)),
+    ],
+)
+def test_fold(text, opened, expected):
+    assert fold(text, THINK, opened=opened) == expected
+
+
+def test_tags_are_those_of_the_chat_template(tmp_path, make_checkpoint, thinking_tokenizer):
+    assert read_tags(None) == (THINK, False)
+    thinking_tokenizer.chat_template = thinking_tokenizer.chat_template.replace("<think>", "<|start_thinking|>")
+    folder = make_checkpoint(tmp_path / "model", tokenizer=thinking_tokenizer)
+    assert read_tags(folder) == (ThinkingTags(open="<|start_thinking|>", close="<|/start_thinking|>"), True)
+
+
+def test_everything_that_was_written_is_escaped():
+    answer = Answer(0.5, f"{PAYLOAD}</think>{PAYLOAD}", tokens=9, thinking=4, cut=True, trouble=PAYLOAD)
+    shown = show_conversation([Turn(PAYLOAD, answer)], INRA, PAYLOAD)
+    assert shown.count(html.escape(PAYLOAD)) == 5
+    for tag in ("article", "details", "div"):  # nothing that was written opens or closes an element
+        assert shown.count(f"<{tag}") == shown.count(f"</{tag}>")
+    assert "<img" not in shown
+    assert show_side_by_side([answer], INRA).count(html.escape(PAYLOAD)) == 3
+
+
+def test_an_answer_is_shown_with_its_tokens_and_its_thinking_folded_once_it_is_over():
+    answer = Answer(0.25)
+    answer.extend("<think>hm", 8, THINK)
+    assert "8 tokens, 8 of them thinking" in show_answer(answer, INRA, 8)
+    assert "<details open>" in show_answer(answer, INRA, 8)
+    answer.extend("<think>hm</think>", 10, THINK)
+    answer.extend("<think>hm</think> 2", 40, THINK)
+    shown = show_answer(answer, INRA, 80)
+    assert "<b>alpha 0.25</b>" in shown and "40 tokens, 10 of them thinking" in shown
+    assert "<details open>" not in shown and "<details" in shown
+    assert "width:12.5%" in shown and "width:37.5%" in shown  # 10 and 30 of 80
+
+
+def test_a_server_is_asked_for_what_was_chosen():
+    chat = [{"role": "user", "content": "?"}]
+    body = INRA.body(chat, 0.25, 0)
+    assert body["vllm_xargs"] == {"inra_alpha": 0.25} and body["model"] == "inra"
+    assert body["stream"] and body["temperature"] == 0 and body["max_tokens"] == 100 and body["messages"] == chat
+    assert INRA.body(chat, 0.25, 64)["vllm_xargs"] == {"inra_alpha": 0.25, "inra_budget": 64}
+    body = LADDER.body(chat, -0.5, 0)
+    assert body["model"] == "alpha--0.5" and "vllm_xargs" not in body
+
+
+ASKED = {"message": "?", "alphas": [0.5], "budget": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"message": "  "}, "write a message first"),
+        ({"message": "x" * (CHARACTERS + 1)}, "wrong with the message"),
+        ({"message": {"path": "/etc/passwd"}}, "wrong with the message"),
+        ({"alphas": []}, "wrong with alpha"),
+        ({"alphas": [None]}, "wrong with alpha"),
+        ({"alphas": ["0.5"]}, "wrong with alpha"),
+        ({"alphas": [7]}, "wrong with alpha"),
+        ({"alphas": [float("nan")]}, "wrong with alpha"),
+        ({"alphas": [0, 1, 2, 3]}, "wrong with alpha"),
+        ({"budget": 101}, "budget of 101 tokens"),
+        ({"budget": -1}, "wrong with the budget"),
+        ({"budget": None}, "wrong with the budget"),
+        ({"model": "other"}, "wrong with the question"),
+    ],
+)
+def test_what_is_not_a_question_is_refused_in_words(change, said):
+    with pytest.raises(InputError, match=said):
+        read_question(INRA, {**ASKED, **change})
+
+
+def test_a_ladder_has_its_rungs_and_no_budget():
+    assert read_question(LADDER, {**ASKED, "alphas": [-0.5, 1.5]}).alphas == [-0.5, 1.5]
+    with pytest.raises(InputError, match=r"no rung at 0.25. Its rungs are -0.5, 0.5, 1.5"):
+        read_question(LADDER, {**ASKED, "alphas": [0.25]})
+    with pytest.raises(InputError, match="budget of 5"):
+        read_question(LADDER, {**ASKED, "budget": 5})
+    with pytest.raises(InputError, match="wrong with the question"):
+        read_question(LADDER, None)
+
+
+def test_a_conversation_goes_on_with_its_answers_and_without_its_thinking():
+    turns = [
+        Turn("a", Answer(1, "hm</think> b")),
+        Turn("c", Answer(1, "", trouble="The server is dead")),
+        Turn("d", Answer(1, "<think>without an end")),
+    ]
+    assert read_chat(turns, "e", INRA) == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "e"},
+    ]
+    long = [Turn("x" * CHARACTERS, Answer(1, "y" * CHARACTERS))] * 2
+    with pytest.raises(InputError, match="start a new one"):
+        read_chat(long, "e", INRA)
+
+
+# -- a model in this process -------------------------------------------------------------------------------------------
+@pytest.fixture
+def inra(tmp_path, make_checkpoint, thinking_tokenizer):
+    """The folder of a random InRa model whose adapter is far from the identity, in float64."""
+    folder = make_checkpoint(tmp_path / "inra", tokenizer=thinking_tokenizer, dtype="float64")
+    model = InRaForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(folder))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in (one for layer in model.adapter_layers for one in layer.parameters()):
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write(backend, answers, message="4 - 9 =", budget=0):
+    async def write_all():
+        async for _ in follow(backend, [{"role": "user", "content": message}], budget, answers):
+            pass
+
+    asyncio.run(write_all())
+    return answers
+
+
+def generated(folder, alpha, message="4 - 9 =", tokens=24):
+    """What InRaForCausalLM.generate writes."""
+    tokenizer, model = load_chat_tokenizer(folder), InRaForCausalLM.from_pretrained(folder)
+    prompt = render_chat(tokenizer, [{"role": "user", "content": message}], add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**ids, alpha=alpha, max_new_tokens=tokens, do_sample=False)
+    return tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_answers_in_this_process_are_those_of_generate(inra):
+    backend = LocalModel(inra, max_tokens=24)
+    answers = write(backend, [Answer(0.0), Answer(0.5), Answer(1.5)])
+    texts = [answer.text for answer in answers]
+    assert texts == [generated(inra, alpha) for alpha in (0.0, 0.5, 1.5)] and len(set(texts)) == 3
+    assert all(answer.tokens == 24 and answer.cut for answer in answers)
+    budgeted = write(backend, [Answer(0.0)], budget=12)
+    assert budgeted[0].text == generated(inra, TokenBudget(12)) != texts[0]
+    backend.stops = frozenset([backend.tokenizer.encode(texts[0])[5]])  # what comes after a row's end is not shown
+    ended = write(backend, [Answer(0.0)])[0]
+    assert ended.tokens <= 6 and not ended.cut
+
+
+def test_a_conversation_without_room_for_an_answer_says_so(inra):
+    answer = write(LocalModel(inra, max_tokens=24), [Answer(1.0)], message="x" * 600)[0]
+    assert "the model has no room for more" in answer.trouble
+
+
+def test_an_answer_that_nobody_waits_for_is_not_written_to_its_end(inra):
+    backend, answer = LocalModel(inra, max_tokens=400), Answer(0.5)
+
+    async def leave():
+        following = follow(backend, [{"role": "user", "content": "?"}], 0, [answer])
+        async for _ in following:
+            if answer.tokens:
+                break
+        await following.aclose()
+
+    asyncio.run(leave())  # which waits for the thread
+    assert 0 < answer.tokens < 400
+    assert not backend._busy.locked()
+
+
+# -- a server ----------------------------------------------------------------------------------------------------------
+class Script(ThreadingHTTPServer):
+    """A server on loopback that answers with the alpha that it is asked for, as often as `words` says."""
+
+    def __init__(self, models=("inra",), knows_alpha=True):
+        self.models, self.knows_alpha, self.words, self.end = models, knows_alpha, 3, "data: [DONE]\n\n"
+        self.bodies = []
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.reply(200, {"data": [{"id": name, "max_model_len": 120} for name in self.server.models]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        alpha = body.get("vllm_xargs", {}).get("inra_alpha")
+        if self.path == "/v1/completions":
+            wrong = self.server.knows_alpha and abs(alpha) > 100
+            return self.reply(400 if wrong else 200, {"error": {"message": "inra_alpha must be between -100 and 100"}})
+        self.server.bodies.append(body)
+        if body["messages"][-1]["content"] == "refuse":
+            return self.reply(400, {"error": {"message": f"no, {PAYLOAD}"}})
+        self.send_response(200)
+        self.end_headers()
+        said = body["model"] if alpha is None else f"alpha={alpha:g}"
+        for word, text in enumerate([f"{said}</think>", *[f" {said}"] * self.server.words], start=1):
+            self.chunk({"choices": [{"delta": {"content": text}}], "usage": {"completion_tokens": 2 * word}})
+        self.chunk({"choices": [{"delta": {"content": PAYLOAD}, "finish_reason": "length"}]})
+        self.wfile.write(self.server.end.encode())
+        return None
+
+    def chunk(self, content):
+        self.wfile.write(f"data: {json.dumps(content)}\n\n".encode())
+
+    def reply(self, status, content):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def script():
+    """`script(…)` starts one."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Script(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def test_answers_of_a_server_each_at_its_alpha(script):
+    server = script()
+    backend = find_server(f"{server.url}/v1/", 1000, None, None)
+    assert backend.name == "inra" and backend.rungs == [] and backend.max_tokens == 60  # half of its positions
+    answers = write(backend, [Answer(0.0), Answer(-0.35), Answer(2.0)], budget=7)
+    for answer, said in zip(answers, ("alpha=0", "alpha=-0.35", "alpha=2"), strict=True):
+        assert answer.text == f"{said}</think>" + f" {said}" * 3 + PAYLOAD
+        assert (answer.tokens, answer.thinking, answer.cut, answer.trouble) == (8, 2, True, "")
+    assert all(body["vllm_xargs"]["inra_budget"] == 7 for body in server.bodies)
+    refused = write(backend, [Answer(0.0)], message="refuse")[0]
+    assert refused.trouble == f"The server refuses this (status 400): no, {PAYLOAD}"
+    assert refusal(502, b"<html>bad") == "The server refuses this (status 502): <html>bad"
+
+
+def test_the_models_of_a_ladder_are_its_rungs(script):
+    server = script(["base", "alpha-1.5", "alpha--0.5", "alpha-0.5", "alpha-x"], knows_alpha=False)
+    backend = find_server(server.url, 10, None, None)
+    assert backend.rungs == [-0.5, 0.5, 1.5]
+    assert write(backend, [Answer(-0.5)])[0].text.startswith("alpha--0.5</think>")
+
+
+def test_a_server_that_is_not_there_or_does_not_know_alpha_is_refused(script):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(InputError, match=r"no server answers at http.* `realign-pipes serve MODEL` starts one"):
+            find_server(f"http://127.0.0.1:{taken.getsockname()[1]}", 10, None, None)
+    with pytest.raises(InputError, match="does not know alpha"):
+        find_server(script(knows_alpha=False).url, 10, None, None)
+    with pytest.raises(InputError, match="no server answers at localhost:80"):
+        find_server("localhost:80", 10, None, None)
+    with pytest.raises(InputError, match="not a list of models"):
+        find_server(script(models=[]).url, 10, None, None)
+
+
+def test_a_server_that_dies_is_said_in_words(script):
+    server = script()
+    backend = find_server(server.url, 100, None, None)
+    server.end = ""
+    answer = write(backend, [Answer(1.0)])[0]
+    assert answer.text.startswith("alpha=1</think>")  # what it wrote stays
+    assert answer.trouble == f"The server at {server.url} ended in the middle of this answer."
+    server.end = 'data: {"error": {"message": "EngineCore died"}}\n\ndata: [DONE]\n\n'
+    assert write(backend, [Answer(1.0)])[0].trouble == "The server says: EngineCore died"
+    server.end = "data: {\n\ndata: [DONE]\n\n"
+    assert "sent what cannot be read" in write(backend, [Answer(1.0)])[0].trouble
+    server.stop()
+    answer = write(backend, [Answer(1.0)])[0]
+    assert answer.trouble == f"The server at {server.url} does not answer. Is it running?" and not answer.text
+
+
+# -- who may ask what --------------------------------------------------------------------------------------------------
+def status(password, path="/", host="127.0.0.1:7860", method="GET", **headers):
+    """The answer of `Front` before an application that answers 200 to everything."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    given = {"host": host, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    scope = {"type": "http", "path": path, "method": method,
+             "headers": [(name.encode(), value.encode()) for name, value in given.items()]}  # fmt: skip
+    asyncio.run(Front(app, password)(scope, None, send))
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+def basic(text):
+    return f"Basic {base64.b64encode(text.encode()).decode()}"
+
+
+def test_the_page_alone_is_served():
+    code, headers = status(None)
+    assert code == 200 and b"default-src 'self'" in headers[b"content-security-policy"]
+    assert status(None, "/gradio_api/queue/join", method="POST", content_length="10")[0] == 200
+    for path in ("/gradio_api/upload", "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://x", "/docs",
+                 "/gradio_api/component_server", "/gradio_api/call/chat", "/monitoring"):  # fmt: skip
+        assert status(None, path, method="POST", content_length="10")[0] == 404
+    assert status(None, "/gradio_api/queue/join", method="POST", content_length="9999999")[0] == 413
+    assert status(None, "/gradio_api/queue/join", method="POST")[0] == 413
+    assert status(None, host="evil.example:7860")[0] == 400
+    assert status(None, host="[::1]:7860")[0] == 200
+
+
+def test_a_password_is_asked_of_everybody():
+    code, headers = status("secret", host="page.example")
+    assert code == 401 and headers[b"www-authenticate"].startswith(b"Basic")
+    assert status("secret", host="page.example", authorization=basic("any name:secret"))[0] == 200
+    for wrong in (basic("a:Secret"), basic("secret"), "Basic !", "Bearer secret", basic("a:")):
+        assert status("secret", "/assets/x.js", host="page.example", authorization=wrong)[0] == 401
+
+
+def refused(*arguments):
+    result = CliRunner().invoke(program, ["playground", *map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    return result.output
+
+
+def test_the_command_refuses_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.delenv("PLAYGROUND_PASSWORD", raising=False)
+    assert "set a password in the variable PLAYGROUND_PASSWORD" in refused("--host", "192.0.2.1")
+    assert "Name an InRa model's folder, or a server with --server" in refused("--port", 17860)
+    assert "has no inra_config.json" in refused(tmp_path, "--port", 17860)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "cannot listen on" in refused("--port", taken.getsockname()[1])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'realign_pipes[playground]'" in refused(tmp_path)
