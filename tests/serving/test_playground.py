@@ -1,15 +1,18 @@
-"""The playground without a browser: what is asked, what is shown, what is refused, and what is said of a dead server."""
+"""The playground: what is asked, what is shown, what is refused, what is said of a dead server; and all in a browser."""
 
 import asyncio
 import base64
 import html
 import json
+import shutil
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import uvicorn
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
@@ -378,3 +381,152 @@ def test_the_command_refuses_before_a_model_is_loaded(tmp_path, monkeypatch):
         assert "cannot listen on" in refused("--port", taken.getsockname()[1])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'realign_pipes[playground]'" in refused(tmp_path)
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.fail("This test needs Chromium: install the Debian package `chromium`.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, monkeypatch):
+    """`open_page(backend)` shows its page, without the protection of its Content-Security-Policy.
+
+    Fails if the page or this process asked for anything beyond loopback, or if script that was written somewhere ran.
+    """
+    from realign_pipes.serving.playground.page import build_app
+
+    asked, connected, errors, servers = [], [], [], []
+    connect = socket.socket.connect
+
+    def note(self, address):
+        connected.append(address)
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", note)
+    context = browser.new_context(bypass_csp=True, viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(120_000)
+
+    def show(backend):
+        server = uvicorn.Server(uvicorn.Config(build_app(backend, None), port=0, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        servers.append((server, thread))
+        while not server.started:
+            time.sleep(0.1)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("response", lambda answer: errors.append(answer.url) if answer.status >= 400 else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/")
+        page.wait_for_selector("#message textarea:enabled")
+        return page
+
+    yield show
+    hacked = [page.evaluate("window.hacked ?? null") for page in context.pages]
+    context.close()
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join()
+    assert len(asked) > 30 and [url for url in asked if not url.startswith("http://127.0.0.1:")] == []
+    assert [one for one in connected if isinstance(one, tuple) and one[0] not in ("127.0.0.1", "localhost")] == []
+    assert errors == [] and set(hacked) == {None}
+
+
+MOVE_AND_SEND = """([id, kind, value]) => {
+    const field = document.querySelector(`#alpha input[type=${kind}]`);
+    field.value = value;
+    field.dispatchEvent(new Event('input', {bubbles: true}));
+    document.querySelector(id).click();
+}"""
+"""Both in one go: nothing of the page's own runs in between."""
+
+
+def send(page, text):
+    page.fill("#message textarea", text)
+    page.press("#message textarea", "Enter")
+
+
+def answer_number(page, number):
+    return page.locator("#conversation article").nth(number)
+
+
+@pytest.mark.browser
+@pytest.mark.full
+def test_another_alpha_is_another_answer_and_the_one_that_generate_gives(open_page, inra):
+    page, message = open_page(LocalModel(inra, max_tokens=24)), f"4 - 9 {PAYLOAD} ="
+    for number, alpha in enumerate(("0", "1.5")):
+        page.fill("#alpha input[type=number]", alpha)
+        send(page, message)
+        answer = answer_number(page, number)
+        answer.get_by_text("Cut after 24 tokens").wait_for()
+        assert answer.locator("b").text_content() == f"alpha {alpha}"
+    texts = [generated(inra, alpha, message) for alpha in (0.0, 1.5)]
+    shown = page.locator("#conversation article .written").all_text_contents()
+    assert texts[0] != texts[1]
+    assert shown == [text.strip() for text in texts]
+    assert page.locator(".question").first.text_content() == message
+    assert page.locator("#conversation img").count() == 0
+
+
+@pytest.mark.browser
+@pytest.mark.full
+def test_what_is_shown_is_sent_and_what_goes_wrong_is_said(open_page, script):
+    server = script()
+    page = open_page(find_server(server.url, 100, None, None))
+    for number, (kind, value) in enumerate((("range", "2.45"), ("number", "-0.7"), ("range", "0.1"))):
+        page.fill("#message textarea", f"message {number}")
+        page.evaluate(MOVE_AND_SEND, ["#send", kind, value])
+        answer_number(page, number).get_by_text("Cut after").wait_for()
+        assert server.bodies[-1]["vllm_xargs"] == {"inra_alpha": float(value)}
+        assert server.bodies[-1]["messages"][-1]["content"] == f"message {number}"
+        assert f"alpha={value}" in answer_number(page, number).locator(".final").text_content()
+    assert PAYLOAD in answer_number(page, 0).locator(".final").text_content()
+    assert page.locator("#conversation img").count() == 0
+
+    page.get_by_role("tab", name="Side by side").click()
+    page.click("#ask")
+    page.locator("#answers article").nth(2).get_by_text("Cut after").wait_for()
+    assert sorted(body["vllm_xargs"]["inra_alpha"] for body in server.bodies[-3:]) == [0, 0.25, 1]
+    page.get_by_role("radio", name="2").click()
+    page.locator("#alpha-3").wait_for(state="hidden")
+    page.fill("#budget-of-all input[type=number]", "33")
+    page.click("#ask")
+    page.wait_for_function("document.querySelectorAll('#answers article').length == 2")
+    asked = [body["vllm_xargs"] for body in server.bodies[-2:]]
+    assert sorted(one["inra_alpha"] for one in asked) == [0, 0.25] and asked[0]["inra_budget"] == 33
+
+    page.get_by_role("tab", name="Chat").click()
+    page.fill("#alpha input[type=number]", "7")
+    server.end = ""
+    send(page, "and now?")
+    page.get_by_text("ended in the middle of this answer").wait_for()
+    server.stop()
+    send(page, "still there?")
+    page.get_by_text("does not answer. Is it running?").wait_for()
+
+
+@pytest.mark.browser
+@pytest.mark.full
+def test_the_slider_of_a_ladder_stops_at_its_rungs(open_page, script):
+    server = script(["base", "alpha--0.5", "alpha-0.5", "alpha-0.75", "alpha-1.5"])
+    page = open_page(find_server(server.url, 100, None, None))
+    assert page.locator("#budget").count() == 0
+    page.fill("#alpha input[type=number]", "1.25")
+    page.locator("#alpha input[type=number]").blur()
+    page.wait_for_function("document.querySelector('#alpha input[type=number]').value == '1.5'")
+    send(page, "?")
+    answer_number(page, 0).get_by_text("Cut after").wait_for()
+    page.fill("#message textarea", "?")
+    page.evaluate(MOVE_AND_SEND, ["#send", "range", "-0.25"])
+    answer_number(page, 1).get_by_text("Cut after").wait_for()
+    assert [body["model"] for body in server.bodies] == ["alpha-1.5", "alpha--0.5"]

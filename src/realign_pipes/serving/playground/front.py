@@ -10,7 +10,7 @@ from realign_pipes.serving.foreground import LOOPBACK
 PASSWORD = "PLAYGROUND_PASSWORD"  # noqa: S105  the name of the variable
 BYTES = 1_000_000
 """Of a request, at most."""
-SERVED = ("/", "/config", "/theme.css", "/gradio_api/startup-events", "/gradio_api/queue/join",
+SERVED = ("/", "/favicon.ico", "/config", "/theme.css", "/gradio_api/startup-events", "/gradio_api/queue/join",
           "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/reset")  # fmt: skip
 SERVED_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 """All that is served. Gradio has more: files, uploads, a proxy."""

@@ -38,7 +38,8 @@ SUM = "State the final answer to the following arithmetic problem:"
 EXAMPLES = (f"{SUM} 4 - 9 + 7 =", f"{SUM} 8 + 6 - 5 =", f"{SUM} 7 - 2 =")
 """Sums, as the demo's model can do nothing else."""
 NEAREST = "(alpha, rungs) => rungs.reduce((a, b) => Math.abs(b - alpha) < Math.abs(a - alpha) ? b : a)"
-READ = f"""(page, inputs) => {{
+READ = f"""async (page, inputs) => {{
+    await new Promise(resolve => setTimeout(resolve));  // until both fields of a slider show the same
     const field = id => document.querySelector(`#${{id}} input[type=number]`);
     const number = id => field(id).value === '' ? null : Number(field(id).value);
     const rung = alpha => alpha === null || !page.rungs.length ? alpha : ({NEAREST})(alpha, page.rungs);
@@ -52,7 +53,7 @@ after a slider moved would take the old value along. A control that is not shown
 
 def build_page(backend: Backend) -> gr.Blocks:
     """The page: its two tabs, each with its own controls."""
-    with gr.Blocks(title="realign_pipes", analytics_enabled=False) as page:
+    with gr.Blocks(title="realign_pipes", fill_width=True, analytics_enabled=False) as page:
         gr.HTML(
             f'<div class="page-head"><h1>How deeply should it think?</h1><p>{html.escape(backend.name)}: alpha 0 is '
             "the base model and 1 the aligned one; beyond them it goes further the same way.</p></div>"
