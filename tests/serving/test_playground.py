@@ -1,4 +1,4 @@
-"""The playground: what is asked, what is shown, what is refused, what is said of a dead server; and all in a browser."""
+"""The playground: what is asked, shown and refused, and what is said of a dead server; and all of it in a browser."""
 
 import asyncio
 import base64
@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +22,16 @@ from realign_pipes.errors import InputError
 from realign_pipes.models.load import load_chat_tokenizer, render_chat
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.schedules import TokenBudget
+from realign_pipes.serving.foreground import _OneReplica
 from realign_pipes.serving.playground.answers import CHARACTERS, Answer, fold, follow, read_question, read_tags
 from realign_pipes.serving.playground.front import Front
 from realign_pipes.serving.playground.local import LocalModel
 from realign_pipes.serving.playground.server import ServerBackend, find_server, refusal
 from realign_pipes.serving.playground.shown import Turn, read_chat, show_answer, show_conversation, show_side_by_side
+from realign_pipes.serving.server import ServedModel, start_server
 from realign_pipes.tasks.completion import THINK, ThinkingTags
 
+PROJECT = Path(__file__).parents[2]
 PAYLOAD = "<img src=x onerror='window.hacked = 1'>${window.hacked = 1}{{7 * 7}}</details>\"&amp;"
 INRA = ServerBackend("http://127.0.0.1:9", "inra", max_tokens=100)
 LADDER = ServerBackend("http://127.0.0.1:9", "base", 100, {0.5: "alpha-0.5", -0.5: "alpha--0.5", 1.5: "alpha-1.5"})
@@ -143,16 +147,28 @@ def test_a_conversation_goes_on_with_its_answers_and_without_its_thinking():
 
 # -- a model in this process -------------------------------------------------------------------------------------------
 @pytest.fixture
-def inra(tmp_path, make_checkpoint, thinking_tokenizer):
-    """The folder of a random InRa model whose adapter is far from the identity, in float64."""
-    folder = make_checkpoint(tmp_path / "inra", tokenizer=thinking_tokenizer, dtype="float64")
-    model = InRaForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(folder))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(1)
-        for parameter in (one for layer in model.adapter_layers for one in layer.parameters()):
-            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
-    model.save_pretrained(folder)
-    return folder
+def make_inra(tmp_path, make_checkpoint, thinking_tokenizer):
+    """`make_inra(dtype)` writes a random InRa model whose adapter is far from the identity, and which writes ASCII."""
+
+    def make(dtype, **config):
+        folder = make_checkpoint(tmp_path / "inra", tokenizer=thinking_tokenizer, dtype=dtype, **config)
+        model = InRaForCausalLM.from_base(AutoModelForCausalLM.from_pretrained(folder))
+        others = [id for token, id in thinking_tokenizer.get_vocab().items() if len(token) > 1 or token > "~"]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(1)
+            for parameter in (one for layer in model.adapter_layers for one in layer.parameters()):
+                parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+            model.get_output_embeddings().weight[others] = 0
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def inra(make_inra):
+    """In float64, where an answer does not depend on those beside it."""
+    return make_inra("float64")
 
 
 def write(backend, answers, message="4 - 9 =", budget=0):
@@ -212,7 +228,7 @@ class Script(ThreadingHTTPServer):
 
     def __init__(self, models=("inra",), knows_alpha=True):
         self.models, self.knows_alpha, self.words, self.end = models, knows_alpha, 3, "data: [DONE]\n\n"
-        self.bodies = []
+        self.bodies, self.pause, self.left = [], 0, 0
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -239,7 +255,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         said = body["model"] if alpha is None else f"alpha={alpha:g}"
         for word, text in enumerate([f"{said}</think>", *[f" {said}"] * self.server.words], start=1):
-            self.chunk({"choices": [{"delta": {"content": text}}], "usage": {"completion_tokens": 2 * word}})
+            time.sleep(self.server.pause)
+            try:
+                self.chunk({"choices": [{"delta": {"content": text}}], "usage": {"completion_tokens": 2 * word}})
+            except OSError:
+                self.server.left += 1
+                return None
         self.chunk({"choices": [{"delta": {"content": PAYLOAD}, "finish_reason": "length"}]})
         self.wfile.write(self.server.end.encode())
         return None
@@ -472,8 +493,7 @@ def test_another_alpha_is_another_answer_and_the_one_that_generate_gives(open_pa
         assert answer.locator("b").text_content() == f"alpha {alpha}"
     texts = [generated(inra, alpha, message) for alpha in (0.0, 1.5)]
     shown = page.locator("#conversation article .written").all_text_contents()
-    assert texts[0] != texts[1]
-    assert shown == [text.strip() for text in texts]
+    assert shown == [text.strip() for text in texts] and texts[0] != texts[1]
     assert page.locator(".question").first.text_content() == message
     assert page.locator("#conversation img").count() == 0
 
@@ -506,10 +526,16 @@ def test_what_is_shown_is_sent_and_what_goes_wrong_is_said(open_page, script):
     assert sorted(one["inra_alpha"] for one in asked) == [0, 0.25] and asked[0]["inra_budget"] == 33
 
     page.get_by_role("tab", name="Chat").click()
-    page.fill("#alpha input[type=number]", "7")
-    server.end = ""
+    server.pause, server.words = 0.05, 2000
+    send(page, "slowly")
+    answer_number(page, 3).locator(".final").wait_for()  # it is shown while it is written
+    page.click("#stop")
+    while not server.left:
+        page.wait_for_timeout(100)
+    server.pause, server.words, server.end = 0, 3, ""
     send(page, "and now?")
     page.get_by_text("ended in the middle of this answer").wait_for()
+    assert "alpha=0.1" in answer_number(page, 4).locator(".final").text_content()
     server.stop()
     send(page, "still there?")
     page.get_by_text("does not answer. Is it running?").wait_for()
@@ -530,3 +556,26 @@ def test_the_slider_of_a_ladder_stops_at_its_rungs(open_page, script):
     page.evaluate(MOVE_AND_SEND, ["#send", "range", "-0.25"])
     answer_number(page, 1).get_by_text("Cut after").wait_for()
     assert [body["model"] for body in server.bodies] == ["alpha-1.5", "alpha--0.5"]
+
+
+@pytest.mark.browser
+@pytest.mark.serve
+@pytest.mark.slow
+def test_answers_by_vllm_are_those_of_generate(open_page, make_inra, tmp_path):
+    folder = make_inra("float32", hidden_size=64, num_attention_heads=2)
+    with start_server(ServedModel(folder), _OneReplica(PROJECT / ".venv-serve"), tmp_path / "log") as server:
+        page = open_page(find_server(server.url, 24, folder, None))
+        for number, alpha in enumerate(("0", "0.35", "2")):
+            page.fill("#alpha input[type=number]", alpha)
+            send(page, "4 - 9 =")
+            answer_number(page, number).get_by_text("Cut after 24 tokens").wait_for()
+        shown = page.locator("#conversation article .written").all_text_contents()
+        page.fill("#budget input[type=number]", "12")
+        send(page, "4 - 9 =")
+        answer_number(page, 3).get_by_text("Cut after 24 tokens").wait_for()
+        budgeted = answer_number(page, 3).locator(".written").text_content()
+    texts = [generated(folder, alpha) for alpha in (0.0, 0.35, 2.0)]
+    assert shown == [text.strip() for text in texts] and len(set(texts)) == 3
+    assert budgeted == generated(folder, TokenBudget(12, alpha=2.0)).strip()
+    send(page, "still there?")
+    page.get_by_text("does not answer. Is it running?").wait_for()
