@@ -32,6 +32,8 @@ from realign_pipes.serving.server import ServedModel, start_server
 from realign_pipes.tasks.completion import THINK, ThinkingTags
 
 PROJECT = Path(__file__).parents[2]
+PATIENCE = 180_000
+"""Milliseconds for the browser, on a machine that is busy with other tests."""
 PAYLOAD = "<img src=x onerror='window.hacked = 1'>${window.hacked = 1}{{7 * 7}}</details>\"&amp;"
 INRA = ServerBackend("http://127.0.0.1:9", "inra", max_tokens=100)
 LADDER = ServerBackend("http://127.0.0.1:9", "base", 100, {0.5: "alpha-0.5", -0.5: "alpha--0.5", 1.5: "alpha-1.5"})
@@ -158,7 +160,7 @@ def make_inra(tmp_path, make_checkpoint, thinking_tokenizer):
             torch.manual_seed(1)
             for parameter in (one for layer in model.adapter_layers for one in layer.parameters()):
                 parameter.add_(torch.randn(parameter.shape), alpha=0.1)
-            model.get_output_embeddings().weight[others] = 0
+            model.expanded.get_output_embeddings().weight[others] = 0
         model.save_pretrained(folder)
         return folder
 
@@ -413,7 +415,8 @@ def browser():
     if executable is None:
         pytest.fail("This test needs Chromium: install the Debian package `chromium`.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -435,10 +438,11 @@ def open_page(browser, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", note)
     context = browser.new_context(bypass_csp=True, viewport={"width": 1200, "height": 900})
-    context.set_default_timeout(120_000)
+    context.set_default_timeout(PATIENCE)
 
     def show(backend):
-        server = uvicorn.Server(uvicorn.Config(build_app(backend, None), port=0, log_level="warning"))
+        config = uvicorn.Config(build_app(backend, None), port=0, log_level="warning", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
         servers.append((server, thread))

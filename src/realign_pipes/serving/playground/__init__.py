@@ -16,6 +16,9 @@ from realign_pipes.serving.playground.front import PASSWORD
 
 logger = logging.getLogger(__name__)
 
+GRACE = 3
+"""Seconds that answers may still take when the page is stopped."""
+
 
 def serve_playground(model: Path | None, server: str | None, address: Address, max_tokens: int) -> None:
     """Serve the page until this process is asked to end.
@@ -50,6 +53,6 @@ def serve_playground(model: Path | None, server: str | None, address: Address, m
     from realign_pipes.serving.playground.page import build_app
 
     logger.info("The page is at http://%s:%d. Ctrl-C stops it.", address.host, address.port)
-    uvicorn.run(
-        build_app(backend, password), host=address.host, port=address.port, log_level="warning", access_log=False
-    )
+    app = build_app(backend, password)
+    uvicorn.run(app, host=address.host, port=address.port, log_level="warning", access_log=False,
+                timeout_graceful_shutdown=GRACE)  # fmt: skip
