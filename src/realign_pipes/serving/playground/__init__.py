@@ -55,4 +55,4 @@ def serve_playground(model: Path | None, server: str | None, address: Address, m
     logger.info("The page is at http://%s:%d. Ctrl-C stops it.", address.host, address.port)
     app = build_app(backend, password)
     uvicorn.run(app, host=address.host, port=address.port, log_level="warning", access_log=False,
-                timeout_graceful_shutdown=GRACE)  # fmt: skip
+                ws="none", timeout_graceful_shutdown=GRACE)  # fmt: skip
