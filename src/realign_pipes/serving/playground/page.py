@@ -190,6 +190,7 @@ def build_app(backend: Backend, password: str | None) -> App:
     """The page as an ASGI application."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="indigo", **fonts)  # by name: no font is loaded
+    theme = theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app, build_page(backend), "/", theme=theme, css=STYLE, footer_links=[], run_history=False, ssr_mode=False,

@@ -8,29 +8,30 @@ from realign_pipes.errors import InputError
 from realign_pipes.serving.playground.answers import CHARACTERS, Answer, Backend, Chat, fold
 
 STYLE = """
-:root {--quiet: #525866} .dark {--quiet: #a9b0bd}
-.gradio-container {max-width: 1180px !important; margin: 0 auto !important; font-size: 16px}
+.gradio-container {max-width: 1180px !important; margin: 0 auto !important; width: 100%}
+.gradio-container main {width: 100%}
+#answers, #answers > *, #conversation, #conversation > * {padding: 0 !important}
 .page-head h1 {font-size: 1.5rem; font-weight: 650; margin: 0}
-.page-head p {margin: .25rem 0 0; color: var(--quiet)}
+.page-head p {margin: .25rem 0 0; color: var(--body-text-color-subdued)}
 .answers {display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: var(--layout-gap, 16px)}
 .answer {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .8rem 1rem;
   background: var(--block-background-fill)}
 .answer header {display: flex; flex-wrap: wrap; justify-content: space-between; gap: .25rem .75rem}
-.answer header span {color: var(--quiet); font-variant-numeric: tabular-nums}
+.answer header span {color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums}
 .bar {display: flex; height: 6px; margin: .5rem 0 .7rem; border-radius: 3px; overflow: hidden;
   background: var(--background-fill-secondary)}
 .bar i {background: var(--primary-300)} .bar i + i {background: var(--primary-600)}
-.answer summary {cursor: pointer; color: var(--quiet)}
+.answer summary {cursor: pointer; color: var(--body-text-color-subdued)}
 .written {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.5}
 details .written {margin: .35rem 0 .6rem; padding-left: .75rem; border-left: 3px solid var(--border-color-primary);
-  color: var(--quiet)}
+  color: var(--body-text-color-subdued)}
 .final {font-size: 1.05rem; margin-top: .35rem}
 .trouble {margin-top: .5rem; padding: .5rem .75rem; border-radius: 8px; background: #fef2f2; color: #991b1b}
 .dark .trouble {background: #450a0a; color: #fecaca}
 .conversation {display: flex; flex-direction: column; gap: .8rem; min-height: 20rem}
 .question {align-self: flex-end; max-width: 85%; padding: .6rem .9rem; border-radius: 10px;
   background: var(--primary-100); color: var(--neutral-900)}
-.hint {color: var(--quiet); font-size: .9rem; line-height: 1.45}
+.hint {color: var(--body-text-color-subdued); font-size: .9rem; line-height: 1.45}
 """
 
 
