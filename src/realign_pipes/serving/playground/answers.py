@@ -62,16 +62,27 @@ class Answer:
 class Backend(Protocol):
     """Who answers."""
 
-    name: str
-    tags: ThinkingTags
-    opened: bool
-    """Whether the prompt opens the thinking, because the chat template does."""
-    max_tokens: int
-    """Of an answer, at most."""
-    rungs: Sequence[float]
-    """The alphas that there are, ascending; none of them: any alpha, and budgets."""
-    at_once: int
-    """How many questions are answered at a time."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tags(self) -> ThinkingTags: ...
+
+    @property
+    def opened(self) -> bool:
+        """Whether the prompt opens the thinking, because the chat template does."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Of an answer, at most."""
+
+    @property
+    def rungs(self) -> Sequence[float]:
+        """The alphas that there are, ascending; none of them: any alpha, and budgets."""
+
+    @property
+    def at_once(self) -> int:
+        """How many questions are answered at a time."""
 
     async def write(self, chat: Chat, budget: int, answers: Sequence[Answer]) -> None:
         """Write each answer's text as it comes, and what went wrong."""

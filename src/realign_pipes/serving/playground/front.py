@@ -37,16 +37,18 @@ class Front:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
         if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         if refused := self._refuse(scope):
-            return await _refuse(send, *refused)
+            await _refuse(send, *refused)
+            return
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        return await self.app(scope, receive, send_with_policy)
+        await self.app(scope, receive, send_with_policy)
 
     def _refuse(self, scope: Message) -> tuple[int, str] | None:
         """The status and the reason, if it is refused."""

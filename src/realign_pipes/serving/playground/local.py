@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from realign_pipes.errors import InputError
 from realign_pipes.models.load import default_device, load_chat_tokenizer, render_chat
 from realign_pipes.paper.expansion import CONFIG_NAME
-from realign_pipes.paper.inra import InRaForCausalLM
+from realign_pipes.paper.inra import Alpha, InRaForCausalLM
 from realign_pipes.paper.schedules import TokenBudget
 from realign_pipes.serving.inra import is_inra
 from realign_pipes.serving.playground.answers import Answer, Chat, read_tags
@@ -56,13 +56,16 @@ class LocalModel:
                 )
             return
         most = min(self.max_tokens, room)
-        schedules = [TokenBudget(budget, alpha=answer.alpha) for answer in answers] if budget else []
+        alpha: Alpha = [answer.alpha for answer in answers]
+        if budget:
+            schedules = [TokenBudget(budget, alpha=answer.alpha) for answer in answers]
+            alpha = lambda step, row: schedules[row](step, row)  # noqa: E731
         rows = ids.to(self.model.device).expand(len(answers), -1)
         with self._busy:
             self.model.generate(
                 input_ids=rows,
                 attention_mask=torch.ones_like(rows),
-                alpha=(lambda step, row: schedules[row](step, row)) if budget else [one.alpha for one in answers],
+                alpha=alpha,
                 max_new_tokens=most,
                 do_sample=False,
                 streamer=_Rows(self, answers, most),
@@ -70,7 +73,7 @@ class LocalModel:
             )
 
 
-class _Rows(BaseStreamer):  # type: ignore[misc]
+class _Rows(BaseStreamer):
     """Writes each row's tokens into its answer; Transformers' own streamers know one row."""
 
     def __init__(self, local: LocalModel, answers: Sequence[Answer], most: int) -> None:

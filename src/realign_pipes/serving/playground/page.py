@@ -188,8 +188,10 @@ def _listen(
 
 def build_app(backend: Backend, password: str | None) -> App:
     """The page as an ASGI application."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    theme = gr.themes.Default(primary_hue="indigo", **fonts)  # by name: no font is loaded
+    # Fonts by name, so that none is loaded.
+    theme = gr.themes.Default(
+        primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
     theme = theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(

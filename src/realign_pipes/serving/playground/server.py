@@ -74,7 +74,7 @@ class ServerBackend:
 
     def body(self, chat: Chat, alpha: float, budget: int) -> dict[str, Any]:
         """What the server is asked."""
-        body = {
+        body: dict[str, Any] = {
             "model": self.models.get(alpha, self.name),
             "messages": chat,
             "max_tokens": self.max_tokens,
