@@ -1,4 +1,4 @@
-"""The commands `run` (of `kedro` and `realign-pipes`), `init` and `serve`, and what a run says on the console.
+"""The commands `run` (of `kedro` and `realign-pipes`), `init`, `serve`, `playground`; what a run says on the console.
 
 Kedro takes `cli` from here and uses its `run` instead of its own.
 """
@@ -200,5 +200,28 @@ def serve(
     limits = Limits(max_model_len, max_tokens, max_n)
     try:
         serve_inra(model, environment, Address(host, port), limits, log_requests=log_requests)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@program.command()
+@click.argument("model", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--server", help="An OpenAI-compatible server of an InRa model or a ladder: http://127.0.0.1:8000.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another needs a password in PLAYGROUND_PASSWORD.")
+@click.option("--port", default=7860, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--max-tokens", default=1024, show_default=True, type=click.IntRange(min=1),
+              help="Tokens of an answer, at most.")  # fmt: skip
+def playground(model: Path | None, server: str | None, host: str, port: int, max_tokens: int) -> None:
+    """A page with a slider for alpha, for the InRa model in the folder MODEL, or for a server.
+
+    With --server, only the thinking tags are read from MODEL: without it they are <think> and </think>.
+    """
+    from realign_pipes.serving.foreground import Address
+    from realign_pipes.serving.playground import serve_playground
+
+    set_up_console(verbose=False)
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    try:
+        serve_playground(model, server, Address(host, port), max_tokens)
     except UserError as error:
         raise click.ClickException(str(error)) from error

@@ -86,7 +86,7 @@ def serve_inra(model: Path, environment: Path, address: Address, limits: Limits,
     if log_requests:
         command += ["--enable-log-requests"]
     variables = server.server_environment(installed, served) | {"VLLM_MAX_N_SEQUENCES": str(limits.max_n)}
-    _check_port(address)
+    check_port(address)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background processes ignore it
         signal.signal(number, _end)
     try:
@@ -98,7 +98,7 @@ def serve_inra(model: Path, environment: Path, address: Address, limits: Limits,
         logger.info("The server is stopped.")
 
 
-def _check_port(address: Address) -> None:
+def check_port(address: Address) -> None:
     """InputError unless one can listen there: another server that answered for ours would pass for it."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family) as probe:
