@@ -97,8 +97,7 @@ bench: .venv/installed-dev serve-setup
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 	$(BIN)/python benchmarks/page.py
 
-# requirements.lock has the core and [pipeline], requirements-dev.lock [tracking], [tax], [playground], [dev] and [docs]
-# too.
+# requirements.lock has the core and [pipeline], requirements-dev.lock all extras.
 # The lock pins torch without the label of the build that happens to be installed here, and names no package index.
 PIP_COMPILE = $(BIN)/pip-compile --quiet --strip-extras --no-header --annotation-style=line \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
@@ -106,6 +105,5 @@ lock: .venv/installed-dev
 	$(PIP_COMPILE) --extra pipeline --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements.lock
 	$(PIP_COMPILE) --extra pipeline --extra tracking --extra tax --extra playground --extra dev --extra docs \
-		--constraint requirements.lock \
-		--output-file requirements-dev.lock pyproject.toml
+		--constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements-dev.lock

@@ -12,7 +12,7 @@ import pandas as pd
 from realign_pipes.errors import InputError
 from realign_pipes.sweep.bounds import Floats, bootstrap_means, interval, seed_of
 from realign_pipes.sweep.measures import PASS_AT_1, TOKENS, Metric, defined, mean_of
-from realign_pipes.sweep.metrics import ALL_TASKS, Answers
+from realign_pipes.sweep.metrics import ALL_TASKS, Answers, Values
 from realign_pipes.sweep.schemas import METRIC_RESULTS, SCORES, conform
 
 NO_SCORES = pd.DataFrame(columns=list(SCORES))
@@ -38,7 +38,7 @@ def with_scores(answers: Answers, scores: pd.DataFrame, metrics: Iterable[Metric
             table = means.reindex(index=rows, columns=problems).to_numpy(float)
             _check_scored(table, answers.reference, names, f"{metric.name} of task {task}")
             values[task][metric.column] = table
-    return replace(answers, values=dict(values))
+    return replace(answers, values=dict[str, Values](values))
 
 
 def _check_scored(table: Floats, reference: int, names: Sequence[str], what: str) -> None:
