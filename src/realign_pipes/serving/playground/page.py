@@ -53,7 +53,8 @@ after a slider moved would take the old value along. A control that is not shown
 
 def build_page(backend: Backend) -> gr.Blocks:
     """The page: its two tabs, each with its own controls."""
-    with gr.Blocks(title="realign_pipes", fill_width=True, analytics_enabled=False) as page:
+    page = gr.Blocks(title="realign_pipes", fill_width=True, analytics_enabled=False)
+    with page:
         gr.HTML(
             f'<div class="page-head"><h1>How deeply should it think?</h1><p>{html.escape(backend.name)}: alpha 0 is '
             "the base model and 1 the aligned one; beyond them it goes further the same way.</p></div>"
@@ -191,8 +192,7 @@ def build_app(backend: Backend, password: str | None) -> App:
     # Fonts by name, so that none is loaded.
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
-    theme = theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
+    ).set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app, build_page(backend), "/", theme=theme, css=STYLE, footer_links=[], run_history=False, ssr_mode=False,
