@@ -229,10 +229,14 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ({"max_tokens": 7}, f"no completion is longer than max_tokens: {ONE_ROW}", ["row-3, 7, 8"]),
     ],
     "evaluation": [
+        ({"messages": []}, f"every problem has messages: {ONE_ROW}", ["row-3, 0"]),
         ({"in_calibration": True}, f"no problem is among those of the calibration: {ONE_ROW}", ["row-3, True"]),
     ],
     "preference_pairs": [
         ({"prompt_ids": [], "prompt_tokens": 0}, f"every prompt has tokens: {ONE_ROW}", ["row-3, 0"]),
+        ({"source": "hub"}, f"every source is known: {ONE_ROW}", ["row-3, hub"]),
+        ({"chosen": " "}, f"no chosen completion is empty: {ONE_ROW}", ["row-3,  "]),
+        ({"rejected": " "}, f"no rejected completion is empty: {ONE_ROW}", ["row-3,  "]),
         ({"chosen": None}, f"chosen is never missing: {ONE_ROW}", ["row-3, None"]),
         ({"chosen_ids": [1]}, f"chosen_tokens counts chosen_ids: {ONE_ROW}", ["row-3, 8, 1"]),
         ({"rejected_ids": [1]}, f"rejected_tokens counts rejected_ids: {ONE_ROW}", ["row-3, 9, 1"]),
@@ -251,6 +255,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str, list[str]]]] = {
         ),
         ({"thinking_tokens": None}, f"thinking_tokens is never missing: {ONE_ROW}", ["row-3, None"]),
         ({"completion_tokens": 9}, f"completion_tokens counts completion_ids: {ONE_ROW}", ["row-3, 9, 4"]),
+        ({"source": "hub"}, f"every source is known: {ONE_ROW}", ["row-3, hub"]),
         ({"completion": "\n"}, f"no completion is empty: {ONE_ROW}", ["row-3, \n"]),
         ({"thinking_tokens": -1}, f"thinking_tokens is not negative: {ONE_ROW}", ["row-3, -1"]),
         ({"thinking_tokens": 5}, f"the prompt holds all of its thinking_tokens: {ONE_ROW}", ["row-3, 4, 5"]),
@@ -372,13 +377,20 @@ def test_every_expectation_of_every_suite_is_seen_failing() -> None:
         "token_reduction is at most 1",
         "pass_at_1 is a share between 0 and 1",
         "finished is true or false",
+        "every completion of a problem with an answer is graded",
+        "no completion of a problem without an answer is graded",
+        "thinking is required, optional or none",
+        "no completion thinks where none is to",
+        "no completion closes the thinking twice where that is optional",
+        "every completion closes the thinking exactly once",
         "at most half of the completions are cut off (alpha_sweep.sampling.max_new_tokens)",
         "no candidate has more than half of a task cut off (alpha_sweep.sampling.max_new_tokens)",
     }
     for suite, make in SUITES.items():
         notes = {one.notes for one in make(**OPTIONS[suite])}
         unseen = {note for note in notes - elsewhere if (suite, note) not in seen}
-        assert not {note for note in unseen if not note.endswith(" is never missing")}, suite
+        ends = (" is never missing", " is there wherever pass_at_1 is")
+        assert not {note for note in unseen if not note.endswith(ends)}, suite
 
 
 def test_corruptions_that_break_two_expectations(tmp_path) -> None:
@@ -566,10 +578,10 @@ def test_tasks_without_answers_in_the_sweep(tmp_path) -> None:
     rows = good_rows("sweep_results")
     rows = [row | (none if row["task"] == "odd" else {}) for row in rows]
     assert checks("sweep_results", rows, tmp_path) == []
-    rows[0]["difference"] = math.nan
-    assert checks("sweep_results", rows, tmp_path) == [
-        "difference is there wherever pass_at_1 is: does not hold in 1 of 15 rows (6.67 %)"
-    ]
+    for name in ("pass_at_1_low", "pass_at_1_high", "difference", "difference_low"):
+        missing = [rows[0] | {name: math.nan}, *rows[1:]]
+        gap = f"{name} is there wherever pass_at_1 is: does not hold in 1 of 15 rows (6.67 %)"
+        assert checks("sweep_results", missing, tmp_path) == [gap]
     generations = [row | {"correct": None} for row in good_rows("generations")]
     assert checks("generations", generations, tmp_path) == []
 
