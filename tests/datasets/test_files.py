@@ -25,6 +25,7 @@ BEFORE_AND_AFTER: dict[str, tuple[Any, Any]] = {
     "sweep_table_markdown": ("| a |\n", "| b |\n" * 1000),
     "sweep_results": (FRAME.head(1), FRAME),
     "tax_results": (FRAME.head(1), FRAME),
+    "scores": (FRAME.head(1), FRAME),
     "pareto_figure": (go.Figure(), go.Figure(go.Scatter(x=list(range(1000)), y=list(range(1000))))),
     "generations": ({"dropped": FRAME.head(2), "kept": FRAME.head(1)}, {"kept": FRAME, "new": FRAME}),
 }

@@ -80,6 +80,7 @@ def make_tax(tmp_path, tasks, make_checkpoint, make_generation):
             inra_alphas=[0.0, 1.0],
             merge_alphas=[],
             ties={"alphas": [], "density": 0.5},
+            svd={"alphas": [], "rank": 4},
             lora_scale_alphas=[],
         ),
         generation=make_generation(),
