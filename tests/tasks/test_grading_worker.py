@@ -56,7 +56,7 @@ def verifier(tmp_path, monkeypatch):
     """`verifier(body)` replaces the grading of an Attempt `one`, in a worker of its own that can import it."""
 
     def install(body: str) -> None:
-        (tmp_path / "made_up_verifier.py").write_text(f"import os, signal\n\ndef verify(one, _):\n    {body}\n")
+        (tmp_path / "made_up_verifier.py").write_text(f"import os, signal\n\ndef verify(one):\n    {body}\n")
         monkeypatch.setattr(grading, "_is_correct", importlib.import_module("made_up_verifier").verify)
 
     monkeypatch.syspath_prepend(tmp_path)
