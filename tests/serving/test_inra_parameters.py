@@ -1,6 +1,7 @@
 """What a request may say of InRa, and its translation; without vLLM."""
 
 import asyncio
+import hashlib
 import json
 import re
 
@@ -109,8 +110,21 @@ def test_prefixes_that_lack_a_stream_are_cached_apart(arguments, salt):
     request = {"prompt": "a", "vllm_xargs": arguments}
     assert json.loads(translate(json.dumps(request).encode())).get("cache_salt") == salt
     # a client's own salt is none of ours
+    own = hashlib.sha256(b"R ").hexdigest()
     salted = json.loads(translate(json.dumps({**request, "cache_salt": "R "}).encode()))["cache_salt"]
-    assert salted == f"{salt or 'AR '}R "
+    assert salted == f"{salt or 'AR '}{own}"
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5])
+def test_a_salt_is_as_long_as_vllm_takes_and_none_is_made_up(alpha):
+    def salted(salt):
+        request = {"prompt": "a", "vllm_xargs": {"inra_alpha": alpha}, "cache_salt": salt}
+        return json.loads(translate(json.dumps(request).encode()))["cache_salt"]
+
+    assert len(salted("x" * 128)) <= 128 and salted("x" * 128) != salted("x" * 127 + "y")
+    for refused in ("", 3, False):  # by vLLM
+        assert salted(refused) == refused
+    assert salted(None) == ("R " if alpha == 0 else None)
 
 
 def test_a_request_that_is_too_large_is_not_kept(monkeypatch):

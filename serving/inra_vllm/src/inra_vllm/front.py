@@ -1,5 +1,6 @@
 """What stands before vLLM's HTTP server: `--middleware inra_vllm.front.Front`."""
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -75,7 +76,7 @@ def translate(body: bytes) -> bytes:
 
     A request that stays at alpha 0 or 1 runs through one stream alone (`models`), and its cached prefixes lack the
     other one: the salt keeps them from the requests that need it. Those that name no alpha share one, whatever the
-    default is.
+    default is. A client's own salt is in it as its SHA-256, so that it fits into the 128 characters that vLLM takes.
     """
     try:
         request = json.loads(body)
@@ -98,9 +99,11 @@ def translate(body: bytes) -> bytes:
         streams = "default"
     else:
         streams = "A" * realignment.needs_aligned + "R" * realignment.needs_reference
-    salt = request.get("cache_salt") or ""
-    if isinstance(salt, str) and (salt or streams != "AR"):
-        request["cache_salt"] = f"{streams} {salt}"
+    salt = request.get("cache_salt")
+    if salt is None and streams != "AR":
+        request["cache_salt"] = f"{streams} "
+    elif isinstance(salt, str) and salt:
+        request["cache_salt"] = f"{streams} {hashlib.sha256(salt.encode()).hexdigest()}"
     return json.dumps(request).encode()
 
 
