@@ -329,11 +329,11 @@ def test_the_slider_reaches_each_rung_of_a_ladder():
 
     from realign_pipes.serving.playground.page import _alpha_slider
 
-    rungs = [0.0, 0.5, 0.8, 2.0]
+    rungs = [0.0, 0.5, 0.8]
     backend = replace(LADDER, models={rung: f"alpha-{rung:g}" for rung in rungs})
     with gr.Blocks():
         slider = _alpha_slider(backend, "alpha", 1.0, "Alpha")
-    count = round((slider.maximum - slider.minimum) / slider.step)
+    count = int((slider.maximum - slider.minimum) / slider.step)
     stops = [slider.minimum + slider.step * place for place in range(count + 1)]
     assert {min(rungs, key=lambda rung: abs(rung - stop)) for stop in stops} == {*rungs}
 
