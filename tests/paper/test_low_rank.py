@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from realign_pipes.errors import InputError
 from realign_pipes.models.load import load_model, read_model
@@ -133,5 +133,8 @@ def test_models_that_do_not_fit_are_refused():
         truncated_difference(make(0), llama, 4)
     with pytest.raises(InputError, match="have the same weights"):
         truncated_difference(make(0), make(0), 4)
+    conv1d = GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=2)
+    with pytest.raises(InputError, match="GPT2LMHeadModel has no linear layers"):
+        truncated_difference(GPT2LMHeadModel(conv1d), GPT2LMHeadModel(conv1d), 4)
     with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
         truncated_difference(make(0), make(1), 0)

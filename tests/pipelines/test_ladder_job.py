@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from realign_pipes.pipelines.ladder import job as module
 from realign_pipes.pipelines.ladder.job import MakeLadder
 from realign_pipes.pipelines.ladder.parameters import Ladder
 from realign_pipes.pipelines.trra.parameters import TrRa
-from realign_pipes.serving.ladder import Summary, describe
+from realign_pipes.serving.ladder import Summary, describe, ladder_command
+from realign_pipes.serving.server import Installed
 from realign_pipes.teachers.parameters import Teachers
 
 PROJECT = Path(__file__).parents[2]
@@ -111,6 +113,32 @@ def test_the_readme_has_the_command_that_is_printed(make_job, tmp_path, monkeypa
     )
     assert shlex.split(command)[-1] == "alpha-2=work/ladder/alpha-2"
     assert "| alpha--0.5 | -0.5 |" in text and "LoRA has no place for biases (0.00%), embeddings (" in text
+
+
+def test_the_command_has_the_chat_template_that_prompts_went_through(make_job, tmp_path, monkeypatch):
+    job = make_job({})
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    monkeypatch.chdir(tmp_path)
+    command, text = describe(job.run().folder, job.reference, tmp_path / "no-vllm", template)
+    assert dict(pairwise(shlex.split(command)))["--chat-template"] == "template.jinja"
+    assert f"```\n{command}\n" in text
+
+
+def test_the_how_to_shows_the_command_of_the_demo(make_checkpoint, tmp_path, monkeypatch):
+    page = (PROJECT / "docs" / "how_to" / "ladder.md").read_text()
+    shown = shlex.split(page[page.index("env VLLM") : page.index("```", page.index("env VLLM"))].replace("\\\n", ""))
+    base, python = tmp_path / "data" / "06_models" / "reference", tmp_path / ".venv-serve" / "bin" / "python"
+    for folder in (base, python.parent):
+        folder.mkdir(parents=True)
+    make_checkpoint(base, num_attention_heads=1, num_key_value_heads=1)
+    python.touch()
+    monkeypatch.setattr("realign_pipes.serving.ladder.find_vllm", lambda _: Installed(python, "0.32.0", cpu=True))
+    monkeypatch.chdir(tmp_path)
+    ladder = yaml.safe_load((PROJECT / "conf" / "base" / "parameters_ladder.yml").read_text())["ladder"]
+    rungs = {name: Path("data/06_models/ladder") / name for name in Ladder.model_validate(ladder).rungs()}
+    rank = yaml.safe_load((PROJECT / "conf" / "base" / "parameters_trra.yml").read_text())["trra"]["lora"]["rank"]
+    assert shown == ladder_command(base, rungs, rank, Path(".venv-serve"))
 
 
 def test_students_are_scaled_or_trained_at_each_alpha(make_job):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from realign_pipes.cli import program
 from realign_pipes.paper.expansion import InRaConfig
-from realign_pipes.serving import server
+from realign_pipes.serving import foreground, server
 from realign_pipes.serving.foreground import _OneReplica
 
 DYING_VLLM = '''
@@ -108,6 +108,23 @@ def test_what_vllm_is_told_of_inra(model):
     command = server.serve_command(served, replica, CPU, "float32")
     assert "--hf-overrides" not in command
     assert "VLLM_USE_V2_MODEL_RUNNER" not in server.server_environment(CPU, served)
+
+
+@pytest.mark.parametrize(("given", "length"), [([], "auto"), (["--max-model-len", "300"], "300")])
+def test_on_the_cpu_the_length_is_what_the_cache_has_room_for(model, monkeypatch, given, length):
+    started = []
+
+    def note(served, command, variables, address):
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(foreground, "check_plugin", lambda python: None)
+    monkeypatch.setattr(foreground.server, "find_vllm", lambda environment: CPU)
+    monkeypatch.setattr(foreground, "_run_once", note)
+    monkeypatch.setattr(foreground.signal, "signal", lambda *_: None)
+    result = CliRunner().invoke(program, ["serve", str(model), "--port", "17861", *given])
+    assert result.exit_code == 0, result.output
+    assert [one for name, one in pairwise(started[0]) if name == "--max-model-len"] == [length]
 
 
 @pytest.fixture

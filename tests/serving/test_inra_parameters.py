@@ -1,6 +1,7 @@
 """What a request may say of InRa, and its translation; without vLLM."""
 
 import asyncio
+import hashlib
 import json
 import re
 
@@ -77,6 +78,21 @@ def test_the_authors_control_is_an_alpha():
         translate(b'{"control": 1, "vllm_xargs": {"inra_alpha": 1}}')
 
 
+@pytest.mark.parametrize("value", [True, 1, "true"])  # each is true to vLLM
+def test_beam_search_which_would_lose_alpha_is_refused(value):
+    with pytest.raises(ValueError, match="use_beam_search"):
+        translate(json.dumps({"prompt": "a", "control": 0, "use_beam_search": value}).encode())
+    assert translate(b'{"control": 0.5, "use_beam_search": false}')
+
+
+@pytest.mark.parametrize("field", ["control", "inra_alpha"])
+def test_what_cannot_be_read_does_not_reach_vllm(field):
+    """Which takes true for 1: the request's prefix would be cached without the salt of alpha 1."""
+    request = {"control": True} if field == "control" else {"vllm_xargs": {field: True}}
+    with pytest.raises(ValueError, match="inra_alpha must be a number, not True"):
+        translate(json.dumps(request).encode())
+
+
 @pytest.mark.parametrize(
     ("arguments", "salt"),
     [
@@ -88,15 +104,27 @@ def test_the_authors_control_is_an_alpha():
         ({"inra_alpha": 0.5}, None),
         ({"inra_budget": 8}, None),
         ({"inra_budget": 8, "inra_alpha": 1, "inra_fast": 1}, None),
-        ({"inra_alpha": "wrong"}, None),
     ],
 )
 def test_prefixes_that_lack_a_stream_are_cached_apart(arguments, salt):
     request = {"prompt": "a", "vllm_xargs": arguments}
     assert json.loads(translate(json.dumps(request).encode())).get("cache_salt") == salt
-    salted = json.loads(translate(json.dumps({**request, "cache_salt": "R "}).encode()))["cache_salt"]
     # a client's own salt is none of ours
-    assert salted == ("R " if arguments == {"inra_alpha": "wrong"} else f"{salt or 'AR '}R ")
+    own = hashlib.sha256(b"R ").hexdigest()
+    salted = json.loads(translate(json.dumps({**request, "cache_salt": "R "}).encode()))["cache_salt"]
+    assert salted == f"{salt or 'AR '}{own}"
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5])
+def test_a_salt_is_as_long_as_vllm_takes_and_none_is_made_up(alpha):
+    def salted(salt):
+        request = {"prompt": "a", "vllm_xargs": {"inra_alpha": alpha}, "cache_salt": salt}
+        return json.loads(translate(json.dumps(request).encode()))["cache_salt"]
+
+    assert len(salted("x" * 128)) <= 128 and salted("x" * 128) != salted("x" * 127 + "y")
+    for refused in ("", 3, False):  # by vLLM
+        assert salted(refused) == refused
+    assert salted(None) == ("R " if alpha == 0 else None)
 
 
 def test_a_request_that_is_too_large_is_not_kept(monkeypatch):

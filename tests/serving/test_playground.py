@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -314,6 +315,29 @@ def test_the_models_of_a_ladder_are_its_rungs(script):
     assert write(backend, [Answer(-0.5)])[0].text.startswith("alpha--0.5</think>")
 
 
+def test_alpha_0_of_a_ladder_is_its_base(script):
+    server = script(["reference", "alpha-0.5", "alpha-0.8"], knows_alpha=False)
+    backend = find_server(server.url, 10, None, None)
+    assert backend.rungs == [0, 0.5, 0.8]
+    assert write(backend, [Answer(0.0)])[0].text.startswith("reference</think>")
+    with pytest.raises(InputError, match="does not know alpha"):
+        find_server(script(["reference"], knows_alpha=False).url, 10, None, None)
+
+
+def test_the_slider_reaches_each_rung_of_a_ladder():
+    import gradio as gr
+
+    from realign_pipes.serving.playground.page import _alpha_slider
+
+    rungs = [0.0, 0.5, 0.8]
+    backend = replace(LADDER, models={rung: f"alpha-{rung:g}" for rung in rungs})
+    with gr.Blocks():
+        slider = _alpha_slider(backend, "alpha", 1.0, "Alpha")
+    count = int((slider.maximum - slider.minimum) / slider.step)
+    stops = [slider.minimum + slider.step * place for place in range(count + 1)]
+    assert {min(rungs, key=lambda rung: abs(rung - stop)) for stop in stops} == {*rungs}
+
+
 def test_a_server_that_is_not_there_or_does_not_know_alpha_is_refused(script):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -377,6 +401,10 @@ def test_the_page_alone_is_served():
     assert status(None, "/gradio_api/queue/join", method="POST")[0] == 413
     assert status(None, host="evil.example:7860")[0] == 400
     assert status(None, host="[::1]:7860")[0] == 200
+    for name in ("127.0.0.1", "localhost", "[::1]"):  # at port 80, which browsers leave out
+        assert status(None, host=name)[0] == 200
+    for name in ("evil.example", "127.0.0.1.evil.example", "evil.example:127.0.0.1:80", ""):
+        assert status(None, host=name)[0] == 400
 
 
 def test_a_password_is_asked_of_everybody():

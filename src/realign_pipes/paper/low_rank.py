@@ -81,13 +81,17 @@ def truncated_difference(
     and B [outputs, rank]; a layer of a smaller rank has zeros in the rows that it does not need. Layer after layer is
     decomposed on `device`, in float32 or the weights' own dtype if that is wider; `after_layer` is called after each.
 
-    InputError for models whose weights do not fit together, and for two models that are the same. ValueError for a
+    InputError for models whose weights do not fit together, for those without linear layers, as GPT-2, which has
+    convolutions in their place, and for two models that are the same. ValueError for a
     rank below 1.
     """
     if rank < 1:
         raise ValueError(f"the rank must be at least 1, not {rank}.")
     check_mergeable(reference, aligned)
     layers, theirs = linear_layers(reference), linear_layers(aligned)
+    if not layers:
+        raise InputError(f"a {type(reference).__name__} has no linear layers (torch.nn.Linear) below its output head, "
+                         "and only of these a difference can be held in LoRA matrices.")  # fmt: skip
     left_out = _left_out(reference, aligned, {id(layer.weight) for layer in layers.values()})
     adapted = get_peft_model(
         reference,

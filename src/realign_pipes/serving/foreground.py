@@ -80,6 +80,8 @@ def serve_inra(model: Path, environment: Path, address: Address, limits: Limits,
     check_plugin(installed.python)
     served = server.ServedModel(model)
     command = server.serve_command(served, _OneReplica(environment), installed, read_dtype(model), limits.max_model_len)
+    if installed.cpu and limits.max_model_len is None:
+        command += server.CPU_LENGTH
     command += ["--host", address.host, "--port", str(address.port), *FRONT]
     if limits.max_tokens is not None:
         command += ["--override-generation-config", json.dumps({"max_new_tokens": limits.max_tokens})]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from realign_pipes.models.card import base_name
 from realign_pipes.models.load import read_dtype
 from realign_pipes.runtime.files import from_here
-from realign_pipes.serving.server import HOST, cpu_options, find_vllm, lora_options, python_of
+from realign_pipes.serving.server import CPU_LENGTH, HOST, cpu_options, find_vllm, lora_options, python_of
 
 SUMMARY = "ladder.json"
 BASE = "reference"
@@ -46,27 +46,32 @@ class Summary(BaseModel):
         (folder / SUMMARY).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
-def ladder_command(base: Path, rungs: Mapping[str, Path], rank: int, environment: Path) -> list[str]:
+def ladder_command(
+    base: Path, rungs: Mapping[str, Path], rank: int, environment: Path, chat_template: Path | None = None
+) -> list[str]:
     """The command with which stock vLLM serves the adapters of `base`, by name, and the base itself as `reference`.
 
     It is for the vLLM in `environment`, as `make serve-setup` makes it; on the CPU it has what that build needs, and
-    where there is none yet it is the one for GPUs. InputError for what vLLM cannot serve there.
+    where there is none yet it is the one for GPUs. `chat_template` is a file with the one that chats go through; None:
+    the base's own. InputError for what vLLM cannot serve there.
     """
     python = python_of(environment)
     name, revision = base_name(base)
     command = [str(from_here(python)), "-m", "vllm.entrypoints.openai.api_server", "--model", name]
     command += ["--revision", revision] if revision else []
     command += ["--served-model-name", BASE, "--host", HOST, "--dtype", read_dtype(base), *lora_options(rungs, rank)]
+    if chat_template is not None:
+        command += ["--chat-template", str(from_here(chat_template.absolute()))]
     if python.exists() and find_vllm(environment).cpu:
-        command = ["env", "VLLM_CPU_KVCACHE_SPACE=2", *command, *cpu_options(base)]
+        command = ["env", "VLLM_CPU_KVCACHE_SPACE=2", *command, *cpu_options(base), *CPU_LENGTH]
     return command
 
 
-def describe(folder: Path, base: Path, environment: Path) -> tuple[str, str]:
-    """The command that serves the ladder in `folder`, as a shell takes it, and its README.md."""
+def describe(folder: Path, base: Path, environment: Path, chat_template: Path | None = None) -> tuple[str, str]:
+    """The command that serves the ladder in `folder`, as a shell takes it, and its README.md (see `ladder_command`)."""
     summary = Summary.load(folder)
     rungs = {name: from_here((folder / name).absolute()) for name in summary.rungs}
-    command = shlex.join(ladder_command(base, rungs, summary.rank, environment))
+    command = shlex.join(ladder_command(base, rungs, summary.rank, environment, chat_template))
     request = (
         "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '"
         f'{{"model": "{next(iter(rungs))}", "temperature": 0, "messages": [{{"role": "user", "content": "…"}}]}}'

@@ -43,6 +43,8 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Those that attention on the CPU has kernels for (vllm/v1/attention/backends/cpu_attn.py, 0.32)."""
 CPU_BATCHED_TOKENS = 4096
 CPU_CACHE_GIB = "2"
+CPU_LENGTH = ["--max-model-len", "auto"]
+"""As many of the model's positions as that cache has room for: for servers that people ask."""
 OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that `accelerate launch` sets for our processes, and that would mean something to vLLM's."""
 
@@ -181,8 +183,8 @@ def serve_command(
 ) -> list[str]:
     """The command that serves `model`, without its address. InputError for a model that vLLM cannot serve here.
 
-    `max_model_len` limits the tokens of a prompt and its completion together; None: the model's positions, or on the
-    CPU as many of them as the KV cache has room for.
+    `max_model_len` limits the tokens of a prompt and its completion together; None: the model's positions. A KV cache
+    without room for as many is refused at start: a stage must not find that out at a long prompt.
     """
     checkpoint = str(model.checkpoint.absolute())
     command = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint]
@@ -200,7 +202,7 @@ def serve_command(
         command += inra_options(model.checkpoint)
     if installed.cpu:
         command += cpu_options(model.checkpoint, max_model_len)
-    elif max_model_len is not None:
+    if max_model_len is not None:
         command += ["--max-model-len", str(max_model_len)]
     return command
 
@@ -222,8 +224,7 @@ def lora_options(adapters: Mapping[str, Path], rank: int) -> list[str]:
 def cpu_options(checkpoint: Path, max_model_len: int | None = None) -> list[str]:
     """Chunked prefill is off, as on the CPU it ends the whole server when many requests with seeds wait together.
 
-    Without it, a batch has to have room for the longest prompt. A cache that has no room for all the positions of a
-    model that has many would be refused.
+    Without it, a batch has to have room for the longest prompt.
     """
     config: Any = read_config(checkpoint).get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -232,8 +233,7 @@ def cpu_options(checkpoint: Path, max_model_len: int | None = None) -> list[str]
         raise InputError(f"{checkpoint} has attention heads of size {size}. On the CPU, vLLM serves only the sizes "
                          f"{sizes}. Choose generation.engine: transformers.")  # fmt: skip
     tokens = max(CPU_BATCHED_TOKENS, max_model_len or getattr(config, "max_position_embeddings", 0))
-    longest = "auto" if max_model_len is None else str(max_model_len)
-    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens), "--max-model-len", longest]
+    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
 
 
 def server_environment(installed: Installed, model: ServedModel) -> dict[str, str]:

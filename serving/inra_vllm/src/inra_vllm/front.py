@@ -1,5 +1,6 @@
 """What stands before vLLM's HTTP server: `--middleware inra_vllm.front.Front`."""
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -67,11 +68,15 @@ async def _read(receive: Receive) -> bytes | None:
 
 def translate(body: bytes) -> bytes:
     """A request's JSON with `control`, the field of the paper's authors' clients, as `vllm_xargs.inra_alpha`, and with
-    the `cache_salt` of what it needs. ValueError if it has both names of alpha. vLLM refuses what is wrong otherwise.
+    the `cache_salt` of what it needs. vLLM refuses what is wrong otherwise.
+
+    ValueError if it has both names of alpha, or what `read_realignment` refuses: vLLM would take true for an alpha of
+    1, under another salt than that. And for beam search, in which vLLM 0.32 drops `vllm_xargs`: whatever alpha it
+    names, it would run at the default, and be cached as if it had not.
 
     A request that stays at alpha 0 or 1 runs through one stream alone (`models`), and its cached prefixes lack the
     other one: the salt keeps them from the requests that need it. Those that name no alpha share one, whatever the
-    default is.
+    default is. A client's own salt is in it as its SHA-256, so that it fits into the 128 characters that vLLM takes.
     """
     try:
         request = json.loads(body)
@@ -82,22 +87,23 @@ def translate(body: bytes) -> bytes:
     arguments = request.get("vllm_xargs") or {}
     if not isinstance(arguments, dict):
         return body
+    if request.get("use_beam_search", False) is not False:
+        raise ValueError("use_beam_search: InRa generates by sampling or greedily, as vLLM's beam search has no alpha.")
     if "control" in request:
         if "inra_alpha" in arguments:
             raise ValueError("control and inra_alpha are two names of one thing: give one of them.")
         arguments = {**arguments, "inra_alpha": request.pop("control")}
         request["vllm_xargs"] = arguments
-    try:
-        realignment = read_realignment(arguments)
-    except ValueError:
-        return json.dumps(request).encode()
+    realignment = read_realignment(arguments)
     if not arguments.keys() & {"inra_alpha", "inra_budget"}:
         streams = "default"
     else:
         streams = "A" * realignment.needs_aligned + "R" * realignment.needs_reference
-    salt = request.get("cache_salt") or ""
-    if isinstance(salt, str) and (salt or streams != "AR"):
-        request["cache_salt"] = f"{streams} {salt}"
+    salt = request.get("cache_salt")
+    if salt is None and streams != "AR":
+        request["cache_salt"] = f"{streams} "
+    elif isinstance(salt, str) and salt:
+        request["cache_salt"] = f"{streams} {hashlib.sha256(salt.encode()).hexdigest()}"
     return json.dumps(request).encode()
 
 

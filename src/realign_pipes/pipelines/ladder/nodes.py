@@ -50,10 +50,10 @@ def make_ladder(
     return launch(job, MadeLadder, launcher, folders.work / "launch" / "ladder", training=training).folder
 
 
-def describe_ladder(generation: Generation, reference_model: Path, ladder: Path) -> str:
+def describe_ladder(models: Models, generation: Generation, reference_model: Path, ladder: Path) -> str:
     """README.md of the ladder's folder: the command that serves it, which is printed too, and what its rungs are."""
     from realign_pipes.serving.ladder import describe
 
-    command, text = describe(ladder, reference_model, generation.environment)
+    command, text = describe(ladder, reference_model, generation.environment, models.chat_template)
     logger.info("%s", command)
     return text

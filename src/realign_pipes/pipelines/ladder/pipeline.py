@@ -31,7 +31,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 describe_ladder,
-                inputs=["params:generation", "reference_model", "ladder"],
+                inputs=["params:models", "params:generation", "reference_model", "ladder"],
                 outputs="ladder_readme",
                 name="describe_ladder",
             ),

@@ -1,6 +1,7 @@
 """What stands before Gradio on the playground's page."""
 
 import base64
+import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -54,7 +55,7 @@ class Front:
         """The status and the reason, if it is refused."""
         headers = dict(scope["headers"])
         if self.password is None:
-            name = headers.get(b"host", b"").decode("latin-1").rpartition(":")[0].strip("[]")
+            name = re.sub(r":\d*\Z", "", headers.get(b"host", b"").decode("latin-1")).strip("[]")
             if name not in LOOPBACK:
                 return 400, f"this page is at {LOOPBACK[0]} only"
         else:

@@ -133,7 +133,8 @@ def _alpha_slider(backend: Backend, name: str, value: float, label: str) -> gr.S
     if not backend.rungs:
         return gr.Slider(LOWEST, HIGHEST, value, step=0.05, label=label, elem_id=name, interactive=True)
     rungs = sorted(backend.rungs)
-    step = min((high - low for low, high in pairwise(rungs)), default=1)
+    # Half the narrowest gap: then each rung is the nearest one of some stop, the highest too.
+    step = min((high - low for low, high in pairwise(rungs)), default=1) / 2
     start = min(rungs, key=lambda rung: abs(rung - value))
     slider = gr.Slider(rungs[0], rungs[-1], start, step=step, label=label, elem_id=name, interactive=True)
     slider.release(None, slider, slider, js=f"alpha => ({NEAREST})(alpha, {rungs})", show_progress="hidden")

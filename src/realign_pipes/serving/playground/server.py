@@ -12,6 +12,7 @@ import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
 from realign_pipes.errors import InputError
+from realign_pipes.serving.ladder import BASE
 from realign_pipes.serving.playground.answers import Answer, Chat, read_tags
 from realign_pipes.tasks.completion import THINK, ThinkingTags
 
@@ -62,7 +63,7 @@ class ServerBackend:
     name: str
     max_tokens: int
     models: Mapping[float, str] = field(default_factory=dict)
-    """The ladder: each alpha's model. Empty: one InRa model, `name`."""
+    """The ladder: each alpha's model, at 0 the base itself if it is served. Empty: one InRa model, `name`."""
     key: str | None = None
     tags: ThinkingTags = THINK
     opened: bool = False
@@ -151,6 +152,8 @@ def find_server(url: str, max_tokens: int, model: Path | None, key: str | None) 
             models = _Models.model_validate_json(answer.content).data
             names = [one.id for one in models]
             rungs = {float(found[1]): name for name in names if (found := RUNG.fullmatch(name))}
+            if rungs and BASE in names:
+                rungs.setdefault(0.0, BASE)
             if not rungs:
                 absurd = {"vllm_xargs": {"inra_alpha": 1e6}, "max_tokens": 1, "model": names[0]}
                 probe = client.post(f"{url}/v1/completions", json={"prompt": "?", **absurd})
