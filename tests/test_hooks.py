@@ -148,6 +148,21 @@ def test_an_on_policy_training_that_cannot_work_stops_the_run_before_its_first_s
     check_parameters(parameters)
 
 
+@pytest.mark.parametrize(("gain", "loss"), [("tokens", "pass_at_1"), ("tokens", "words"), ("words", "likes")])
+def test_a_margin_in_points_is_refused_unless_the_loss_is_a_reward(gain, loss):
+    parameters = deepcopy(load("base"))
+    reward = {"kind": "reward", "model": "here", "input": "pair", "batch_size": 1, "tokens": 9}
+    parameters["scores"]["graders"] = {"likes": reward}
+    parameters["reporting"].update(gain=gain, loss=loss, margin=2)
+    if loss == "likes":
+        check_parameters(parameters)
+    else:
+        with pytest.raises(InputError, match=rf"reporting\.margin is 2, but of {loss} it is a share below 1"):
+            check_parameters(parameters)
+    parameters["reporting"]["margin"] = 0.99
+    check_parameters(parameters)
+
+
 def test_a_metric_that_no_grader_gives_stops_the_run_before_it_starts():
     parameters = deepcopy(load("base"))
     parameters["reporting"]["gain"] = "brief"
