@@ -72,6 +72,8 @@ def test_an_interrupted_run_scores_only_the_rest(classifier, tmp_path, monkeypat
     monkeypatch.setattr(model, "_logits", stop)
     with pytest.raises(KeyboardInterrupt):
         model.score("trra-1", ANSWERS, tmp_path / "work")
+    kept = tmp_path / "work" / "scores.jsonl"
+    kept.write_text(kept.read_text() + '{"0": 1.')  # killed while it wrote
     rest = []
     monkeypatch.setattr(model, "_logits", lambda rows: rest.append(len(rows)) or logits(rows))
     assert model.score("trra-1", ANSWERS, tmp_path / "work") == pytest.approx(whole, abs=1e-5)

@@ -28,7 +28,7 @@ from realign_pipes.graders.answered import Answered
 from realign_pipes.graders.parameters import Judge
 from realign_pipes.graders.text import words_of
 from realign_pipes.models.fingerprint import fingerprint
-from realign_pipes.runtime.files import append_line
+from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
 from realign_pipes.sweep.schemas import VERDICTS, conform
@@ -256,11 +256,4 @@ def _read(answer: Any, url: str, pair: Pair) -> Verdict:
 
 def _kept(file: Path) -> list[Verdict]:
     """What an interrupted run kept; an incomplete last line is removed from the file."""
-    if not file.exists():
-        return []
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with file.open("r+b") as stream:
-            stream.truncate(len(whole))
-    return [Verdict(**json.loads(line)) for line in whole.splitlines()]
+    return [Verdict(**json.loads(line)) for line in whole_lines(file)]

@@ -13,7 +13,7 @@ from realign_pipes.graders.parameters import Reward
 from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
 from realign_pipes.models.hub import find_checkpoint
 from realign_pipes.models.load import default_device, load_classifier, load_tokenizer, max_positions, render_chat
-from realign_pipes.runtime.files import append_line
+from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
 
@@ -66,8 +66,7 @@ class RewardModel:
 
     def _score_all(self, candidate: str, rows: Sequence[list[int]], file: Path) -> list[float]:
         order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))  # rows of a batch have about one length
-        lines = file.read_text().splitlines() if file.exists() else []
-        found = {int(place): score for line in lines for place, score in json.loads(line).items()}
+        found = {int(place): score for line in whole_lines(file) for place, score in json.loads(line).items()}
         with progress_bar(f"scoring {candidate}", len(rows)) as advance:
             advance(len(found))
             todo = [place for place in order if place not in found]
