@@ -13,8 +13,8 @@ class Reporting(Parameters):
     """parameters_reporting.yml: what is recommended, and what the report shows."""
 
     margin: Annotated[float, Field(ge=0)]
-    """How much of `loss` a recommended candidate may lose against the reference: 0.02 is 2 points of pass@1. Less than 1,
-    unless `loss` is a number such as a reward."""
+    """How much of `loss` a recommended candidate may lose against the reference: 0.02 is 2 points of pass@1. Less than
+    1, unless `loss` is a number such as a reward."""
     examples: NonNegativeInt
     """Problems of each task whose completions the report shows side by side."""
     gain: str = "tokens"
@@ -32,8 +32,8 @@ class Reporting(Parameters):
             find_metric(metrics_of(scores), self.gain, "reporting.gain")
             unit = find_metric(metrics_of(scores), self.loss, "reporting.loss").unit
         if self.margin >= 1 and unit != "number":
-            raise InputError(f"reporting.margin is {self.margin:g}, but of {self.loss} it is a share below 1: 0.02 is 2 "
-                             "points, or of a count 2 %.")  # fmt: skip
+            raise InputError(f"reporting.margin is {self.margin:g}, but of {self.loss} it is a share below 1: 0.02 is "
+                             "2 points, or of a count 2 %.")  # fmt: skip
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
