@@ -41,8 +41,8 @@ def run(tmp_path):
         }  # fmt: skip
         problems = Dataset.from_list(
             [
-                {"id": f"chat-{number}", "task": "chat", "question": "?", "messages": CHAT, "prompt": "?", "think_open": "<think>",
-                 "think_close": "</think>", "metadata": f'{{"class": "{name}"}}'}
+                {"id": f"chat-{number}", "task": "chat", "question": "?", "messages": CHAT, "prompt": "?",
+                 "think_open": "<think>", "think_close": "</think>", "metadata": f'{{"class": "{name}"}}'}
                 for number, name in enumerate(["harmful", "harmless"])
             ]
         )  # fmt: skip
