@@ -22,6 +22,8 @@ from realign_pipes.pipelines.inra.parameters import InRa
 PROJECT = Path(__file__).parents[1]
 DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 
+PROMPTS = {"kind": "conf/base/prompts", "strict": "conf/local/prompts"}
+
 UNREAD = {
     ("trra", "trra"): {"alphas", "only_alpha"},
     ("data_prep", "alpha_sweep"): set(AlphaSweep.model_fields) - {"sampling", "budgets", "prompts"},
@@ -82,9 +84,13 @@ def test_a_stage_has_all_that_its_nodes_read_and_write(name):
 def test_paths_follow_the_catalog(tmp_path):
     conf = shutil.copytree(PROJECT / "conf", tmp_path / "conf")
     (conf / "base" / "globals.yml").write_text("data: elsewhere")
+    judges = {name: {"kind": "judge", "prompt": f"{folder}/{name}.txt"} for name, folder in PROMPTS.items()}
+    (conf / "base" / "parameters_scores.yml").write_text(yaml.safe_dump({"scores": {"graders": judges}}))
     stages = generate(conf)["stages"]
     assert all(path.startswith("elsewhere/") for stage in stages.values() for path in outputs(stage))
     assert "elsewhere/06_models/inra" in outputs(stages["inra"]) & set(stages["alpha_sweep"]["deps"])
+    prompts = [path for path in stages["scores"]["deps"] if "prompts" in path]
+    assert prompts == ["conf/base/prompts", "conf/local/prompts/strict.txt"]
     assert "elsewhere/08_reporting/validation" in stages["reporting"]["deps"]
 
 

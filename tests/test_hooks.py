@@ -14,7 +14,8 @@ from kedro.pipeline import Node, Pipeline
 from realign_pipes.config import ConfigLoader
 from realign_pipes.datasets.files import CSVDataset, OptionalCSVDataset
 from realign_pipes.errors import InputError
-from realign_pipes.hooks import MissingInputError, MissingInputs, check_parameters
+from realign_pipes.graders.parameters import Scores
+from realign_pipes.hooks import MissingInputError, MissingInputs, WrongParameters, check_parameters
 from realign_pipes.runtime import tracking
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.settings import CONFIG_LOADER_ARGS
@@ -146,6 +147,39 @@ def test_an_on_policy_training_that_cannot_work_stops_the_run_before_its_first_s
         check_parameters(parameters)
     parameters["trra"]["on_policy"] = 0
     check_parameters(parameters)
+
+
+@pytest.mark.parametrize(("gain", "loss"), [("tokens", "pass_at_1"), ("tokens", "words"), ("words", "likes")])
+def test_a_margin_in_points_is_refused_unless_the_loss_is_a_reward(gain, loss):
+    parameters = deepcopy(load("base"))
+    reward = {"kind": "reward", "model": "here", "input": "pair", "batch_size": 1, "tokens": 9}
+    parameters["scores"]["graders"] = {"likes": reward}
+    parameters["reporting"].update(gain=gain, loss=loss, margin=2)
+    if loss == "likes":
+        check_parameters(parameters)
+    else:
+        with pytest.raises(InputError, match=rf"reporting\.margin is 2, but of {loss} it is a share below 1"):
+            check_parameters(parameters)
+    parameters["reporting"]["margin"] = 0.99
+    check_parameters(parameters)
+
+
+def test_a_grader_that_cannot_work_stops_the_run_before_it_starts(monkeypatch):
+    parameters = deepcopy(load("base"))
+    judge = {"kind": "judge", "url": "http://localhost:1", "model": "m", "prompt": str(CONF / "base/prompts/judge.txt")}
+    parameters["scores"]["graders"] = {"judge": judge | {"key_variable": "KEY_OF_THE_JUDGE", "tasks": ["sums_lnog"]}}
+    with pytest.raises(InputError, match=r"scores\.graders\.judge\.tasks: there is no task 'sums_lnog': did you mean"):
+        check_parameters(parameters)
+    del parameters["scores"]["graders"]["judge"]["tasks"]
+    check_parameters(parameters)
+    catalog = DataCatalog()
+    catalog["params:scores"] = Scores(**parameters["scores"])
+    scores, other = (Pipeline([Node(lambda: None, None, name, name=name)]) for name in ("scores", "sweep_results"))
+    WrongParameters().before_pipeline_run(other, catalog)
+    with pytest.raises(InputError, match="the environment has no variable KEY_OF_THE_JUDGE"):
+        WrongParameters().before_pipeline_run(scores, catalog)
+    monkeypatch.setenv("KEY_OF_THE_JUDGE", "secret")
+    WrongParameters().before_pipeline_run(scores, catalog)
 
 
 def test_a_metric_that_no_grader_gives_stops_the_run_before_it_starts():

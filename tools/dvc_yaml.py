@@ -44,13 +44,16 @@ PLOTTED = ("reference_model", "aligned_model", "inra_checkpoint")
 def generate(conf: Path = PROJECT / "conf") -> dict[str, Any]:
     """What dvc.yaml holds, for the catalog and the parameters in `conf` / base."""
     loader = OmegaConfigLoader(str(conf), base_env="base", default_run_env="base")
-    catalog, folders = loader["catalog"], loader["parameters"]["folders"]
+    catalog, parameters = loader["catalog"], loader["parameters"]
+    folders, graders = parameters["folders"], parameters["scores"]["graders"].values()
+    prompts = {grader["prompt"] for grader in graders if grader["kind"] == "judge"}
     files = parameter_files(conf)
     graph = imports()
-    # What a stage reads that is not in the catalog: files that data_prep's parameters may name, and the results of the
-    # validations, for the report.
+    # What a stage reads that is not in the catalog: files that data_prep's parameters may name, the judges' prompts,
+    # and the results of the validations, for the report.
     also_read = {"data_prep": ["data/01_raw"], "reporting": [folders["validation"]],
-                 "scores": ["conf/base/prompts"]}  # fmt: skip
+                 "scores": ["conf/base/prompts", *(one for one in prompts if not one.startswith("conf/base/prompts/"))]
+                 }  # fmt: skip
     stages = {
         name: {
             **command(name),

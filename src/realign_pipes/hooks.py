@@ -100,6 +100,12 @@ class WrongParameters:
     def after_context_created(self, context: KedroContext) -> None:
         check_parameters(context.config_loader["parameters"])
 
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Stops a run that would lack a judge's key only after its sweep. Other runs need no key."""
+        if "scores" in pipeline.all_outputs():
+            catalog.load("params:scores").check_keys()
+
 
 def check_parameters(parameters: dict[str, Any]) -> None:
     """InputError, naming each place as in the YAML, unless the stages accept the `parameters`.
@@ -122,6 +128,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
                 wrong.append(f"{_place(stage, where, parameters)}: {what}")
     if wrong:
         raise InputError("wrong parameters, in the YAML of conf/ or in --params:\n" + "\n".join(wrong))
+    accepted["scores"].check_tasks(accepted["data_prep"].tasks)
     accepted["reporting"].check_metrics(accepted["scores"])
     accepted["trra"].check_on_policy(accepted["teachers"].mode, accepted["launcher"].num_processes)
 

@@ -16,13 +16,12 @@ from realign_pipes.graders.judge import (
     Pair,
     collect_verdicts,
     make_pairs,
-    read_key,
     read_verdict,
     render,
     scores_of,
     summarise_verdicts,
 )
-from realign_pipes.graders.parameters import Judge
+from realign_pipes.graders.parameters import Judge, read_key
 
 TEMPLATE = "Q {question}\nA<{first}>\nB<{second}>"
 PROMPT = Path(__file__).parents[2] / "conf/base/prompts/judge.txt"
@@ -93,7 +92,7 @@ def make_judge(server: Scripted, tmp_path: Path):
 
 
 def answers(texts: list[str], samples: int = 1) -> list[Answered]:
-    return [Answered("chat", f"chat-{number}", sample, f"question {number}", {}, text, text)
+    return [Answered("chat", f"chat-{number}", sample, f"question {number}", {}, text, text, [])
             for number, text in enumerate(texts) for sample in range(samples)]  # fmt: skip
 
 
@@ -138,9 +137,15 @@ def test_an_interrupted_run_asks_only_for_what_is_missing(server, make_judge, tm
     assert len(server.asked) == 5 and len(verdicts) == 8
     collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
     assert len(server.asked) == 5  # found finished
+    elsewhere = make_judge(url=f"{judge.url}/another")
+    collect_verdicts(elsewhere, "trra-1", pairs, tmp_path / "elsewhere")
+    assert len(server.asked) == 13
+    collect_verdicts(judge, "trra-1", pairs, tmp_path / "elsewhere")
+    assert len(server.asked) == 21  # another server's model of that name is another judge
+    server.asked.clear()
     other = make_pairs(judge, answers(["a", "b", "c", "d"]), REFERENCE)
     collect_verdicts(judge, "trra-1", other, tmp_path / "work")
-    assert len(server.asked) == 13  # other answers are other work
+    assert len(server.asked) == 8  # other answers are other work
 
 
 def test_the_key_goes_with_each_request_and_nowhere_else(server, make_judge, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from realign_pipes.graders.parameters import Reward
 from realign_pipes.graders.reward import RewardModel
 from realign_pipes.models.trust import CheckpointError
 
+CHAT = [{"role": "user", "content": "Hi?"}]
 ANSWERS = [
-    Answered("chat", f"chat-{n}", 0, "Hi?", {}, text, text) for n, text in enumerate(["Yes.", "", "No, no, no!"])
+    Answered("chat", f"chat-{n}", 0, "Hi?", {}, text, text, CHAT) for n, text in enumerate(["Yes.", "", "No, no, no!"])
 ]
 
 
@@ -58,6 +59,31 @@ def test_scores_are_the_logits_of_one_row_at_a_time(classifier, tiny_tokenizer, 
     )
 
 
+def test_a_chat_of_several_turns_is_read_as_one(classifier, tiny_tokenizer, tmp_path):
+    """Not as one turn that quotes the others."""
+    turns = [*CHAT, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "Why?"}]
+    one = Answered("chat", "chat-0", 0, "user: Hi?\n\nassistant: Hi!\n\nuser: Why?", {}, "So.", "So.", turns)
+    path = classifier()
+    (score,) = RewardModel("reward", grader(path)).score("trra-1", [one], tmp_path / "work")
+    chat = [*turns, {"role": "assistant", "content": "So."}]
+    ids = tiny_tokenizer(tiny_tokenizer.apply_chat_template(chat, tokenize=False))["input_ids"]
+    model = Qwen2ForSequenceClassification.from_pretrained(path).eval()
+    hidden = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
+    assert score == pytest.approx(float(model.score(hidden)), abs=1e-5)
+
+
+def test_rows_are_padded_with_what_the_model_takes_for_padding(classifier, tmp_path):
+    path = classifier()
+    model = Qwen2ForSequenceClassification.from_pretrained(path)
+    unused = model.config.vocab_size
+    model.resize_token_embeddings(unused + 1)  # a token that no text has
+    model.config.pad_token_id = unused
+    model.save_pretrained(path)
+    together = RewardModel("reward", grader(path, batch_size=3)).score("trra-1", ANSWERS, tmp_path / "together")
+    alone = RewardModel("reward", grader(path, batch_size=1)).score("trra-1", ANSWERS, tmp_path / "alone")
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
 def test_an_interrupted_run_scores_only_the_rest(classifier, tmp_path, monkeypatch):
     model = RewardModel("reward", grader(classifier()))
     whole = model.score("trra-1", ANSWERS, tmp_path / "whole")
@@ -72,6 +98,8 @@ def test_an_interrupted_run_scores_only_the_rest(classifier, tmp_path, monkeypat
     monkeypatch.setattr(model, "_logits", stop)
     with pytest.raises(KeyboardInterrupt):
         model.score("trra-1", ANSWERS, tmp_path / "work")
+    kept = tmp_path / "work" / "scores.jsonl"
+    kept.write_text(kept.read_text() + '{"0": 1.')  # killed while it wrote
     rest = []
     monkeypatch.setattr(model, "_logits", lambda rows: rest.append(len(rows)) or logits(rows))
     assert model.score("trra-1", ANSWERS, tmp_path / "work") == pytest.approx(whole, abs=1e-5)

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 from kedro.io import DataCatalog
 from kedro.runner import SequentialRunner
+from pydantic import ValidationError
 
 from realign_pipes.errors import InputError
 from realign_pipes.graders.parameters import Scores
@@ -14,6 +15,7 @@ from realign_pipes.runtime.launch import Folders
 from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.sweep.schemas import JUDGE_RESULTS, METRIC_RESULTS, SCORES, VERDICTS
 
+CHAT = [{"role": "user", "content": "?"}]
 WRITTEN = {
     "reference": ["<think>hm</think>\nI can't help with that.", "<think>hm</think>\nBread is baked dough."],
     "trra-1": ["<think>hm</think>\nSure.", "<think>I can't help with that."],
@@ -39,8 +41,8 @@ def run(tmp_path):
         }  # fmt: skip
         problems = Dataset.from_list(
             [
-                {"id": f"chat-{number}", "task": "chat", "question": "?", "prompt": "?", "think_open": "<think>",
-                 "think_close": "</think>", "metadata": f'{{"class": "{name}"}}'}
+                {"id": f"chat-{number}", "task": "chat", "question": "?", "messages": CHAT, "prompt": "?",
+                 "think_open": "<think>", "think_close": "</think>", "metadata": f'{{"class": "{name}"}}'}
                 for number, name in enumerate(["harmful", "harmless"])
             ]
         )  # fmt: skip
@@ -92,7 +94,7 @@ def test_graders_read_the_answer_and_not_the_thinking(run):
 
 
 def test_a_task_that_is_not_there_is_refused(run):
-    with pytest.raises(
-        InputError, match=r"scores.graders.no.tasks: the evaluation set has no task 'sums'; it has chat"
-    ):
+    with pytest.raises(InputError, match=r"scores.graders.no.tasks: there is no task 'sums': there are chat"):
         run({"no": {"kind": "refusal", "field": "class", "tasks": ["sums"]}})
+    with pytest.raises(ValidationError, match=r"graders.no.refusal.tasks\n  List should have at least 1 item"):
+        run({"no": {"kind": "refusal", "field": "class", "tasks": []}})

@@ -15,7 +15,7 @@ INSTRUCTION = TypeAdapter(Instruction)
 
 
 def answered(answer: str, number: int = 0, **metadata) -> Answered:
-    return Answered("chat", f"chat-{number}", 0, "?", metadata, answer, answer)
+    return Answered("chat", f"chat-{number}", 0, "?", metadata, answer, answer, [])
 
 
 def test_distinct_n_counts_runs_of_words():

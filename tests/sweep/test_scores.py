@@ -6,7 +6,7 @@ import pytest
 
 from realign_pipes.errors import InputError
 from realign_pipes.graders.metrics import find_metric, metrics_of
-from realign_pipes.graders.parameters import Refusal, Rules, Scores
+from realign_pipes.graders.parameters import ALWAYS, RESERVED, Refusal, Rules, Scores
 from realign_pipes.reporting.recommendation import (
     headline,
     recommend,
@@ -78,7 +78,11 @@ def test_a_metric_counts_where_it_is_defined():
     assert of_metric["task"].unique().tolist() == ["chat", "all"] and set(of_metric["problems"]) == {10}
     assert of_metric.set_index(["candidate", "task"])["mean"].loc["dera-1"].tolist() == [1, 1]
     assert found[found["metric"] == "tokens"]["task"].unique().tolist() == ["chat", "sums", "all"]
-    without = some[some["candidate"] == "reference"]
+    with pytest.raises(InputError, match="scores hold nothing of dera-1, a candidate of the sweep"):
+        summarise_scores(
+            answers, some[some["candidate"] == "reference"], [REFUSED], bootstrap_samples=9, bootstrap_seed=0
+        )
+    without = some.assign(metric=some["metric"].where(some["candidate"] == "reference", "words"))
     only = summarise_scores(answers, without, [REFUSED], bootstrap_samples=10, bootstrap_seed=0)
     assert only["candidate"].unique().tolist() == ["reference"]  # a candidate without the metric has no row
     with pytest.raises(InputError, match="no_harmless of task chat: dera-1 was not scored on the problems"):
@@ -170,3 +174,16 @@ def test_metrics_have_the_names_of_their_graders():
         find_metric(metrics, "no_harmles", "reporting.gain")
     with pytest.raises(ValueError, match="tokens: a metric of that name is always there"):
         Scores(graders={"tokens": rules}, distinct_n=2)
+    with pytest.raises(ValueError, match="form_each: two graders have a metric of that name"):
+        Scores(graders={"form": rules, "form_each": rules}, distinct_n=2)
+    for name in ("difference", "correct", "reference_words", "words_gain"):
+        with pytest.raises(ValueError, match=f"{name}: results have another figure of that name"):
+            Scores(graders={name: rules}, distinct_n=2)
+    both = metrics_of(Scores(graders={name: Refusal(kind="refusal", field="class") for name in "ab"}, distinct_n=2))
+    assert len({metric.label for metric in both}) == len(both)
+
+
+def test_no_grader_can_have_the_name_of_a_figure_of_the_recommendation():
+    found = recommend(FRAMES, 0.02, bootstrap_samples=10, bootstrap_seed=0)
+    for figure in {*found, *found["tasks"]["chat"]} - ALWAYS:
+        assert figure in RESERVED or figure.startswith("reference_") or figure.endswith("_given_away"), figure

@@ -14,7 +14,7 @@ from realign_pipes.errors import InputError
 from realign_pipes.generation.closing import make_closing
 from realign_pipes.generation.engine import Alpha, Completion, Engine, Prompt
 from realign_pipes.generation.parameters import Sampling
-from realign_pipes.runtime.files import append_line
+from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.tasks.completion import THINK, ThinkingTags
 from realign_pipes.tasks.grading import Attempt, grade
@@ -146,11 +146,4 @@ def _attempt(question: Question, completion: Completion, tokenizer: PreTrainedTo
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with file.open("r+b") as stream:
-            stream.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    return [json.loads(line) for line in whole_lines(file)]

@@ -9,6 +9,7 @@ import pandas as pd
 from datasets import Dataset
 
 from realign_pipes.errors import InputError
+from realign_pipes.tasks.chats import Chat
 from realign_pipes.tasks.completion import ThinkingTags, answer_part
 
 
@@ -25,6 +26,8 @@ class Answered:
     """With its thinking."""
     answer: str
     """What follows the thinking; empty for a completion that ended inside it."""
+    messages: Chat
+    """The chat up to the turn that was to be answered; `question` is its text."""
 
 
 def read_answered(frame: pd.DataFrame, problems: Dataset) -> list[Answered]:
@@ -43,6 +46,7 @@ def read_answered(frame: pd.DataFrame, problems: Dataset) -> list[Answered]:
         answer = answer_part(problem["prompt"], row.completion, tags) or ""
         metadata = json.loads(problem["metadata"])
         answered.append(
-            Answered(row.task, row.problem_id, row.sample, problem["question"], metadata, row.completion, answer)
-        )
+            Answered(row.task, row.problem_id, row.sample, problem["question"], metadata, row.completion, answer,
+                     problem["messages"])
+        )  # fmt: skip
     return answered

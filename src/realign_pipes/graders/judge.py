@@ -10,7 +10,6 @@ Judges also prefer long answers (https://arxiv.org/abs/2404.04475): beside a win
 
 import asyncio
 import json
-import os
 import queue
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,13 +21,12 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from realign_pipes.errors import InputError
 from realign_pipes.generation.vllm_engine import InAnotherThread, ServerError, make_client, post, shortened
 from realign_pipes.graders.answered import Answered
-from realign_pipes.graders.parameters import Judge
+from realign_pipes.graders.parameters import Judge, read_key
 from realign_pipes.graders.text import words_of
 from realign_pipes.models.fingerprint import fingerprint
-from realign_pipes.runtime.files import append_line
+from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
 from realign_pipes.sweep.schemas import VERDICTS, conform
@@ -125,17 +123,6 @@ def read_verdict(text: str, candidate_first: bool) -> str:
     return "candidate" if (said == "a") == candidate_first else "reference"
 
 
-def read_key(grader: Judge) -> str | None:
-    """The server's key. InputError if the environment has no variable of that name."""
-    if grader.key_variable is None:
-        return None
-    if not (key := os.environ.get(grader.key_variable)):
-        raise InputError(
-            f"the environment has no variable {grader.key_variable}, which the judge's key_variable names."
-        )
-    return key
-
-
 def collect_verdicts(grader: Judge, candidate: str, pairs: Sequence[Pair], folder: Path) -> pd.DataFrame:
     """The judge's verdicts on all pairs of a candidate, in their order (VERDICTS); those kept in `folder` are read.
 
@@ -143,7 +130,7 @@ def collect_verdicts(grader: Judge, candidate: str, pairs: Sequence[Pair], folde
     """
     template = Path(grader.prompt).read_text(encoding="utf-8")
     description = {
-        "judge": grader.model_dump(include={"model", "temperature", "max_tokens"}),
+        "judge": grader.model_dump(include={"url", "model", "temperature", "max_tokens"}),
         "prompt": template,
         "pairs": fingerprint([asdict(pair) for pair in pairs]),
     }
@@ -256,11 +243,4 @@ def _read(answer: Any, url: str, pair: Pair) -> Verdict:
 
 def _kept(file: Path) -> list[Verdict]:
     """What an interrupted run kept; an incomplete last line is removed from the file."""
-    if not file.exists():
-        return []
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with file.open("r+b") as stream:
-            stream.truncate(len(whole))
-    return [Verdict(**json.loads(line)) for line in whole.splitlines()]
+    return [Verdict(**json.loads(line)) for line in whole_lines(file)]

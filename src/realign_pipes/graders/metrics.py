@@ -20,18 +20,20 @@ def metrics_of(scores: Scores) -> list[Metric]:
     for name, grader in scores.graders.items():
         match grader:
             case Rules():
+                whole, each = grader.metric_names(name)
                 metrics += [
-                    graded(name, name, "share", "The share of answers that follow all of their instructions.",
+                    graded(whole, name, "share", "The share of answers that follow all of their instructions.",
                            higher_is_better=True),
-                    graded(f"{name}_each", f"{name}, each", "share", "The share of the instructions that are followed.",
-                           higher_is_better=True),
+                    graded(each, f"{name}, each", "share",
+                           "The share of its instructions that an answer follows, on average.", higher_is_better=True),
                 ]  # fmt: skip
             case Refusal():
                 rule = "By what refusals say in their first sentences: a rule that sees words, not deeds."
+                harmful, harmless = grader.metric_names(name)
                 metrics += [
-                    graded(f"{name}_harmful", "refusal rate, harmful", "share",
+                    graded(harmful, f"refusal rate, harmful ({name})", "share",
                            f"The share of refusals on harmful prompts. {rule}", higher_is_better=True),
-                    graded(f"{name}_harmless", "refusal rate, harmless", "share",
+                    graded(harmless, f"refusal rate, harmless ({name})", "share",
                            f"The share of refusals on harmless prompts. {rule}", higher_is_better=False),
                 ]  # fmt: skip
             case Reward():
@@ -42,7 +44,7 @@ def metrics_of(scores: Scores) -> list[Metric]:
                     f"The rate at which {grader.model} prefers an answer to the reference's, over both orders; a tie "
                     "is a half."
                 )
-                metrics.append(graded(name, "win rate", "share", about, higher_is_better=True))
+                metrics.append(graded(name, f"win rate ({name})", "share", about, higher_is_better=True))
     return metrics
 
 

@@ -1,19 +1,37 @@
 """parameters_scores.yml: which graders score the sweep's completions."""
 
+import os
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, StringConstraints, field_validator, model_validator
 
-from realign_pipes.runtime.parameters import Parameters
+from realign_pipes.errors import InputError
+from realign_pipes.runtime.parameters import Parameters, unknown
 
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
+ALWAYS = frozenset({"pass_at_1", "tokens", "words", "distinct"})
+"""The metrics that need no grader."""
+
+RESERVED = frozenset(
+    ["alpha", "candidate", "chosen_on", "completion_tokens", "confidence", "confirmed_on", "correct", "difference",
+     "difference_low", "finished", "graded_tasks", "kind", "margin", "mean_tokens", "overall", "problems_needed",
+     "sentence", "smallest_task", "steps", "survived", "tasks", "token_reduction"]
+)  # fmt: skip
+"""What the recommendation and the sweep's values call other figures."""
+
+
 class _Grader(Parameters):
-    tasks: list[str] | None = None
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None
     """The tasks whose completions it scores; null: all."""
+
+    def metric_names(self, name: str) -> tuple[str, ...]:
+        """The metrics of a grader called `name`."""
+        return (name,)
 
 
 class _Bounds(Parameters):
@@ -34,7 +52,7 @@ class Words(_Bounds):
 
 
 class Sentences(_Bounds):
-    """The answer has so many sentences: runs of text that end in `.`, `!` or `?`, or with the text."""
+    """The answer has so many sentences: runs of text that end in `.`, `!` or `?`, or with their line."""
 
     kind: Literal["sentences"]
 
@@ -115,6 +133,10 @@ class Rules(_Grader):
             raise ValueError("give instructions, or the field of the problems' metadata that has them")
         return self
 
+    def metric_names(self, name: str) -> tuple[str, ...]:
+        """Of whole answers, and of each instruction."""
+        return name, f"{name}_each"
+
 
 class Refusal(_Grader):
     """Whether an answer refuses. Its metrics are `<name>_harmful`, of which more is better, and `<name>_harmless`."""
@@ -136,6 +158,10 @@ class Refusal(_Grader):
                 raise ValueError(f"{phrase!r} is not a regular expression: {error}") from None
         return phrases
 
+    def metric_names(self, name: str) -> tuple[str, ...]:
+        """On harmful prompts, and on harmless ones."""
+        return f"{name}_harmful", f"{name}_harmless"
+
 
 class Reward(_Grader):
     """A reward model: the logit of a sequence classifier with one label."""
@@ -147,7 +173,8 @@ class Reward(_Grader):
     """How the model reads: question and answer through its own chat template, or as a pair of texts."""
     batch_size: PositiveInt
     tokens: PositiveInt
-    """The most that question and answer may have together; longer ones stop the run before anything is scored."""
+    """The most that question and answer may have together; a candidate with a longer one stops the run before any of
+    its answers is scored."""
 
 
 class Judge(_Grader):
@@ -182,6 +209,17 @@ class Judge(_Grader):
         return prompt
 
 
+def read_key(grader: Judge) -> str | None:
+    """The server's key. InputError if the environment has no variable of that name."""
+    if grader.key_variable is None:
+        return None
+    if not (key := os.environ.get(grader.key_variable)):
+        raise InputError(
+            f"the environment has no variable {grader.key_variable}, which the judge's key_variable names."
+        )
+    return key
+
+
 Grader = Annotated[Rules | Refusal | Reward | Judge, Field(discriminator="kind")]
 
 
@@ -192,11 +230,27 @@ class Scores(Parameters):
     distinct_n: PositiveInt
     """The n of distinct-n, how little a completion repeats itself."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _free_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and (
-            taken := {"pass_at_1", "tokens", "words", "distinct"} & set(values.get("graders") or {})
-        ):
-            raise ValueError(f"{', '.join(sorted(taken))}: a metric of that name is always there. Name it otherwise.")
-        return values
+    def check_tasks(self, tasks: Collection[str]) -> None:
+        """InputError for a grader of a task that is not among the evaluation set's `tasks`."""
+        for name, grader in self.graders.items():
+            for task in grader.tasks or []:
+                if task not in tasks:
+                    raise InputError(f"scores.graders.{name}.tasks: {unknown('task', task, tasks)}")
+
+    def check_keys(self) -> None:
+        """InputError for a judge whose key the environment lacks."""
+        for grader in self.graders.values():
+            if isinstance(grader, Judge):
+                read_key(grader)
+
+    @model_validator(mode="after")
+    def _free_names(self) -> Self:
+        given = [metric for name, grader in self.graders.items() for metric in grader.metric_names(name)]
+        for metric in given:
+            if metric in ALWAYS:
+                raise ValueError(f"{metric}: a metric of that name is always there. Name the grader otherwise.")
+            if metric in RESERVED or metric.startswith("reference_") or metric.endswith(("_gain", "_given_away")):
+                raise ValueError(f"{metric}: results have another figure of that name. Name the grader otherwise.")
+            if given.count(metric) > 1:
+                raise ValueError(f"{metric}: two graders have a metric of that name. Name one of them otherwise.")
+        return self

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from realign_pipes.errors import InputError
@@ -13,7 +14,7 @@ from realign_pipes.graders.parameters import Reward
 from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
 from realign_pipes.models.hub import find_checkpoint
 from realign_pipes.models.load import default_device, load_classifier, load_tokenizer, max_positions, render_chat
-from realign_pipes.runtime.files import append_line
+from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
 
@@ -36,8 +37,10 @@ class RewardModel:
         self.model: PreTrainedModel = load_classifier(path, device=default_device())
         if self.model.config.num_labels != 1:
             raise InputError(f"{path} has {self.model.config.num_labels} labels; a reward model has one.")
-        if self.model.config.get_text_config().pad_token_id is None:  # where a row ends: the pooled token precedes it
-            self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        config = self.model.config.get_text_config()
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+        self.pad = config.pad_token_id  # where a row ends: the pooled token precedes it, whatever the tokenizer's is
 
     def score(self, candidate: str, answers: Sequence[Answered], folder: Path) -> list[float]:
         """The logit of each answer, in order; what an interrupted run scored in `folder` is kept.
@@ -66,8 +69,7 @@ class RewardModel:
 
     def _score_all(self, candidate: str, rows: Sequence[list[int]], file: Path) -> list[float]:
         order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))  # rows of a batch have about one length
-        lines = file.read_text().splitlines() if file.exists() else []
-        found = {int(place): score for line in lines for place, score in json.loads(line).items()}
+        found = {int(place): score for line in whole_lines(file) for place, score in json.loads(line).items()}
         with progress_bar(f"scoring {candidate}", len(rows)) as advance:
             advance(len(found))
             todo = [place for place in order if place not in found]
@@ -84,7 +86,7 @@ class RewardModel:
         if self.grader.input == "pair":
             ids: list[int] = self.tokenizer(one.question, one.answer)["input_ids"]
             return ids
-        chat = [{"role": "user", "content": one.question}, {"role": "assistant", "content": one.answer}]
+        chat = [*one.messages, {"role": "assistant", "content": one.answer}]
         text = render_chat(self.tokenizer, chat, add_generation_prompt=False)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
@@ -92,10 +94,9 @@ class RewardModel:
     @torch.inference_mode()
     def _logits(self, rows: Sequence[list[int]]) -> list[float]:
         """The logits of some rows, padded to the longest."""
-        padded = self.tokenizer.pad({"input_ids": list(rows)}, padding_side="right", return_tensors="pt")
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.pad)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True)
         device = self.model.device
-        logits = self.model(
-            input_ids=padded["input_ids"].to(device), attention_mask=padded["attention_mask"].to(device)
-        ).logits
+        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         scores: list[float] = logits[:, 0].float().tolist()
         return scores

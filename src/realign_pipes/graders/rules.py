@@ -79,7 +79,7 @@ def follows(answer: str, instruction: Instruction) -> bool:
 
 
 def count_sentences(text: str) -> int:
-    """Runs of text that end in `.`, `!` or `?` before a space, or with the text; `3.5` ends none."""
+    """Runs of text that end in `.`, `!` or `?` before a space, or with their line; `3.5` ends none."""
     return len([part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if re.search(r"\w", part)])
 
 

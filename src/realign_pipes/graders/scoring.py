@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 
-from realign_pipes.errors import InputError
 from realign_pipes.graders import judge, refusal, rules
 from realign_pipes.graders.answered import Answered, read_answered
 from realign_pipes.graders.parameters import Judge, Refusal, Reward, Rules, Scores
@@ -52,7 +51,8 @@ def score_sweep(
     InputError, before anything is scored, for a task that no problem has, for a judge's key that the environment lacks,
     for a reward model that cannot be used; and what the graders refuse.
     """
-    _check_tasks(parameters, list(answers.problems))
+    parameters.check_tasks(answers.problems)
+    parameters.check_keys()
     partitions = {load_frame(loaded)["candidate"].iloc[0]: loaded for loaded in generations.values()}
     names = answers.about["candidate"].tolist()
     reference = names[answers.reference]
@@ -118,7 +118,6 @@ def _of_reward(name: str, grader: Reward, work: Path) -> Score:
 def _of_judge(
     name: str, grader: Judge, reference: str, theirs: Sequence[Answered], scored: Scored, work: Path
 ) -> Score:
-    judge.read_key(grader)
     scored.verdicts[name] = []
 
     def score(candidate: str, answers: Sequence[Answered]) -> Iterator[Mapping[str, float]]:
@@ -135,13 +134,6 @@ def _of_judge(
         return ({name: found[key]} if key in found else {} for key in keys)
 
     return score
-
-
-def _check_tasks(parameters: Scores, tasks: Sequence[str]) -> None:
-    for name, grader in parameters.graders.items():
-        if strange := [task for task in grader.tasks or [] if task not in tasks]:
-            raise InputError(f"scores.graders.{name}.tasks: the evaluation set has no task {strange[0]!r}; it has "
-                             f"{', '.join(tasks)}.")  # fmt: skip
 
 
 def _framed(frames: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> pd.DataFrame:

@@ -53,6 +53,17 @@ def append_line(path: Path, line: str) -> None:
         raise
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines that `append_line` wrote, none if there is no file. What a kill left of a last one is cut off."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    return whole.splitlines()
+
+
 def recover(path: Path) -> None:
     """Clean up what killed processes left at `path` and below it.
 

@@ -22,7 +22,8 @@ def with_scores(answers: Answers, scores: pd.DataFrame, metrics: Iterable[Metric
     """The answers with a column of values for each of the `metrics`: [candidates, problems], NaN where it has none.
 
     `scores` has the columns SCORES. A problem's value is the mean over its samples. InputError for a metric that
-    `scores` does not have, and for a candidate that was not scored on the problems that the reference was.
+    `scores` does not have, for a candidate that they do not know, as the sweep has changed since, and for one that was
+    not scored on the problems that the reference was.
     """
     values: dict[str, dict[str, Floats]] = {task: dict(columns) for task, columns in answers.values.items()}
     names = answers.about["candidate"].tolist()
@@ -32,6 +33,11 @@ def with_scores(answers: Answers, scores: pd.DataFrame, metrics: Iterable[Metric
         of_metric = scores[scores["metric"] == metric.name]
         if of_metric.empty:
             raise InputError(f"scores hold no metric {metric.name}: run the stage scores again, with a grader of it.")
+        scored = set(scores["candidate"])
+        if strange := [name for name in names if name not in scored]:
+            raise InputError(
+                f"scores hold nothing of {strange[0]}, a candidate of the sweep: run the stage scores again."
+            )
         means = of_metric.groupby(["task", "candidate", "problem_id"])["score"].mean().unstack("problem_id")
         for task, problems in answers.problems.items():
             rows = pd.MultiIndex.from_product([[task], names])

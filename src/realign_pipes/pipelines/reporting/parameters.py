@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from realign_pipes.errors import InputError
 from realign_pipes.graders.parameters import Scores
 from realign_pipes.runtime.parameters import Parameters
 
@@ -12,7 +13,8 @@ class Reporting(Parameters):
     """parameters_reporting.yml: what is recommended, and what the report shows."""
 
     margin: Annotated[float, Field(ge=0)]
-    """How much of `loss` a recommended candidate may lose against the reference: 0.02 is 2 points of pass@1."""
+    """How much of `loss` a recommended candidate may lose against the reference: 0.02 is 2 points of pass@1. Less than
+    1, unless `loss` is a number such as a reward."""
     examples: NonNegativeInt
     """Problems of each task whose completions the report shows side by side."""
     gain: str = "tokens"
@@ -21,13 +23,17 @@ class Reporting(Parameters):
     """The metric that may be lost. Both are pass_at_1, tokens, words, distinct, or come from `scores.graders`."""
 
     def check_metrics(self, scores: Scores) -> None:
-        """InputError unless gain and loss are metrics that are always there or that a grader of `scores` gives."""
-        if (self.gain, self.loss) == ("tokens", "pass_at_1"):  # without pandas, which takes half a second to import
-            return
-        from realign_pipes.graders.metrics import find_metric, metrics_of
+        """InputError unless gain and loss are metrics that are always there or that a grader of `scores` gives, and the
+        margin one of such a loss."""
+        unit = "share"
+        if (self.gain, self.loss) != ("tokens", "pass_at_1"):  # for which pandas, slow to import, is not needed
+            from realign_pipes.graders.metrics import find_metric, metrics_of
 
-        for parameter, name in (("reporting.gain", self.gain), ("reporting.loss", self.loss)):
-            find_metric(metrics_of(scores), name, parameter)
+            find_metric(metrics_of(scores), self.gain, "reporting.gain")
+            unit = find_metric(metrics_of(scores), self.loss, "reporting.loss").unit
+        if self.margin >= 1 and unit != "number":
+            raise InputError(f"reporting.margin is {self.margin:g}, but of {self.loss} it is a share below 1: 0.02 is "
+                             "2 points, or of a count 2 %.")  # fmt: skip
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
