@@ -86,6 +86,7 @@ def test_the_authors_control_is_an_alpha():
         ({"inra_plausibility": 0.5}, "default "),
         ({}, "default "),
         ({"inra_alpha": 0.5}, None),
+        ({"inra_alpha": 0.000001}, None),
         ({"inra_budget": 8}, None),
         ({"inra_budget": 8, "inra_alpha": 1, "inra_fast": 1}, None),
         ({"inra_alpha": "wrong"}, None),

@@ -61,7 +61,9 @@ def converse(
         cache = written.past_key_values
         reply = written.sequences[0, len(ids) :].tolist()
         replies.append(tokenizer.decode(reply, skip_special_tokens=True))
-        if reply[-1] in tokenizer.all_special_ids:  # it ends the turn, and is not in the cache: the template has its own
+        if (
+            reply[-1] in tokenizer.all_special_ids
+        ):  # it ends the turn, and is not in the cache: the template has its own
             reply.pop()
         reply_text = tokenizer.decode(reply, clean_up_tokenization_spaces=False)
         messages.append({"role": "assistant", "content": _opened(tokenizer, messages, prompt) + reply_text})
