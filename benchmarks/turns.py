@@ -59,9 +59,9 @@ def main(env: str, limit: int | None) -> str:
         batch = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
         drawn = model.generate(**batch, alpha=alpha, do_sample=False, max_new_tokens=new_tokens)
         figures, texts = [], []
-        for question, ids in zip(questions, drawn[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            finished = tokenizer.eos_token_id in ids
-            ids = ids[: ids.index(tokenizer.eos_token_id) + 1] if finished else ids
+        for question, row in zip(questions, drawn[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            finished = tokenizer.eos_token_id in row
+            ids = row[: row.index(tokenizer.eos_token_id) + 1] if finished else row
             texts.append(completion_text(tokenizer, ids, finished))
             right = is_correct(
                 question.task, question.prompt, texts[-1], question.answer, question.metadata, question.tags
@@ -74,7 +74,7 @@ def main(env: str, limit: int | None) -> str:
         return f"{percent(right)} / {tokens_text(tokens)}"
 
     def conversations(replies: list[str]) -> list[str]:
-        """Up to the second reply. The demo's template repeats a reply as it stands, and writes each turn as if alone."""
+        """Up to the second reply. The demo's template repeats a reply as it is, and writes each turn as if alone."""
         end = f"{tokenizer.eos_token}\n"
         parts = zip(long, replies, short, strict=True)
         return [first.prompt + reply + end + second.prompt for first, reply, second in parts]
@@ -110,16 +110,16 @@ def main(env: str, limit: int | None) -> str:
     lines = [
         "# Another alpha for each turn",
         "",
-        "Made by `python benchmarks/turns.py` after `make run`: right answers in percent / mean tokens of greedy replies to",
-        f"{count} pairs of sums from the sweep's set, at each pair of alphas. The first sum has three terms and needs",
-        "thinking, the second has two and needs little. The last column but one is the difference in right answers from",
-        "alpha 0 for both, in points, paired.",
+        "Made by `python benchmarks/turns.py` after `make run`: right answers in percent / mean tokens of greedy",
+        f"replies to {count} pairs of sums of the sweep, at each pair of alphas. The first sum has three terms and needs",
+        "thinking, the second has two and needs little. The last column but one is the difference in right answers",
+        "from alpha 0 for both, in points, paired.",
         "",
         markdown_table(Cells(HEAD, rows, left=1), None),
-        "In the first columns **each sum has a context of its own**: these are not conversations. There the right alpha",
-        "differs by turn. A long sum loses right answers as soon as alpha leaves 0; a short one loses none until 0.25,",
-        "for a fraction of the tokens, and many at 1. So 0 and then 0.25 answers as many as 0 throughout in fewer tokens,",
-        "which no one alpha does, and the other way round is worse than either.",
+        "But for the last column, **each sum has a context of its own**: these are not conversations. There the right",
+        "alpha differs by turn. The long sum loses right answers already at 0.25; the short one loses none there, for a",
+        "quarter of the tokens, and a fifth of them at 1. So 0 and then 0.25 answers as many as 0 throughout, in fewer",
+        "tokens, which neither of the other single alphas does; 0.25 and then 0 does not either.",
         "",
         "**The demo's model cannot hold a conversation.** It was trained on single sums, and after a first one it hardly",
         "ever gets the second right, whatever the alphas (last column; the first turn is the same). What a schedule by",

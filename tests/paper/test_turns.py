@@ -8,7 +8,7 @@ from realign_pipes.errors import InputError
 from realign_pipes.paper import InRaForCausalLM, TokenBudget, converse
 
 TURNS = ["What is 4 - 9?", "And 2 + 3?", "So?"]
-GREEDY = {"max_new_tokens": 12, "do_sample": False}
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
 DROPS_THINKING = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'].split('</think>')[-1] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -47,8 +47,14 @@ def from_scratch(model, tokens, alpha, **more):
     return model.generate(tokens, attention_mask=torch.ones_like(tokens), alpha=alpha, **GREEDY, **more)[0].tolist()
 
 
-@pytest.mark.parametrize("alphas", [[0.0, 1.0, 0.4], [1.0, 0.0, -0.5], [TokenBudget(12), 0.0, 1.0]])
-@pytest.mark.parametrize(("template", "ends"), [("tiny_tokenizer", False), ("thinking_tokenizer", True)])
+@pytest.mark.parametrize(
+    ("template", "ends", "alphas"),
+    [
+        ("tiny_tokenizer", False, [0.0, 1.0, 0.4]),
+        ("thinking_tokenizer", True, [1.0, 0.0, -0.5]),
+        ("thinking_tokenizer", False, [TokenBudget(6), 0.0, 1.0]),
+    ],
+)
 def test_every_turn_is_that_of_a_run_from_scratch_at_its_alpha(model, monkeypatch, request, template, ends, alphas):
     """Replies that the limit cuts off, and replies that end with the end of a turn."""
     tokenizer = request.getfixturevalue(template)
@@ -66,8 +72,8 @@ def test_every_turn_is_that_of_a_run_from_scratch_at_its_alpha(model, monkeypatc
         assert written == from_scratch(model, tokens, alpha, **more)
         assert reply == tokenizer.decode(written[len(tokens) :], skip_special_tokens=True)
         before, cached = written[:-1] if ends else written, len(written) - 1
-    others = {tuple(from_scratch(model, calls[-1][0], alpha)) for alpha in (0.0, 1.0, 0.4, -0.5)}
-    assert len(others) > 2, "the alphas must show for this test to mean something"
+    others = {tuple(from_scratch(model, calls[-1][0], alpha, **more)) for alpha in (0.0, 1.0)}
+    assert len(others) == 2, "the alphas must show for this test to mean something"
 
 
 def test_one_alpha_throughout_runs_the_streams_that_it_needs(model, monkeypatch, tiny_tokenizer):
@@ -100,6 +106,6 @@ def test_a_template_that_drops_thinking_is_refused(model, monkeypatch, tiny_toke
     assert len(converse(model, tiny_tokenizer, TURNS[:1], [0.5], **GREEDY)) == 1
     calls = watch(model, monkeypatch)
     monkeypatch.setattr(tiny_tokenizer, "decode", lambda *_, **__: "a thought</think>an answer")
-    with pytest.raises(InputError, match="turn 2: the chat template does not repeat .* Set tokenizer.chat_template"):
+    with pytest.raises(InputError, match=r"turn 2: the chat template does not repeat .* Set tokenizer\.chat_template"):
         converse(model, tiny_tokenizer, TURNS, [0.5, 0.0, 1.0], **GREEDY)
     assert len(calls) == 1
