@@ -91,7 +91,7 @@ docs: .venv/installed-dev
 	$(BIN)/zensical build --clean --strict
 
 # Liger is only a baseline of one benchmark, so it is not a dependency. Its own, such as a GPU compiler, are left out.
-BENCHMARKS = trra_step loss_precision padding_free teacher_cache sweep decoding small_machine engines serving common_numbers evaluation start_up
+BENCHMARKS = trra_step loss_precision padding_free teacher_cache sweep decoding small_machine engines serving common_numbers evaluation start_up turns
 bench: .venv/installed-dev serve-setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps liger-kernel==0.8.5
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done

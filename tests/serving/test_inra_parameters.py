@@ -102,6 +102,7 @@ def test_what_cannot_be_read_does_not_reach_vllm(field):
         ({"inra_plausibility": 0.5}, "default "),
         ({}, "default "),
         ({"inra_alpha": 0.5}, None),
+        ({"inra_alpha": 0.000001}, None),
         ({"inra_budget": 8}, None),
         ({"inra_budget": 8, "inra_alpha": 1, "inra_fast": 1}, None),
     ],

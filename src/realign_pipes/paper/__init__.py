@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from realign_pipes.paper.objective import divergence_between, fuse_logits, fused_linear_divergence
     from realign_pipes.paper.schedules import TokenBudget
     from realign_pipes.paper.trra import TrRaTrainer
+    from realign_pipes.paper.turns import converse
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 """Of the teacher's distribution p and the student's q: KL(p || q), KL(q || p) (the paper's Eq. 6), Jensen-Shannon.
@@ -27,6 +28,7 @@ _MODULES = {
     "InRaForCausalLM": "inra",
     "TokenBudget": "schedules",
     "TrRaTrainer": "trra",
+    "converse": "turns",
     "divergence_between": "objective",
     "fuse_logits": "objective",
     "fused_linear_divergence": "objective",
@@ -40,6 +42,7 @@ __all__ = [
     "InRaForCausalLM",
     "TokenBudget",
     "TrRaTrainer",
+    "converse",
     "divergence_between",
     "fuse_logits",
     "fused_linear_divergence",
