@@ -15,9 +15,9 @@ class Reporting(Parameters):
     """How much of `loss` a recommended candidate may lose against the reference: 0.02 is 2 points of pass@1."""
     examples: NonNegativeInt
     """Problems of each task whose completions the report shows side by side."""
-    gain: str = "tokens"
+    gain: str
     """The metric that the recommended candidate gains the most of."""
-    loss: str = "pass_at_1"
+    loss: str
     """The metric that may be lost. Both are pass_at_1, tokens, words, distinct, or come from `scores.graders`."""
 
     def check_metrics(self, scores: Scores) -> None:
