@@ -26,6 +26,7 @@ def _sampled(problems: int = 6, **calibration: Any) -> DataPrep:
         {
             "seed": 5,
             "instruction": None,
+            "thinking": "required",
             "calibration": {
                 "source": "sampled",
                 "task": {"kind": "reasoning_gym", "dataset": "chain_sum", "problems": problems, "options": SUMS},
@@ -36,6 +37,7 @@ def _sampled(problems: int = 6, **calibration: Any) -> DataPrep:
                 **calibration,
             },
             "short_solutions": {"source": "samples", "cut_share": 0.5, "max_tokens": None},
+            "preference_pairs": {"source": "samples"},
             "tasks": {
                 "short": {
                     "kind": "reasoning_gym",

@@ -135,6 +135,14 @@ def test_pairs_are_short_and_right_against_long_or_wrong(samples, thinking_token
             assert pair[f"{part}_tokens"] == len(pair[f"{part}_ids"])
 
 
+def test_a_longer_completion_of_the_same_text_is_no_pair(tiny_tokenizer) -> None:
+    """Where nothing thinks, a right completion and its solution may differ by the newlines before it alone."""
+    row = make_samples(tiny_tokenizer)[0]
+    ids = tiny_tokenizer("\n\n3", add_special_tokens=False)["input_ids"] + [tiny_tokenizer.eos_token_id]
+    row |= {"thinking": "none", "completion": "\n\n3", "completion_ids": ids, "completion_tokens": len(ids)}
+    assert len(make_preference_pairs(tiny_tokenizer, Dataset.from_list([row]))) == 0
+
+
 def test_one_seed_gives_the_same_solutions(samples, thinking_tokenizer) -> None:
     first, again, other = (
         make_short_solutions(thinking_tokenizer, samples, cut_share=0.5, seed=seed)[:] for seed in (5, 5, 6)

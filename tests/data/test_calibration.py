@@ -111,3 +111,10 @@ def test_parameters_are_checked(where: tuple[str, ...], value: object, message: 
     node[where[-1]] = value
     with pytest.raises(ValueError, match=f"(?s){message}"):
         DataPrep.model_validate(raw)
+
+
+@pytest.mark.parametrize("name", ["thinking", "preference_pairs"])
+def test_no_value_has_a_second_place(name: str, sampled) -> None:
+    """conf/base has them, and the code no defaults."""
+    with pytest.raises(ValueError, match=rf"{name}\n  Field required"):
+        DataPrep.model_validate(sampled().model_dump(exclude={name}))

@@ -263,6 +263,15 @@ class TestRefusals:
             collect, from_dataset(write_jsonl(tmp_path / "d.jsonl", [])), reference, tmp_path
         )
 
+    def test_empty_completions(self, collect, reference, tmp_path, from_dataset, write_jsonl) -> None:
+        """They were examples that end the turn at once, where completions need not think."""
+        rows = [{**DATASET[0], "completion": "6"}, {**DATASET[2], "completion": [" \n"]}]
+        rows[0]["completion"] = [rows[0]["completion"]]
+        path = write_jsonl(tmp_path / "d.jsonl", rows)
+        parameters = from_dataset(path).model_copy(update={"thinking": "none"})
+        message = self.refused(collect, parameters, reference, tmp_path)
+        assert "data_prep.calibration" in message and "row 2: the reply is empty" in message
+
     def test_completions_that_are_not_text(self, collect, reference, tmp_path, from_dataset, write_jsonl) -> None:
         path = write_jsonl(tmp_path / "d.jsonl", [{**DATASET[0], "completion": [1, 2]}])
         assert "the completions (the column completion) are" in (

@@ -51,7 +51,8 @@ def problems_or_refused(path) -> None:
         assert KEY in str(error) and (str(path) in str(error) or "distinct problems are wanted" in str(error))
     else:
         for problem in problems:
-            assert all(type(text) is str for text in vars(problem).values())
+            assert problem.messages is None  # the rows are no chats
+            assert all(type(text) is str for name, text in vars(problem).items() if name != "messages")
             json.dumps(vars(problem)).encode()
             problem.question.encode(), problem.answer.encode()
 
@@ -90,6 +91,7 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, make_generatio
         {
             "seed": 0,
             "instruction": None,
+            "thinking": "required",
             "calibration": {
                 "source": "dataset",
                 "path": str(path),
@@ -99,6 +101,7 @@ def test_completions_of_any_text(rows, tmp_path, make_checkpoint, make_generatio
                 "verifier": "exact",
             },
             "short_solutions": {"source": "samples", "cut_share": 0.5, "max_tokens": None},
+            "preference_pairs": {"source": "samples"},
             "tasks": {"x": {"kind": "dataset", "path": str(path), "verifier": "exact"}},
         }
     )

@@ -77,7 +77,7 @@ ADAPTER = {
     "placement": "bottom",
     "adapter": "full",
     "lora": {"rank": 2, "alpha": 4},
-    "dpo": {"beta": 0.3},
+    "dpo": {"beta": 0.3, "loss_type": ["sigmoid"], "loss_weights": None, "steps": None, "learning_rate": None},
     "trra": {**DIVERGENCE, "alpha": 1.5},
     "plausibility": 0.1,
 }

@@ -411,8 +411,10 @@ def sampled_data_prep():
         {
             "seed": 1,
             "instruction": None,
+            "thinking": "required",
             "calibration": {"source": "dataset", "path": "x", "keep": "all", "min_tokens": 1, "max_tokens": 9},
             "short_solutions": {"source": "samples", "cut_share": 0.0, "max_tokens": None},
+            "preference_pairs": {"source": "samples"},
             "tasks": {"sums": TASK},
         }
     )

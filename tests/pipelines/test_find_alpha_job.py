@@ -171,6 +171,18 @@ def test_the_knob_finds_the_alpha_and_the_student_confirms_it(make_job, world):
     assert set(told.trained) == {(found.confirmed.alpha, make_trra().plausibility)}
 
 
+def test_alpha_0_is_as_right_as_the_reference_where_it_is_graded(make_job, world, monkeypatch):
+    """A task without answers takes no part in the mean."""
+    world()
+    made = make_job()
+    bench = module._Bench(made, made.search_problems, made.parameters.search, made.work / "search")
+    answers = {"task": ["a", "a", "b", "b", "c"], "correct": [True, False, True, True, None]}
+    bench._reference = pd.DataFrame(answers).astype({"correct": "boolean"})
+    assert bench.reference_itself("dera").pass_at_1 == 0.75
+    bench._reference["correct"] = pd.array([None] * 5, dtype="boolean")
+    assert math.isnan(bench.reference_itself("dera").pass_at_1)
+
+
 def test_a_student_that_misses_the_wish_is_trained_once_more(make_job, world):
     """It saves a tenth more than the knob, so that the alpha where the knob saves 0.3 is needed."""
     told = world(merge=saves(0.2), trra=lambda alpha: (0.1 + 0.2 * alpha, 0.0))
@@ -303,8 +315,10 @@ def test_the_nodes_with_real_models(tmp_path, make_job, make_generation, problem
         {
             "seed": 1,
             "instruction": None,
+            "thinking": "required",
             "calibration": {"source": "dataset", "path": "x", "keep": "all", "min_tokens": 1, "max_tokens": 9},
             "short_solutions": {"source": "samples", "cut_share": 0.0, "max_tokens": None},
+            "preference_pairs": {"source": "samples"},
             "tasks": {"sums": task},
         }
     )

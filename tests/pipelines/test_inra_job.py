@@ -26,6 +26,9 @@ CPU = torch.device("cpu")
 ONLINE = Teachers(mode="online", dtype="auto", batch_size=4, shard_tokens=12)
 
 
+DPO = {"beta": 0.3, "loss_type": ["sigmoid"], "loss_weights": None, "steps": None, "learning_rate": None}
+
+
 def make_parameters(**changes) -> InRa:
     defaults = {
         "num_adapter_layers": 1,
@@ -34,7 +37,7 @@ def make_parameters(**changes) -> InRa:
         "method": "sft",
         "adapter": "full",
         "lora": {"rank": 2, "alpha": 4},
-        "dpo": {"beta": 0.3},
+        "dpo": DPO,
         "trra": {"alpha": 1.5, "divergence": "forward_kl", "temperature": 1.0, "chunk_tokens": 5},
         "plausibility": 0.2,
         "steps": 4,
@@ -186,7 +189,7 @@ def test_dpo_with_its_term_of_sft(pair, pairs, tmp_path):
         margins.append(ratios[0] - ratios[1])
     preference = torch.log1p(torch.exp(-0.3 * torch.stack(margins))).mean()
     expected = 0.5 * preference - 2 * torch.cat(chosen_tokens).mean()
-    dpo = {"beta": 0.3, "loss_type": ["sigmoid", "sft"], "loss_weights": [0.5, 2.0]}
+    dpo = {**DPO, "loss_type": ["sigmoid", "sft"], "loss_weights": [0.5, 2.0]}
     parameters = make_parameters(**ONE_STEP, method="dpo", batch_size=6, micro_batch_size=6, dpo=dpo)
     train_by_trl(model, pairs, pair[0], parameters, tmp_path / "work")
     assert one_step(tmp_path / "work")["loss"] == pytest.approx(expected.item(), rel=1e-4)
@@ -196,7 +199,7 @@ def test_dpo_with_its_term_of_sft(pair, pairs, tmp_path):
 def test_sft_and_then_dpo(make, monkeypatch, tmp_path, kill, adapter):
     """The DPO begins where the SFT ended, with its own steps and rate; killed in either, it ends with the same."""
     options = {"method": "sft_dpo", "adapter": adapter, "steps": 6, "learning_rate": 1e-2}
-    dpo = {"beta": 0.3, "steps": 8, "learning_rate": 1e-3}
+    dpo = {**DPO, "steps": 8, "learning_rate": 1e-3}
     whole = make(work="whole", **options, dpo=dpo)
     sft = make(work="sft", **{**options, "method": "sft"})
     first = load_file(tmp_path / "whole_sft" / "trained" / "adapter.safetensors")
@@ -256,13 +259,33 @@ def test_dpo_without_pairs_is_refused(make, pairs, tmp_path):
 )
 def test_terms_of_the_loss_are_checked(dpo, message):
     with pytest.raises(ValidationError, match=message):
-        make_parameters(dpo={"beta": 0.1, **dpo})
+        make_parameters(dpo={**DPO, **dpo})
+
+
+@pytest.mark.parametrize("name", ["loss_type", "loss_weights", "steps", "learning_rate"])
+def test_the_dpos_values_are_in_the_parameters_alone(name):
+    with pytest.raises(ValidationError, match=rf"dpo\.{name}\n  Field required"):
+        make_parameters(dpo={key: value for key, value in DPO.items() if key != name})
+
+
+@pytest.mark.parametrize("change", ["renamed", "lost", "more"])
+def test_weights_of_other_names_are_refused(pair, change):
+    """Loading would leave the adapter as it was, in silence."""
+    model, other = random_adapter(pair[0]), random_adapter(pair[0])
+    weights = {name: other.expanded.state_dict()[name] + 1 for name in job._trained_names(model)}
+    job._load_trained(model, weights)
+    assert all(torch.equal(model.expanded.state_dict()[name], weight) for name, weight in weights.items())
+    first = next(iter(weights))
+    if change != "more":
+        weights.pop(first)
+    if change != "lost":
+        weights[f"base_model.{first}"] = other.expanded.state_dict()[first]
+    with pytest.raises(InputError, match=r"the adapter's weights do not fit the model's: "):
+        job._load_trained(model, weights)
 
 
 def test_the_dpo_has_its_own_steps_and_rate_where_they_are_given():
-    parameters = make_parameters(
-        method="sft_dpo", steps=4, learning_rate=1e-2, dpo={"beta": 0.1, "learning_rate": 5e-7}
-    )
+    parameters = make_parameters(method="sft_dpo", steps=4, learning_rate=1e-2, dpo={**DPO, "learning_rate": 5e-7})
     assert (parameters.of_dpo().steps, parameters.of_dpo().learning_rate) == (4, 5e-7)
     assert (parameters.of_sft().steps, parameters.of_sft().learning_rate) == (4, 1e-2)
 
@@ -399,7 +422,7 @@ def test_a_finished_adapter_is_found_again_until_what_it_is_made_from_changes(ma
 
         patch.setattr(job, "train_by_trl", train_nothing)
         assert make() == path
-        make(dpo={"beta": 0.9})  # which SFT does not use
+        make(dpo={**DPO, "beta": 0.9})  # which SFT does not use
         assert not trained
         make(learning_rate=1e-3)
         assert trained == [1e-3]

@@ -123,6 +123,25 @@ def test_tokens_by_hand():
     assert run_of("dler").completions() == 60 * 64 + 500 * 4
 
 
+def test_sft_and_then_dpo_by_hand():
+    """The DPO reads replies as long as the calibration's, four times; what is longest needs the most memory."""
+    inra = {"steps": 100, "batch_size": 8, "micro_batch_size": 2, "dpo": {"steps": 50}}
+    size = {"prompt_tokens": {"mean": 10.0, "longest": 20}, "solution_tokens": 5, "calibration": {"tokens": 1000.0}}
+
+    def made(method, short=64, **data_prep):
+        short_solutions = {"max_tokens": short}
+        return stage(run_of("base", inra={**inra, "method": method}, plan=size,
+                            data_prep={"short_solutions": short_solutions, **data_prep}), "inra")  # fmt: skip
+
+    sft, dpo, both = (made(method) for method in ("sft", "dpo", "sft_dpo"))
+    assert (sft.tokens, dpo.tokens) == (100 * 8 * (10 + 5), 4 * 50 * 8 * (10 + 1000))
+    assert both.tokens == sft.tokens + dpo.tokens
+    assert both.memory == dpo.memory > sft.memory  # calibration.max_tokens is 160
+    assert made("sft_dpo", short=200).memory > both.memory
+    given = {"preference_pairs": {"source": "dataset", "path": "pairs.jsonl", "max_tokens": 500}}
+    assert made("sft_dpo", **given).memory == made("dpo", **given).memory > both.memory
+
+
 def test_a_stage_with_two_streams_takes_twice_the_cache():
     kinds = {"inra_alphas": [0.5], "merge_alphas": None, "others": {}}
     batch = {"sampling": {"batch_size": 10}}

@@ -62,7 +62,10 @@ def render(
         sweep: pd.DataFrame = sweep_results,
         found: dict = recommendation,
     ) -> str:
-        parameters = {"reporting": Reporting(margin=0.02, examples=2), "trra": {"alphas": [0.5], "note": ATTACK}}
+        parameters = {
+            "reporting": Reporting(gain="tokens", loss="pass_at_1", margin=0.02, examples=2),
+            "trra": {"alphas": [0.5], "note": ATTACK},
+        }
         return render_report(
             sweep,
             found,

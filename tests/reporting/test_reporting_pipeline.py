@@ -33,7 +33,7 @@ from realign_pipes.sweep.scores import summarise_scores
 @pytest.fixture
 def inputs(sweep_results, evaluation_set, validation_results, tmp_path) -> dict[str, MemoryDataset]:
     """What the stage reads, but for generations and budgets. The models were trained elsewhere: they have no curves."""
-    parameters = Reporting(margin=0.02, examples=1)
+    parameters = Reporting(gain="tokens", loss="pass_at_1", margin=0.02, examples=1)
     data = {
         "sweep_results": sweep_results,
         "metric_results": pd.DataFrame(),  # without graders, nothing is read of them
@@ -189,4 +189,11 @@ def test_importing_the_stage_is_light():
 @pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"margin": float("nan")}, {"examples": -1}, {"margins": 0.1}])
 def test_wrong_parameters_are_refused(wrong: dict):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
-        Reporting(**({"margin": 0.02, "examples": 1} | wrong))
+        Reporting(**({"gain": "tokens", "loss": "pass_at_1", "margin": 0.02, "examples": 1} | wrong))
+
+
+@pytest.mark.parametrize("name", ["gain", "loss"])
+def test_the_metrics_are_in_the_parameters_alone(name: str):
+    given = {"gain": "tokens", "loss": "pass_at_1", "margin": 0.02, "examples": 1}
+    with pytest.raises(ValidationError, match=rf"{name}\n  Field required"):
+        Reporting(**{key: value for key, value in given.items() if key != name})

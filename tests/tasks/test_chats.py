@@ -45,6 +45,11 @@ def test_chats_that_cannot_be_used(turns, why) -> None:
         split_example(chat(*turns))
 
 
+def test_a_message_that_is_null_cannot_be_used() -> None:
+    with pytest.raises(UnusableRowError, match="message 2 of the chat is null"):
+        split_reply([*chat("user: a"), None])
+
+
 def test_unusable_rows_are_refused_by_number_or_left_out(caplog) -> None:
     rows = [chat("user: a", "assistant: b")] * 9 + [chat("user: a")] * 4
 

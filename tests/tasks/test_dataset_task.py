@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import pyarrow
 import pytest
 from pydantic import ValidationError
 
@@ -75,6 +76,29 @@ def test_missing_columns(tmp_path) -> None:
     path = write(tmp_path / "rows.parquet", ROWS)
     message = refused(path, {"question": "question", "answer": "solution"})
     assert "no column question (for question)" in message and "problem, solution" in message
+
+
+def test_a_column_that_is_named_twice(tmp_path) -> None:
+    """One of the two was lost, and reading a row was a KeyError."""
+    path = write(tmp_path / "rows.parquet", ROWS)
+    task = DatasetTask(
+        kind="dataset", path=path, question_column="problem", answer_column="solution", metadata_columns=["problem"]
+    )
+    with pytest.raises(InputError, match=r"key: .*rows\.parquet: the column problem is named twice, for question and"):
+        make_problems(task, "key")
+
+
+@pytest.mark.parametrize("text", [pyarrow.string(), pyarrow.large_string()])
+def test_chats_may_hold_either_kind_of_text_and_no_null(tmp_path, text) -> None:
+    chats = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    table = pyarrow.table({"messages": pyarrow.array([said, [None, *said]], chats), "note": ["x", "y"]})
+    datasets.Dataset(table).save_to_disk(tmp_path / "rows")
+    task = DatasetTask(kind="dataset", path=str(tmp_path / "rows"), messages_column="messages", verifier="none")
+    with pytest.raises(InputError, match=r"1 of 2 rows cannot be used \(row 2: message 1 of the chat "):
+        make_problems(task, "key")
+    [problem] = make_problems(task.model_copy(update={"skip_unusable": True}), "key")
+    assert (problem["question"], problem["messages"]) == ("a", said[:1])
 
 
 def test_missing_values(tmp_path) -> None:

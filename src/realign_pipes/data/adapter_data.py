@@ -81,7 +81,9 @@ def make_preference_pairs(tokenizer: PreTrainedTokenizerFast, samples: Dataset) 
         )
         longest = max(right, key=lambda row: row["completion_tokens"])
         wrong = [row for _, row in completions if row["correct"] is False]
-        rejected = [*wrong, longest] if longest["completion_tokens"] > len(chosen_ids) else wrong
+        # One that does not think may be longer by its leading newlines alone.
+        differs = longest["completion_tokens"] > len(chosen_ids) and longest["completion"].strip() != chosen.strip()
+        rejected = [*wrong, longest] if differs else wrong
         rows += [
             {
                 "id": row["id"],

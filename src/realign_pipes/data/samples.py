@@ -145,6 +145,8 @@ def read_samples(
         asked = _question(problem, task, tokenizer, tags, instruction)
         built: list[tuple[dict[str, Any], Attempt]] = []
         for completion in [written] if isinstance(written, str) else written:
+            if not completion.strip():
+                raise UnusableRowError("the reply is empty")
             reply = complete_reply(asked.prompt, completion, tags, thinking)
             ids = encode_completion(tokenizer, reply, end_of_turn)
             if positions is not None and len(ids) <= max_tokens and len(asked.prompt_ids) + len(ids) > positions:

@@ -35,13 +35,17 @@ def chat_text(chat: Sequence[Message]) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in chat)
 
 
-def split_reply(messages: Iterable[Mapping[str, Any]]) -> tuple[Chat, str | None]:
+def split_reply(messages: Iterable[Mapping[str, Any] | None]) -> tuple[Chat, str | None]:
     """The messages before the assistant's last reply, and that reply; None if the user has the last word.
 
     UnusableRowError unless the user and the assistant take turns, after an optional message of the system, and every
     message has a content.
     """
-    chat = [{"role": message["role"], "content": message["content"]} for message in messages]
+    chat: Chat = []
+    for number, message in enumerate(messages, start=1):
+        if message is None:
+            raise UnusableRowError(f"message {number} of the chat is null")
+        chat.append({"role": message["role"], "content": message["content"]})
     turns = chat[1:] if chat and chat[0]["role"] == "system" else chat
     if not turns:
         raise UnusableRowError("the chat has no turn")
@@ -57,7 +61,7 @@ def split_reply(messages: Iterable[Mapping[str, Any]]) -> tuple[Chat, str | None
     return chat, None
 
 
-def split_example(messages: Iterable[Mapping[str, Any]]) -> tuple[Chat, str]:
+def split_example(messages: Iterable[Mapping[str, Any] | None]) -> tuple[Chat, str]:
     """As `split_reply`, of a chat that has to end with a reply."""
     prompt, reply = split_reply(messages)
     if reply is None:

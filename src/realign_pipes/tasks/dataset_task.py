@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,8 @@ def read_rows(
     Those of our columns that are among `lists` may hold several texts a row, those among `chats` hold a list of
     messages with `role` and `content`. `key` is the parameter that named the dataset; messages quote it. Raises
     MissingFileError for a missing path, and InputError for a format that is unknown or cannot be read, for columns that
-    are missing, lack a value in some row or are not text (answers may be numbers) or chats, and for a dataset without
-    rows.
+    are missing, named twice, lack a value in some row or are not text (answers may be numbers) or chats, and for a
+    dataset without rows.
     """
     rows = _read_hub(source, key) if source.path is None else _read_path(source.path, key)
     name = source.named()
@@ -42,6 +43,9 @@ def read_rows(
     if missing:
         raise InputError(f"{key}: {name} has no column {', '.join(missing)}. It has: "
                          f"{', '.join(rows.column_names)}. Name the right ones in the parameters.")  # fmt: skip
+    if twice := [theirs for theirs, uses in Counter(columns.values()).items() if uses > 1]:
+        uses = " and ".join(ours.removeprefix(METADATA) for ours, theirs in columns.items() if theirs == twice[0])
+        raise InputError(f"{key}: the column {twice[0]} is named twice, for {uses}. Name a column of its own for each.")
     if len(rows) == 0:
         raise InputError(f"{key}: {name} has no rows.")
     table = rows.with_format("arrow").select_columns(list(columns.values()))[:]
@@ -123,7 +127,8 @@ def _check_chats(cells: pyarrow.ChunkedArray, source: str, theirs: str) -> None:
     fields: dict[str, pyarrow.DataType] = {}
     if (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)) and pyarrow.types.is_struct(kind.value_type):
         fields = {field.name: field.type for field in kind.value_type}
-    if not all(name in fields and pyarrow.types.is_string(fields[name]) for name in ("role", "content")):
+    texts = [name for name, one in fields.items() if pyarrow.types.is_string(one) or pyarrow.types.is_large_string(one)]
+    if not {"role", "content"} <= set(texts):
         raise InputError(f"{source}: {theirs} holds {kind}, and not chats: lists of messages, each with a role and a "
                          "content.")  # fmt: skip
     if cells.null_count:

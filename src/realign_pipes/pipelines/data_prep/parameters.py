@@ -84,13 +84,13 @@ class DataPrep(Parameters):
     """Seed of the problems; completions have their own."""
     instruction: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None
     """Added to the end of each question, of the calibration and of the tasks, such as where to put the answer."""
-    thinking: Thinking = "required"
+    thinking: Thinking
     """Whether completions that are learned from have to close their thinking exactly once, may think, or must not.
     Drawn and read completions that do not are left out; given replies and pairs are refused."""
     calibration: Annotated[SampledCalibration | DatasetCalibration, Field(discriminator="source")]
     short_solutions: Annotated[ShortSolutions | GivenReplies, Field(discriminator="source")]
     """For the SFT of InRa's adapter."""
-    preference_pairs: Annotated[SamplePairs | GivenPairs, Field(discriminator="source")] = SamplePairs(source="samples")
+    preference_pairs: Annotated[SamplePairs | GivenPairs, Field(discriminator="source")]
     """For its DPO."""
     tasks: Annotated[dict[str, Problems], Field(min_length=1)]
     """The evaluation set: its tasks by name."""

@@ -245,8 +245,8 @@ class _Bench:
     def reference_itself(self, kind: str) -> Measured:
         """Alpha 0 of a knob: the reference, which saves and loses nothing against itself."""
         reference = self._reference_frame()
-        # Of equally many samples of each problem; NaN if no task has answers.
-        pass_at_1 = float(reference.groupby("task")["correct"].mean().to_numpy(float, na_value=math.nan).mean())
+        # Of equally many samples of each problem, over the tasks that have answers; NaN if none has.
+        pass_at_1 = float(reference.groupby("task")["correct"].mean().dropna().astype(float).mean())
         none = dict.fromkeys(("saved", "saved_low", "saved_high", "difference", "difference_low"), 0.0)
         self.measured.append(Measured(kind=kind, alpha=0.0, pass_at_1=pass_at_1, **none))
         return self.measured[-1]

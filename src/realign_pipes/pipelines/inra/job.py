@@ -99,13 +99,12 @@ class TrainAdapter(Job[Adapter]):
             first = self._train_first() if parameters.method == "sft_dpo" else None
             model = self._model()
             if first is not None:
-                model.expanded.load_state_dict(load_file(first / WEIGHTS), strict=False)
+                _load_trained(model, load_file(first / WEIGHTS))
             state = train_it(model, folder)
 
             def write(checkpoint: Path) -> None:
                 trained, save = _fresh_model(self.reference, parameters, torch.device("cpu"))
-                names = [name for name, weight in trained.expanded.named_parameters() if weight.requires_grad]
-                trained.expanded.load_state_dict({name: state[name] for name in names}, strict=False)
+                _load_trained(trained, {name: state[name] for name in _trained_names(trained)})
                 save(checkpoint)
                 describe_checkpoint(
                     checkpoint,
@@ -213,7 +212,7 @@ class TrainAdapter(Job[Adapter]):
 
         def do(folder: Path) -> Callable[[Path], None]:
             model = self._model()
-            names = [name for name, weight in model.expanded.named_parameters() if weight.requires_grad]
+            names = _trained_names(model)
             state = train_it(model, folder)
 
             def write(result: Path) -> None:
@@ -285,6 +284,19 @@ def _fresh_model(
         model.save_pretrained(folder)
 
     return model, save
+
+
+def _trained_names(model: InRaForCausalLM) -> list[str]:
+    """The names of the expanded model's weights that are trained."""
+    return [name for name, weight in model.expanded.named_parameters() if weight.requires_grad]
+
+
+def _load_trained(model: InRaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
+    """Give the trained weights their values, and leave all others. InputError unless they are exactly these."""
+    if strange := set(weights) ^ set(_trained_names(model)):
+        raise InputError(f"the adapter's weights do not fit the model's: {', '.join(sorted(strange)[:3])}. Delete the "
+                         "work folder of the stage inra and run it again.")  # fmt: skip
+    model.expanded.load_state_dict(weights, strict=False)
 
 
 def _use_dtypes(model: InRaForCausalLM, reference: Path, parameters: InRa) -> None:

@@ -13,13 +13,13 @@ class Dpo(Parameters):
 
     beta: PositiveFloat
     """Weight of the divergence from the base model (the paper: 0.005 to 0.01)."""
-    loss_type: Annotated[tuple[Literal["sigmoid", "sft"], ...], Field(min_length=1)] = ("sigmoid",)
+    loss_type: Annotated[tuple[Literal["sigmoid", "sft"], ...], Field(min_length=1)]
     """The terms of the loss: `sigmoid` is DPO's, `sft` the mean cross-entropy of the chosen replies' tokens."""
-    loss_weights: tuple[PositiveFloat, ...] | None = None
+    loss_weights: tuple[PositiveFloat, ...] | None
     """Of the terms; null: 1 each."""
-    steps: PositiveInt | None = None
+    steps: PositiveInt | None
     """Optimizer steps of the DPO; null: inra.steps."""
-    learning_rate: PositiveFloat | None = None
+    learning_rate: PositiveFloat | None
     """Of the DPO (the paper: 5e-7 to 5e-6); null: inra.learning_rate."""
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from realign_pipes.data.parameters import GivenPairs
 from realign_pipes.errors import InputError
 from realign_pipes.generation.parameters import Generation
 from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
@@ -181,17 +182,20 @@ class Run:
     def _inra(self) -> Stage:
         """The adapter's training: all other weights are frozen, and in no state."""
         reference, inra, prompt = self.models[0], self.inra, self.plan.prompt_tokens
-        mean, longest = self.plan.solution_tokens, self.data_prep.calibration.max_tokens
-        if inra.method in ("sft", "sft_dpo"):
-            longest = self.data_prep.short_solutions.max_tokens or longest
-        else:
-            mean = self.plan.calibration.tokens
-        dpo = inra.method in ("dpo", "sft_dpo")
+        long, size = self.data_prep.calibration.max_tokens, self.plan.calibration.tokens
+        sft, dpo = inra.method in ("sft", "sft_dpo"), inra.method in ("dpo", "sft_dpo")
         stage = Stage("inra", checkpoints=1, data=reference.weights + self.adapter * reference.width)
-        steps = 0 if inra.method == "dpo" else inra.steps
-        if dpo:
-            steps += 4 * inra.of_dpo().steps  # chosen and rejected, each by both streams
-        stage.tokens = steps * inra.batch_size * (prompt.mean + mean)
+        longest = 0
+        if sft:
+            longest = self.data_prep.short_solutions.max_tokens or long
+            stage.tokens += inra.steps * inra.batch_size * (prompt.mean + self.plan.solution_tokens)
+        if dpo:  # chosen and rejected, each by both streams
+            pairs = self.data_prep.preference_pairs
+            longest = max(longest, (isinstance(pairs, GivenPairs) and pairs.max_tokens) or long)
+            stage.tokens += 4 * inra.of_dpo().steps * inra.batch_size * (prompt.mean + size)
+        if inra.method == "trra":
+            longest = long
+            stage.tokens += inra.steps * inra.batch_size * (prompt.mean + size)
         stage.hours = stage.tokens / self.plan.tokens_per_second.train / 3600
         width = _width(inra.dtype, reference)
         stage.work = estimate.training_states(self.adapter, inra.steps, inra.save_steps, width)

@@ -17,9 +17,9 @@ class Reporting(Parameters):
     1, unless `loss` is a number such as a reward."""
     examples: NonNegativeInt
     """Problems of each task whose completions the report shows side by side."""
-    gain: str = "tokens"
+    gain: str
     """The metric that the recommended candidate gains the most of."""
-    loss: str = "pass_at_1"
+    loss: str
     """The metric that may be lost. Both are pass_at_1, tokens, words, distinct, or come from `scores.graders`."""
 
     def check_metrics(self, scores: Scores) -> None:
