@@ -78,6 +78,7 @@ WORK = {
     "inra": (r"training the adapter", "Saving data to inra_checkpoint"),
     "trra": (r"(training|caching) trra-", "Saving data to trra_checkpoints"),
     "alpha_sweep": (r"evaluating ", "Saving data to generations"),
+    "scores": (r"Running node: scores\.score_sweep", "Saving data to judge_results"),
     "reporting": (r"Running node: draw_budgets", "Completed node: reporting.print_summary"),
 }
 """Each stage, in the order in which Kedro runs them, and what its output says when its work begins and is done."""
@@ -276,6 +277,9 @@ MADE = {
     "inra": ["work/inra", "06_models/inra"],
     "trra": ["work/trra", "06_models/trra"],
     "alpha_sweep": ["work/alpha_sweep", "07_model_output"],
+    "scores": ["work/scores", *(f"07_model_output/{name}" for name in (
+        "scores.parquet", "metric_results.csv", "judge_verdicts.parquet", "judge_results.csv",
+    ))],
     "reporting": ["work/reporting", *(f"08_reporting/{name}" for name in (
         "data_docs", "alpha_figure.json", "budget_figure.json", "budget_table.md", "headline.json",
         "pareto_figure.json", "recommendation.json", "report.html", "sweep_metrics.json", "sweep_table.csv",

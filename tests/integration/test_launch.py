@@ -414,7 +414,7 @@ def test_a_kedro_stage_in_two_processes_gives_the_table_of_one(smoke_project, co
     with KedroSession.create(root, env="smoke", runtime_params={"launcher": {"num_processes": 2}}) as session:
         session.run(pipeline_names=["alpha_sweep"])
     names = sorted(path.name for path in (made / "generations").iterdir())
-    assert len(names) == 20
+    assert len(names) == 21
     folders = [folder / "07_model_output" for folder in (before, data)]
     check_same_completions(*([folder / "generations" / name for name in names] for folder in folders))
     one, two = (pd.read_csv(folder / "sweep_results.csv") for folder in folders)
