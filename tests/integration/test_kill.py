@@ -248,10 +248,8 @@ def assert_same_results(data: Path, expected: Path) -> None:
     for name in sorted(files):
         file, other = data / name, expected / name
         if file.suffix == ".parquet":
-            pd.testing.assert_frame_equal(
-                pd.read_parquet(file).drop(columns="seconds", errors="ignore"), pd.read_parquet(other).drop(columns="seconds", errors="ignore"),
-                check_exact=True,
-            )  # fmt: skip
+            found, wanted = (pd.read_parquet(one).drop(columns="seconds", errors="ignore") for one in (file, other))
+            pd.testing.assert_frame_equal(found, wanted, check_exact=True)
         elif file.suffix == ".csv":
             found, wanted = (
                 pd.read_csv(one, dtype=str).drop(columns=["seconds", "train_seconds"], errors="ignore")
