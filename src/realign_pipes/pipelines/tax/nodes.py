@@ -48,27 +48,13 @@ def measure_tax(
             "the pipeline tax needs lm-evaluation-harness, which is not installed: pip install 'realign_pipes[tax]' "
             "(in a clone: pip install -c requirements.lock lm-eval)"
         )
-    from realign_pipes.datasets.arrow import folder_of
-    from realign_pipes.models.hub import find_checkpoint
-    from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
+    from realign_pipes.pipelines.alpha_sweep.nodes import sweep_job
     from realign_pipes.pipelines.tax.job import MeasureTax
 
-    sweep = MeasureCandidates(  # which lists the candidates; nothing of it is run
-        parameters=alpha_sweep,
-        generation=generation,
-        tasks=data_prep.tasks,
-        trra=trra,
-        inra_plausibility=inra.plausibility,
-        reference=reference_model,
-        aligned=aligned_model,
-        trra_checkpoints=trra_checkpoints,
-        inra_checkpoint=inra_checkpoint,
-        problems=folder_of(evaluation_set),
-        work=folders.work / "alpha_sweep",
-        others={name: find_checkpoint(checkpoint) for name, checkpoint in alpha_sweep.others.items()},
-        chat_template=models.chat_template,
-        attn_implementation=models.attn_implementation,
-    )
+    sweep = sweep_job(  # which lists the candidates; nothing of it is run
+        alpha_sweep, data_prep, trra, inra, models, generation, folders,
+        reference_model, aligned_model, trra_checkpoints, inra_checkpoint, evaluation_set,
+    )  # fmt: skip
     return MeasureTax(parameters, sweep, folders.work / "tax").run()
 
 
