@@ -4,7 +4,6 @@ Most runs are in this process, which spares each the seconds that importing take
 """
 
 import json
-import logging
 import re
 import resource
 import shutil
@@ -73,13 +72,10 @@ def project(copy_project, make_checkpoint, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _as_in_a_process_of_its_own():
-    """A run adds handlers to the root logger, and the settings come before `datasets` is imported."""
-    before = logging.getLogger().handlers[:]
+    """The settings come before `datasets` is imported."""
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
-    logging.getLogger().handlers = before
-    logging.captureWarnings(False)
 
 
 def ran(*options):
