@@ -6,6 +6,7 @@ from realign_pipes.pipelines import (
     alpha_sweep,
     data_prep,
     demo_models,
+    dialogue_models,
     find_alpha,
     inra,
     ladder,
@@ -32,6 +33,7 @@ STAGES = {
 """In the order in which they run."""
 
 EXTRAS = {
+    "dialogue_models": dialogue_models,
     "find_alpha": find_alpha,
     "ladder": ladder,
     "plan": plan,
@@ -45,8 +47,8 @@ EXTRAS = {
 def register_pipelines() -> dict[str, Pipeline]:
     """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and besides
     `find_alpha`, which needs a wish, `ladder`, which makes adapters to serve, `push`, which needs a repository, `plan`,
-    which only reckons, `smollm2_models`, which makes the models of conf/smollm2, and `tax`, which measures other tasks:
-    no run has them unless they are named."""
+    which only reckons, `dialogue_models` and `smollm2_models`, which make the models of conf/dialogue and conf/smollm2, and
+    `tax`, which measures other tasks: no run has them unless they are named."""
     # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     pipelines = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)

@@ -13,7 +13,7 @@ from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.load import load_tokenizer
 from realign_pipes.smollm2 import training
 from realign_pipes.smollm2.parameters import Smollm2Models
-from realign_pipes.smollm2.word_problems import SPLITS
+from realign_pipes.tasks.splits import SPLITS
 
 RUN = {
     "steps": 2,

@@ -8,7 +8,8 @@ from itertools import islice
 import pytest
 
 from realign_pipes.smollm2.parameters import SlowTraces
-from realign_pipes.smollm2.word_problems import SPLITS, TEMPLATES, draw_problems, slow_trace, split_of
+from realign_pipes.smollm2.word_problems import TEMPLATES, draw_problems, slow_trace
+from realign_pipes.tasks.splits import SPLITS, split_of
 
 TRACES = SlowTraces(checks=[10, 25, 25, 25, 15], slip_rate=0.2, cut_share=0.0)
 BY_HAND = {

@@ -40,7 +40,7 @@ def train_reference(parameters: DemoModels, work: Path, tracking: Tracking = NOT
 
     def do(folder: Path) -> Callable[[Path], None]:
         torch.manual_seed(training.seed)
-        model = Qwen2ForCausalLM(_model_config(parameters.architecture, tokenizer))
+        model = Qwen2ForCausalLM(model_config(parameters.architecture, tokenizer))
         examples = slow_examples(parameters, tokenizer)
         what = "training the reference model"
         return fine_tune(model, tokenizer, examples, training, folder, what, tracking=tracking)
@@ -148,7 +148,8 @@ def _task(problems: ChainSum) -> ReasoningGymTask:
     return ReasoningGymTask(kind="reasoning_gym", dataset="chain_sum", options=problems.model_dump())
 
 
-def _model_config(architecture: DemoArchitecture, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+def model_config(architecture: DemoArchitecture, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+    """A Qwen2 of this size for the tokens of `tokenizer`."""
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=architecture.width,

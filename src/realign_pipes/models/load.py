@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,13 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: list[dict[str, str]], 
 
 def render_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[str]) -> list[list[int]]:
     """Ids of the chat template's text for one user turn with the assistant's opened, of each question."""
-    chats = [[{"role": "user", "content": question}] for question in questions]
+    return render_chats(tokenizer, [[{"role": "user", "content": question}] for question in questions])
+
+
+def render_chats(
+    tokenizer: PreTrainedTokenizerFast, chats: Sequence[Sequence[Mapping[str, str]]]
+) -> list[list[int]]:
+    """Ids of the chat template's text for each chat, which ends with the user, with the assistant's turn opened."""
     texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return ids

@@ -18,9 +18,10 @@ from realign_pipes.runtime.sft import Examples, fine_tune
 from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.work import do_once
 from realign_pipes.smollm2.parameters import ProblemSets, ReferenceTraining, Smollm2Models
-from realign_pipes.smollm2.word_problems import Split, WordProblem, draw_problems, slow_trace
+from realign_pipes.smollm2.word_problems import WordProblem, draw_problems, slow_trace
 from realign_pipes.tasks.completion import THINK
 from realign_pipes.tasks.parameters import DatasetTask
+from realign_pipes.tasks.splits import Split
 
 TASK = DatasetTask(kind="dataset", path="", verifier="math")
 

@@ -8,26 +8,15 @@ Which numbers a template may get in a split is decided by a hash, so no two spli
 seeds: what is evaluated are numbers that the models have never seen in that template.
 """
 
-import hashlib
 import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from realign_pipes.errors import InputError
 from realign_pipes.smollm2.parameters import SlowTraces
 from realign_pipes.tasks.completion import THINK
-
-Split = Literal["training", "alignment", "calibration", "evaluation"]
-
-SPLITS: Mapping[Split, range] = {
-    "evaluation": range(0, 3),
-    "calibration": range(3, 5),
-    "alignment": range(5, 8),
-    "training": range(8, 16),
-}
-"""Sixteenths of the numbers."""
+from realign_pipes.tasks.splits import Split, split_of
 
 NAMES = ("Mia", "Tom", "Anna", "Ben", "Sara", "Leo", "Emma", "Max", "Lily", "Sam", "Nina", "Paul", "Julia", "Adam")
 THINGS = ("pens", "books", "stamps", "cards", "balls", "candles", "shells", "stickers", "cups", "toys")
@@ -140,12 +129,6 @@ def draw_problems(split: Split, seed: int) -> Iterator[WordProblem]:
                                  "more. Ask for fewer.")  # fmt: skip
             seen.add(problem.question)
             yield problem
-
-
-def split_of(template: str, a: int, b: int, c: int) -> Split:
-    """The one split whose problems may have these numbers."""
-    sixteenth = hashlib.sha256(f"{template} {a} {b} {c}".encode()).digest()[0] % 16
-    return next(split for split, sixteenths in SPLITS.items() if sixteenth in sixteenths)
 
 
 def slow_trace(problem: WordProblem, traces: SlowTraces, rng: random.Random) -> str:

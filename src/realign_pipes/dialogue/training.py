@@ -1,0 +1,131 @@
+"""Training the two models of the embedded dialogues: from scratch on chatty replies, and from there on brief ones."""
+
+import random
+from collections.abc import Callable, Collection
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from realign_pipes.demo.training import model_config
+from realign_pipes.dialogue.dialogues import Dialogue, Kind, Message, draw, draw_dialogues, reply
+from realign_pipes.dialogue.parameters import DialogueModels, DialogueTraining, Style
+from realign_pipes.errors import InputError
+from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.load import default_device, load_model, load_tokenizer, render_chats
+from realign_pipes.runtime.sft import Examples, fine_tune
+from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
+from realign_pipes.runtime.work import do_once
+from realign_pipes.tasks.parameters import ReasoningGymTask
+from realign_pipes.tasks.reasoning_gym_task import make_problems
+from realign_pipes.tasks.splits import Split, split_of
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PAD, TURN_OPEN, TURN_CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SUMS = ReasoningGymTask(
+    kind="reasoning_gym",
+    dataset="chain_sum",
+    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+)
+"""The plain sums. The tax is measured on the same kind."""
+SUMS_SEED = 30_000_000
+CORPUS = 2_000
+"""Dialogues that the tokenizer is made from."""
+
+Chat = tuple[list[Message], str]
+"""What was said, and the reply to it."""
+
+
+def train_reference(parameters: DialogueModels, work: Path, tracking: Tracking = NOT_TRACKED) -> Path:
+    """Train the chatty model from scratch; the folder of its checkpoint, inside `work`.
+
+    A finished model with the same parameters is reused; an interrupted training is resumed.
+    """
+    training = parameters.reference
+
+    def do(folder: Path) -> Callable[[Path], None]:
+        chats = make_chats(parameters.styles.reference, training, "training")
+        tokenizer = build_tokenizer([*map(as_text, chats[:CORPUS])], parameters.vocabulary)
+        torch.manual_seed(training.seed)
+        model = Qwen2ForCausalLM(model_config(parameters.architecture, tokenizer))
+        examples = encode(tokenizer, chats)
+        return fine_tune(
+            model, tokenizer, examples, training, folder, "training the chatty model", tracking=tracking
+        )
+
+    recipe = parameters.model_dump(mode="json", include={"architecture", "vocabulary", "reference"})
+    style = parameters.styles.reference.model_dump(mode="json")
+    return do_once(work, "checkpoint", {"what": "chatty model", "parameters": recipe, "style": style}, do)
+
+
+def train_aligned(parameters: DialogueModels, reference: Path, work: Path, tracking: Tracking = NOT_TRACKED) -> Path:
+    """Fine-tune the chatty model on brief replies and refusals; the folder of the checkpoint, inside `work`."""
+    training, style = parameters.aligned, parameters.styles.aligned
+
+    def do(folder: Path) -> Callable[[Path], None]:
+        tokenizer = load_tokenizer(reference)
+        examples = encode(tokenizer, make_chats(style, training, "alignment"))
+        model = load_model(reference, device=default_device())
+        return fine_tune(
+            model, tokenizer, examples, training, folder, "training the brief model", tracking=tracking
+        )
+
+    recipe = {"aligned": training.model_dump(mode="json"), "style": style.model_dump(mode="json")}
+    description = {"what": "brief model", "parameters": recipe, "reference": fingerprint_model(reference)}
+    return do_once(work, "checkpoint", description, do)
+
+
+def make_chats(style: Style, training: DialogueTraining, split: Split) -> list[Chat]:
+    """A chat of the split for each example of the training; with probability `sums` it is a plain sum."""
+    draws = random.Random(f"{split}/{training.seed}")
+    size = training.steps * training.batch_size
+    sums = iter(make_problems(SUMS, size, seed=SUMS_SEED + training.seed * size))
+    chats: list[Chat] = []
+    while len(chats) < size:
+        if draws.random() < training.sums:
+            problem = next(sums)
+            chats.append(([{"role": "user", "content": problem["question"]}], problem["answer"]))
+            continue
+        dialogue = draw(draws.choice(KINDS), draws)
+        if split_of(*dialogue.turns) == split:
+            chats.append((dialogue.prompt, reply(dialogue, style, draws)))
+    return chats
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> Examples:
+    """Prompt and reply ids, which end with the end of the turn."""
+    prompts = render_chats(tokenizer, [prompt for prompt, _ in chats])
+    replies = tokenizer([text + TURN_CLOSE for _, text in chats], add_special_tokens=False)["input_ids"]
+    return list(zip(prompts, replies, strict=True))
+
+
+def as_text(chat: Chat) -> str:
+    """All that is said in a chat."""
+    prompt, text = chat
+    return "\n".join([*(message["content"] for message in prompt), text])
+
+
+def build_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Qwen2's byte-level BPE with merges of its own, which holds any text."""
+    of_bytes = Qwen2Tokenizer(
+        vocab={byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))},
+        merges=[],
+        pad_token=PAD,
+        eos_token=TURN_CLOSE,
+        additional_special_tokens=[TURN_OPEN],
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+    )
+    tokenizer: PreTrainedTokenizerFast = of_bytes.train_new_from_iterator(
+        [*texts, "user assistant"], vocab_size=vocabulary, show_progress=False
+    )
+    return tokenizer
