@@ -22,6 +22,7 @@ from realign_pipes.errors import InputError
 from realign_pipes.tasks.splits import Split, split_of
 
 Kind = Literal["fruits", "memory", "own", "theirs"]
+KINDS: tuple[Kind, ...] = ("fruits", "memory", "own", "theirs")
 
 NAMES = (
     "Ada", "Ben", "Carla", "David", "Emil", "Fiona", "Georg", "Hanna", "Ivan", "Julia", "Karl", "Lena",
@@ -91,6 +92,14 @@ def draw_dialogues(kinds: Sequence[Kind], split: Split, seed: int | str) -> Iter
                                  f"hardly any more of the kind {kind}. Ask for fewer.")  # fmt: skip
             seen.add(dialogue)
             yield dialogue
+
+
+def draw_any(split: Split, draws: random.Random) -> Dialogue:
+    """A dialogue of the split, of any kind; not a new one each time."""
+    while True:
+        dialogue = draw(draws.choice(KINDS), draws)
+        if split_of(*dialogue.turns) == split:
+            return dialogue
 
 
 def draw(kind: Kind, draws: random.Random) -> Dialogue:

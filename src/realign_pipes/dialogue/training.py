@@ -1,19 +1,16 @@
 """Training the two models of the embedded dialogues: from scratch on chatty replies, and from there on brief ones."""
 
 import random
-from collections.abc import Callable, Collection
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from realign_pipes.demo.training import model_config
-from realign_pipes.dialogue.dialogues import Dialogue, Kind, Message, draw, draw_dialogues, reply
+from realign_pipes.dialogue.dialogues import Message, draw_any, reply
 from realign_pipes.dialogue.parameters import DialogueModels, DialogueTraining, Style
-from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import default_device, load_model, load_tokenizer, render_chats
 from realign_pipes.runtime.sft import Examples, fine_tune
@@ -21,9 +18,8 @@ from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
 from realign_pipes.runtime.work import do_once
 from realign_pipes.tasks.parameters import ReasoningGymTask
 from realign_pipes.tasks.reasoning_gym_task import make_problems
-from realign_pipes.tasks.splits import Split, split_of
+from realign_pipes.tasks.splits import Split
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
 PAD, TURN_OPEN, TURN_CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -37,7 +33,8 @@ SUMS = ReasoningGymTask(
     options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
 )
 """The plain sums. The tax is measured on the same kind."""
-SUMS_SEED = 30_000_000
+SUMS_SEED, SUMS_APART = 30_000_000, 1_000_000
+"""reasoning-gym's problem i of seed s is problem 0 of seed s + i."""
 CORPUS = 2_000
 """Dialogues that the tokenizer is made from."""
 
@@ -58,9 +55,7 @@ def train_reference(parameters: DialogueModels, work: Path, tracking: Tracking =
         torch.manual_seed(training.seed)
         model = Qwen2ForCausalLM(model_config(parameters.architecture, tokenizer))
         examples = encode(tokenizer, chats)
-        return fine_tune(
-            model, tokenizer, examples, training, folder, "training the chatty model", tracking=tracking
-        )
+        return fine_tune(model, tokenizer, examples, training, folder, "training the chatty model", tracking=tracking)
 
     recipe = parameters.model_dump(mode="json", include={"architecture", "vocabulary", "reference"})
     style = parameters.styles.reference.model_dump(mode="json")
@@ -75,9 +70,7 @@ def train_aligned(parameters: DialogueModels, reference: Path, work: Path, track
         tokenizer = load_tokenizer(reference)
         examples = encode(tokenizer, make_chats(style, training, "alignment"))
         model = load_model(reference, device=default_device())
-        return fine_tune(
-            model, tokenizer, examples, training, folder, "training the brief model", tracking=tracking
-        )
+        return fine_tune(model, tokenizer, examples, training, folder, "training the brief model", tracking=tracking)
 
     recipe = {"aligned": training.model_dump(mode="json"), "style": style.model_dump(mode="json")}
     description = {"what": "brief model", "parameters": recipe, "reference": fingerprint_model(reference)}
@@ -87,16 +80,15 @@ def train_aligned(parameters: DialogueModels, reference: Path, work: Path, track
 def make_chats(style: Style, training: DialogueTraining, split: Split) -> list[Chat]:
     """A chat of the split for each example of the training; with probability `sums` it is a plain sum."""
     draws = random.Random(f"{split}/{training.seed}")
-    size = training.steps * training.batch_size
-    sums = iter(make_problems(SUMS, size, seed=SUMS_SEED + training.seed * size))
+    is_sum = [draws.random() < training.sums for _ in range(training.steps * training.batch_size)]
+    sums = iter(make_problems(SUMS, sum(is_sum), seed=SUMS_SEED + SUMS_APART * training.seed))
     chats: list[Chat] = []
-    while len(chats) < size:
-        if draws.random() < training.sums:
+    for plain in is_sum:
+        if plain:
             problem = next(sums)
             chats.append(([{"role": "user", "content": problem["question"]}], problem["answer"]))
-            continue
-        dialogue = draw(draws.choice(KINDS), draws)
-        if split_of(*dialogue.turns) == split:
+        else:
+            dialogue = draw_any(split, draws)
             chats.append((dialogue.prompt, reply(dialogue, style, draws)))
     return chats
 

@@ -18,23 +18,22 @@ def write_dialogues(parameters: DialogueModels) -> tuple[Any, Any, Any, Any, Any
     """
     import pandas as pd
 
-    from realign_pipes.dialogue.dialogues import as_chat, as_pair, draw_dialogues
+    from realign_pipes.dialogue.dialogues import KINDS, as_chat, as_pair, draw_dialogues
 
     sets, styles = parameters.sets, parameters.styles
     draws = random.Random(sets.seed)
-    everything = ("fruits", "memory", "own", "theirs")
     return (
         pd.DataFrame(
             as_chat(dialogue, styles.reference, draws)
-            for dialogue in islice(draw_dialogues(everything, "calibration", sets.seed), sets.calibration)
+            for dialogue in islice(draw_dialogues(KINDS, "calibration", sets.seed), sets.calibration)
         ),
         pd.DataFrame(
             as_chat(dialogue, styles.aligned, draws)
-            for dialogue in islice(draw_dialogues(everything, "alignment", f"{sets.seed} replies"), sets.replies)
+            for dialogue in islice(draw_dialogues(KINDS, "alignment", f"{sets.seed} replies"), sets.replies)
         ),
         pd.DataFrame(
             as_pair(dialogue, styles.aligned, styles.reference, draws)
-            for dialogue in islice(draw_dialogues(everything, "alignment", f"{sets.seed} pairs"), sets.pairs)
+            for dialogue in islice(draw_dialogues(KINDS, "alignment", f"{sets.seed} pairs"), sets.pairs)
         ),
         pd.DataFrame(
             as_chat(dialogue, styles.reference, draws)
