@@ -81,7 +81,8 @@ def make_chats(style: Style, training: DialogueTraining, split: Split) -> list[C
     """A chat of the split for each example of the training; with probability `sums` it is a plain sum."""
     draws = random.Random(f"{split}/{training.seed}")
     is_sum = [draws.random() < training.sums for _ in range(training.steps * training.batch_size)]
-    sums = iter(make_problems(SUMS, sum(is_sum), seed=SUMS_SEED + SUMS_APART * training.seed))
+    seed = SUMS_SEED + SUMS_APART * training.seed
+    sums = iter(make_problems(SUMS, sum(is_sum), seed=seed) if any(is_sum) else [])
     chats: list[Chat] = []
     for plain in is_sum:
         if plain:

@@ -92,9 +92,7 @@ def render_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[str])
     return render_chats(tokenizer, [[{"role": "user", "content": question}] for question in questions])
 
 
-def render_chats(
-    tokenizer: PreTrainedTokenizerFast, chats: Sequence[Sequence[Mapping[str, str]]]
-) -> list[list[int]]:
+def render_chats(tokenizer: PreTrainedTokenizerFast, chats: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
     """Ids of the chat template's text for each chat, which ends with the user, with the assistant's turn opened."""
     texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
