@@ -427,3 +427,58 @@ def mlflow_runs(_mlflow_database, tmp_path, monkeypatch):
     yield lambda: mlflow.search_runs([experiment.experiment_id], output_format="list")
     mlflow.set_tracking_uri(None)
     mlflow.tracking.fluent._active_experiment_id = None
+
+
+class ScriptedJudge(ThreadingHTTPServer):
+    """A judge on this machine, for prompts that hold `A<answer>` and `B<answer>`.
+
+    It prefers the longer answer, and of equal ones the first; of an answer with `?` it says nothing that can be read.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.breaks_after: int | None = None
+        self.refuses = False
+        super().__init__(("127.0.0.1", 0), JudgeHandler)
+
+    def say(self, prompt: str) -> str:
+        first, second = (prompt.split(f"{name}<")[1].split(">", maxsplit=1)[0] for name in "AB")
+        if "?" in first + second:
+            return "Both are fine. Verdict: maybe"
+        return f"Because.\nVerdict: {'B' if len(second) > len(first) else 'A'}"
+
+
+class JudgeHandler(BaseHTTPRequestHandler):
+    server: ScriptedJudge
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        self.server.keys.append(self.headers["Authorization"])
+        status, answer = 200, {
+            "choices": [{"message": {"role": "assistant", "content": self.server.say(body["messages"][0]["content"])}}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 3},
+        }  # fmt: skip
+        if self.server.refuses:
+            status, answer = 404, {"error": "no such model"}
+        elif self.server.breaks_after is not None and len(self.server.asked) > self.server.breaks_after:
+            answer = {"choices": []}
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted_judge() -> Iterator[ScriptedJudge]:
+    with ScriptedJudge() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()

@@ -1,9 +1,5 @@
 """The judge: a scripted server on loopback, which reads the pairs and answers by a rule of its own."""
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,60 +23,13 @@ TEMPLATE = "Q {question}\nA<{first}>\nB<{second}>"
 PROMPT = Path(__file__).parents[2] / "conf/base/prompts/judge.txt"
 
 
-class Scripted(ThreadingHTTPServer):
-    """Prefers the longer answer; of equal ones the first; of an answer with `?` it says nothing that can be read."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.asked: list[dict] = []
-        self.keys: list[str | None] = []
-        self.breaks_after: int | None = None
-        self.refuses = False
-        super().__init__(("127.0.0.1", 0), Answering)
-
-    def say(self, prompt: str) -> str:
-        first, second = (prompt.split(f"{name}<")[1].split(">", maxsplit=1)[0] for name in "AB")
-        if "?" in first + second:
-            return "Both are fine. Verdict: maybe"
-        return f"Because.\nVerdict: {'B' if len(second) > len(first) else 'A'}"
-
-
-class Answering(BaseHTTPRequestHandler):
-    server: Scripted
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        self.server.keys.append(self.headers["Authorization"])
-        status, answer = 200, {
-            "choices": [{"message": {"role": "assistant", "content": self.server.say(body["messages"][0]["content"])}}],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 3},
-        }  # fmt: skip
-        if self.server.refuses:
-            status, answer = 404, {"error": "no such model"}
-        elif self.server.breaks_after is not None and len(self.server.asked) > self.server.breaks_after:
-            answer = {"choices": []}
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        pass
+@pytest.fixture
+def server(scripted_judge):
+    return scripted_judge
 
 
 @pytest.fixture
-def server() -> Iterator[Scripted]:
-    with Scripted() as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def make_judge(server: Scripted, tmp_path: Path):
+def make_judge(server, tmp_path: Path):
     (tmp_path / "prompt.txt").write_text(TEMPLATE)
 
     def make(**changes) -> Judge:

@@ -14,7 +14,14 @@ import yaml
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from realign_pipes.config import ConfigLoader
 from realign_pipes.hooks import check_parameters
@@ -222,6 +229,108 @@ def test_a_newer_aligned_model(run):
     ]  # fmt: skip
 
 
+LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+"""Special tokens of Llama 3's tokenizer, in whose order they are its first ids here."""
+
+
+def write_llama(folder, seed):
+    """A random Llama with a tokenizer like the base models': without a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate([*LLAMA, *alphabet])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([*LLAMA])
+    backend.post_processor = processors.TemplateProcessing(single=f"{LLAMA[0]} $A", special_tokens=[(LLAMA[0], 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=LLAMA[0], eos_token=LLAMA[1])
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.2, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def publish_named(path, split, rows):
+    """As `publish`, with a split that only the card names."""
+    publish(path, split, rows)
+    card = {"configs": [{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*"}]}]}
+    (path / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+
+
+def publish_dialogues(root):
+    """The columns of UltraChat-200k and UltraFeedback-binarized as published, and AlpacaEval's instructions."""
+
+    def chat(*texts):
+        return [{"content": text, "role": "assistant" if turn % 2 else "user"} for turn, text in enumerate(texts)]
+
+    chats = [
+        {"prompt": f"Name {number} birds.", "prompt_id": f"p{number}",
+         "messages": chat(f"Name {number} birds.", "Owl.", "Shorter.", f"Emu {number}.")}
+        for number in range(6)
+    ]  # fmt: skip
+    publish_named(root / "HuggingFaceH4/ultrachat_200k", "train_sft", chats)
+    pairs = []
+    for number in range(6):
+        better, worse = (
+            chat(f"Add {number}.", f"It is {number}."),
+            chat(f"Add {number}.", "Why?" if number else "It is 0."),
+        )
+        pairs.append({"prompt": f"Add {number}.", "prompt_id": f"q{number}", "chosen": better, "rejected": worse,
+                      "messages": better, "score_chosen": 8.0, "score_rejected": 3.5})  # fmt: skip
+    publish_named(root / "HuggingFaceH4/ultrafeedback_binarized", "train_prefs", pairs)
+    raw = root / "data" / "paper_dialogue" / "01_raw"
+    raw.mkdir(parents=True)
+    asked = [{"instruction": f"Who was king number {number}?", "output": "Ed.", "generator": "g", "dataset": "d"}
+             for number in range(3)]  # fmt: skip
+    pd.DataFrame(asked).to_json(raw / "alpaca_eval.jsonl", orient="records", lines=True)
+
+
+def test_dialogue_of_the_paper(copy_project, monkeypatch, scripted_judge):
+    root = copy_project()
+    bootstrap_project(PROJECT)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root / "hub"))
+    publish_dialogues(root)
+    entries = ConfigLoader(root / "conf", "paper_dialogue", **CONFIG_LOADER_ARGS)["catalog"]
+    for seed, name in enumerate(("reference", "aligned")):
+        repository = root / "hub" / f"models--{entries[f'{name}_model']['repo_id'].replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        write_llama(repository / "snapshots" / ("0" * 40), seed)
+    (root / "prompt.txt").write_text("Q {question}\nA<{first}>\nB<{second}>")
+    tiny = {
+        "generation": {"engine": "transformers"},
+        "inra": {"steps": 2, "batch_size": 2, "save_steps": 2, "dpo": {"steps": 2}},
+        "alpha_sweep": {"sampling": {"max_new_tokens": 6, "batch_size": 32}, "bootstrap_samples": 20},
+        "scores": {"graders": {"judge": {
+            "url": f"http://127.0.0.1:{scripted_judge.server_port}", "prompt": str(root / "prompt.txt"),
+        }}},
+    }  # fmt: skip
+    with KedroSession.create(root, env="paper_dialogue", runtime_params=tiny) as session:
+        session.run(pipeline_names=["realign"])
+    data = root / "data" / "paper_dialogue"
+
+    replies = datasets.load_from_disk(str(data / "05_model_input" / "short_solutions"))
+    assert sorted(replies["completion"]) == [f"Emu {number}." for number in range(6)]
+    header = LLAMA[2] + "{}" + LLAMA[3] + "\n\n"
+    user, assistant = header.format("user"), header.format("assistant")
+    first = next(row for row in replies if row["completion"] == "Emu 2.")
+    assert first["prompt"] == (
+        f"{LLAMA[0]}{user}Name 2 birds.{LLAMA[4]}{assistant}Owl.{LLAMA[4]}{user}Shorter.{LLAMA[4]}{assistant}"
+    )
+    assert first["prompt_ids"].count(0) == 1 and first["completion_ids"][-1] == 4, "ends its turn with <|eot_id|>"
+    pairs = datasets.load_from_disk(str(data / "05_model_input" / "preference_pairs"))
+    assert len(pairs) == 5, "the one whose replies are equal is left out"
+
+    inra = ["inra--0.25", "inra-0", "inra-0.25", "inra-0.5", "inra-0.75", "inra-1", "inra-1.25"]
+    assert candidates(data)[0] == ["reference", "aligned", "merge-0.5", "merge-1", *inra]
+    judged = pd.read_csv(data / "07_model_output" / "judge_results.csv").set_index("candidate")
+    assert judged.loc["inra-0", "win_rate"] == 0.5, "its answers are the reference's"
+    assert len(scripted_judge.asked) == 2 * 3 * 10, "both orders, three instructions, all but the reference"
+    assert "win rate (judge)" in (data / "08_reporting" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_its_parameters_are_the_papers(env, monkeypatch):
     monkeypatch.chdir(PROJECT)
@@ -251,7 +360,18 @@ def test_its_parameters_are_the_papers(env, monkeypatch):
         assert (training["batch_size"], training["learning_rate"], training["warmup_ratio"]) == (batch, 2e-5, 0.1)
 
 
-@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_the_parameters_of_dialogue_are_the_papers(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    parameters = ConfigLoader(PROJECT / "conf", "paper_dialogue", **CONFIG_LOADER_ARGS)["parameters"]
+    check_parameters(parameters)
+    inra = parameters["inra"]
+    assert inra["method"] == "sft_dpo" and inra["num_adapter_layers"] == 1 and inra["init"] == "identity"
+    assert 0.005 <= inra["dpo"]["beta"] <= 0.01 and 5e-7 <= inra["dpo"]["learning_rate"] <= 5e-6
+    assert inra["dpo"]["loss_type"] == ["sigmoid"] and not inra["dpo"]["loss_weights"]
+    assert parameters["tax"]["tasks"] == ["mmlu", "cmmlu", "gsm8k", "truthfulqa_mc2"]
+
+
+@pytest.mark.parametrize("env", [*ENVIRONMENTS, "paper_dialogue"])
 def test_it_can_be_planned(env, copy_project, monkeypatch):
     root = copy_project()
     shutil.rmtree(root / "src")  # nothing but conf/ is read
