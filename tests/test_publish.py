@@ -83,6 +83,6 @@ def test_the_picture_has_all_figures(reporting, tmp_path):
     for name, height in (("pareto", 200), ("alpha", 300), ("budget", 400)):
         figure = go.Figure(go.Scatter(y=[1, 2]), layout={"height": height})
         plotly.io.write_json(figure, reporting / f"{name}_figure.json")
-    publish.draw(tmp_path / "sweep.png")
+    publish.draw(reporting, ("pareto", "alpha", "budget"), tmp_path / "sweep.png")
     width, height = struct.unpack(">II", (tmp_path / "sweep.png").read_bytes()[16:24])
     assert (width, height) == (publish.WIDTH, 900)

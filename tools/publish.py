@@ -85,9 +85,9 @@ def fill(text: str) -> str:
     return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
 
 
-def draw(target: Path) -> None:
-    """The figures of the sweep and of token budgets, one below the other, as the report draws them."""
-    figures = [plotly.io.read_json(REPORTING / f"{name}_figure.json") for name in ("pareto", "alpha", "budget")]
+def draw(reporting: Path, names: tuple[str, ...], target: Path) -> None:
+    """These figures of a run, one below the other, as the report draws them."""
+    figures = [plotly.io.read_json(reporting / f"{name}_figure.json") for name in names]
     parts = [plotly.io.to_html(figure, full_html=False, include_plotlyjs=number == 0, config={"staticPlot": True})
              for number, figure in enumerate(figures)]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -107,5 +107,5 @@ if __name__ == "__main__":
         if (after := fill(before)) != before:
             file.write_text(after)
             print(f"wrote {file.relative_to(PROJECT)}")
-    draw(PROJECT / "docs" / "images" / "sweep.png")
+    draw(REPORTING, ("pareto", "alpha", "budget"), PROJECT / "docs" / "images" / "sweep.png")
     print("wrote docs/images/sweep.png: look at it")
