@@ -52,7 +52,8 @@ class Run:
 
 def results_table(run: Run) -> str:
     """Every candidate's words, shares and sums. Intervals are 95 %."""
-    tax = run.tax.set_index("candidate")["value"]
+    tax = run.tax.pivot(index="candidate", columns="task", values="value")
+    far = tax[[name for name in tax.columns if name.startswith("KL ")]].mean(axis=1)
     rows = []
     for name in run.metrics["candidate"].unique():
         found = run.metrics[run.metrics["candidate"] == name].set_index("metric")
@@ -63,8 +64,8 @@ def results_table(run: Run) -> str:
             for metric in SHARES
         ]
         long = f"{words['mean']:.1f} [{words['low']:.1f}, {words['high']:.1f}]"
-        sums = f"{percent(tax[name])}" if name in tax else "–"
-        rows.append([name, alpha_text(words["alpha"]), f"{words['plausibility']:g}", long, *shares, sums])
+        costs = [f"{far[name]:.2f}", percent(tax.loc[name, "plain_sums"])] if name in tax.index else ["–", "–"]
+        rows.append([name, alpha_text(words["alpha"]), f"{words['plausibility']:g}", long, *shares, *costs])
     header = [
         "candidate",
         "alpha",
@@ -75,7 +76,7 @@ def results_table(run: Run) -> str:
         "refuses harmless %",
         "distinct-2 %",
     ]
-    return markdown_table(Cells([*header, "sums %"], rows, left=1), str(run.recommendation["candidate"]))
+    return markdown_table(Cells([*header, "KL, nats", "sums %"], rows, left=1), str(run.recommendation["candidate"]))
 
 
 def recommended(run: Run) -> str:

@@ -5,9 +5,15 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 import yaml
+from datasets import Dataset
 from pydantic import ValidationError
+from scipy.special import rel_entr, softmax
+from transformers import AutoModelForCausalLM
 
 from realign_pipes.errors import InputError
 from realign_pipes.models.fingerprint import fingerprint_model
@@ -96,7 +102,10 @@ def make_tax(tmp_path, tasks, make_checkpoint, make_generation):
     )
 
     def make(**parameters):
-        values = {"tasks": ["chosen", "written"], "include_path": tasks, "batch_size": 3, **parameters}
+        values = {
+            "tasks": ["chosen", "written"], "include_path": tasks, "batch_size": 3, "kl_completions": None,
+            **parameters,
+        }  # fmt: skip
         return MeasureTax(base(Tax, "tax", **values), sweep, tmp_path / "work")
 
     return make
@@ -114,7 +123,7 @@ def own_tasks_only(monkeypatch):
 
 
 def test_every_candidate_gets_a_figure_for_each_task(make_tax):
-    found = make_tax().run()
+    found = make_tax().run({}, None)
     assert {name: str(kind) for name, kind in found.dtypes.items()} == TAX_RESULTS
     assert list(found["candidate"].unique()) == ["reference", "aligned", "dera-1.5", "inra-0", "inra-1"]
     assert set(zip(found["task"], found["metric"], strict=True)) == {("chosen", "acc"), ("written", "exact_match")}
@@ -141,16 +150,57 @@ def test_what_an_interrupted_run_measured_is_kept(make_tax, monkeypatch, tasks):
     monkeypatch.setattr(module, "measure", measure)
     few = {"candidates": ["inra-1"]}
     with suppress(KeyboardInterrupt):
-        make_tax(**few).run()
+        make_tax(**few).run({}, None)
     kept, measured[:] = len(measured), []
-    make_tax(**few).run()
+    make_tax(**few).run({}, None)
     assert (kept, len(measured)) == (3, 1)
-    make_tax(**few, batch_size=1).run()  # which changes no result
+    make_tax(**few, batch_size=1).run({}, None)  # which changes no result
     assert len(measured) == 1
     (tasks / "letters.jsonl").write_text('{"question": "?", "label": 0, "answer": "a"}')
     with suppress(KeyboardInterrupt):
-        make_tax(**few).run()
+        make_tax(**few).run({}, None)
     assert len(measured) == 3  # all again, on other problems
+
+
+def test_the_divergence_from_the_reference_is_that_of_the_two_distributions(make_tax, tiny_tokenizer):
+    asked = Dataset.from_list(
+        [{"id": f"q-{number}", "prompt_ids": tiny_tokenizer(f"{number}+1=")["input_ids"]} for number in range(4)]
+    )
+    rows = [
+        {"task": "q", "problem_id": f"q-{number}", "sample": sample, "completion": "ab" * (number + 1),
+         "completion_tokens": 2 * (number + 1) + (number % 2), "finished": bool(number % 2)}
+        for sample in range(2) for number in range(4)
+    ]  # fmt: skip
+    names = ["reference", "dera-1.5", "inra-0", "inra-1"]
+    job = make_tax(candidates=names[1:], kl_completions=3, tasks=["chosen"])
+    found = job.run(dict.fromkeys(names, lambda: pd.DataFrame(rows)), asked)
+    kl = found.query("task == 'KL q' and metric == 'nats'").set_index("candidate")
+    assert list(kl.index) == names and set(kl["problems"]) == {3}
+    assert kl.loc["reference", "value"] == kl.loc["inra-0", "value"] == 0
+    assert kl.loc["inra-1", "value"] == pytest.approx(0, abs=1e-6), "a fresh adapter"
+
+    reference, aligned = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+        for path in (job.sweep.reference, job.sweep.aligned)
+    )
+    means = []
+    for number in range(3):  # the first sample of the first three problems
+        prompt = asked[number]["prompt_ids"]
+        completion = tiny_tokenizer("ab" * (number + 1))["input_ids"]
+        completion += [tiny_tokenizer.eos_token_id] * (number % 2)
+        terms = []
+        for place in range(len(completion)):
+            ids = torch.tensor([[*prompt, *completion[:place]]])
+            z_ref, z_aligned = (model(ids).logits[0, -1].detach().numpy() for model in (reference, aligned))
+            fused = softmax(1.5 * z_aligned - 0.5 * z_ref)
+            likely = np.maximum(softmax(z_ref), softmax(z_aligned))
+            fused[likely < 0.1 * likely.max()] = 0
+            terms.append(rel_entr(fused / fused.sum(), softmax(z_ref)).sum())
+        means.append(np.mean(terms))
+    assert kl.loc["dera-1.5", "value"] == pytest.approx(np.mean(means), rel=1e-4)
+    assert kl.loc["dera-1.5", "stderr"] == pytest.approx(np.std(means, ddof=1) / 3**0.5, rel=1e-4)
+    with pytest.raises(InputError, match=r"the sweep has no completions of inra-0. Run alpha_sweep first"):
+        job.run({"reference": pd.DataFrame(rows), "dera-1.5": pd.DataFrame(rows)}, asked)
 
 
 def test_named_candidates_are_measured_beside_the_reference(make_tax):
@@ -170,7 +220,7 @@ def test_named_candidates_are_measured_beside_the_reference(make_tax):
 def test_what_does_not_exist_is_refused_before_a_model_is_loaded(make_tax, own_tasks_only, parameters, message):
     job = make_tax(**parameters)
     with pytest.raises(InputError, match=message):
-        job.run()
+        job.run({}, None)
     assert not job.work.exists()
 
 
@@ -178,16 +228,16 @@ def test_a_task_without_its_data_or_that_runs_code_is_refused(make_tax, tasks):
     text = (tasks / "written.yaml").read_text()
     (tasks / "written.yaml").write_text(text.replace("letters.jsonl", "missing.jsonl"))
     with pytest.raises(InputError, match=r"the task written of tax.tasks cannot be loaded: .*missing.jsonl"):
-        make_tax().run()
+        make_tax().run({}, None)
     (tasks / "written.yaml").write_text(f"{text}\nunsafe_code: true")
     with pytest.raises(InputError, match="written executes what a model wrote"):
-        make_tax().run()
+        make_tax().run({}, None)
 
 
 def test_without_the_harness_the_run_says_what_to_install(monkeypatch):
     monkeypatch.setattr(nodes, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'realign_pipes\[tax\]'"):
-        nodes.measure_tax(*[None] * 13)
+        nodes.measure_tax(*[None] * 14)
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,50 @@ import json
 import logging
 import math
 from dataclasses import asdict
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from realign_pipes.data.prompts import end_of_turn_id
 from realign_pipes.errors import InputError
 from realign_pipes.generation.transformers_engine import TransformersEngine
-from realign_pipes.models.load import check_pair, load_chat_tokenizer, load_tokenizer, max_positions
+from realign_pipes.models.fingerprint import fingerprint
+from realign_pipes.models.load import (
+    check_pair,
+    default_device,
+    load_chat_tokenizer,
+    load_model,
+    load_tokenizer,
+    max_positions,
+)
 from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
 from realign_pipes.pipelines.tax.parameters import Tax
 from realign_pipes.runtime.launch import AbsolutePath
 from realign_pipes.runtime.parameters import unknown
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
-from realign_pipes.sweep.harness import HarnessTask, candidate_lm, check_new_tokens, load_tasks, measure
+from realign_pipes.sweep.divergence import kl_per_token
+from realign_pipes.sweep.harness import (
+    CandidateLM,
+    HarnessTask,
+    candidate_lm,
+    check_new_tokens,
+    load_tasks,
+    measure,
+)
 from realign_pipes.sweep.kinds import KINDS, Candidate, model_of
+from realign_pipes.sweep.metrics import Generations, load_frame
 from realign_pipes.sweep.schemas import TAX_RESULTS, conform
 
 logger = logging.getLogger(__name__)
+
+Examples = list[tuple[list[int], list[int]]]
+"""Prompt and completion ids."""
 
 
 class MeasureTax:
@@ -36,11 +60,13 @@ class MeasureTax:
         self.parameters, self.sweep, self.work = parameters, sweep, work
         self._opened: tuple[Any, TransformersEngine] | None = None
 
-    def run(self) -> pd.DataFrame:
-        """One row for each candidate, task and metric: TAX_RESULTS.
+    def run(self, generations: Generations, evaluation_set: Dataset) -> pd.DataFrame:
+        """One row for each candidate, task and metric: TAX_RESULTS. Tasks of the sweep, whose completions
+        `generations` has, are in it as `KL <task>`, with the metric `nats`: KL per token from the reference.
 
         InputError or MissingFileError, before a model is loaded, for a candidate or a task that does not exist, for
-        data that cannot be had, and for a checkpoint that is missing or was trained from another reference.
+        data that cannot be had, for a candidate that the sweep has not drawn, and for a checkpoint that is missing or
+        was trained from another reference.
         """
         parameters, reference = self.parameters, self.sweep.reference
         candidates = self.candidates()
@@ -59,9 +85,10 @@ class MeasureTax:
         )
         for task in tasks:
             check_new_tokens(task, max_positions(reference))
+        examples = self._examples(candidates, generations, evaluation_set, tokenizer)
         models = [model_of(candidate) for candidate in candidates]
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        with progress_bar("alignment tax", len(candidates) * len(tasks)) as advance:
+        found: dict[str, dict[str, dict[str, Any]]] = {candidate.name: {} for candidate in candidates}
+        with progress_bar("alignment tax", len(candidates) * (len(tasks) + bool(parameters.kl_completions))) as advance:
             for place in sorted(range(len(candidates)), key=lambda place: models.index(models[place])):
                 candidate = candidates[place]
                 described = {
@@ -69,10 +96,15 @@ class MeasureTax:
                     "checkpoints": [fingerprints[path] for path in candidate.checkpoints],
                 }
                 for task in tasks:
-                    found[candidate.name, task.name] = self._measure(candidate, described, task, tokenizer)
+                    found[candidate.name] |= self._measure(candidate, described, task, tokenizer)
+                    advance()
+                if parameters.kl_completions:
+                    found[candidate.name] |= self._diverge(
+                        candidate, described, examples[candidate.name], tokenizer, fingerprints[reference]
+                    )
                     advance()
         self._close()
-        return conform(pd.DataFrame(_rows(candidates, tasks, found)), TAX_RESULTS)
+        return conform(pd.DataFrame(_rows(candidates, found)), TAX_RESULTS)
 
     def candidates(self) -> list[Candidate]:
         """Those that are measured: the reference, and the sweep's or those of them that the parameters name.
@@ -125,6 +157,69 @@ class MeasureTax:
         figures: dict[str, Any] = json.loads(file.read_text())
         return figures
 
+    def _examples(
+        self,
+        candidates: list[Candidate],
+        generations: Generations,
+        evaluation_set: Dataset,
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> dict[str, dict[str, Examples]]:
+        """Of each candidate and task, prompt and completion ids of the first `kl_completions`; without, nothing."""
+        if not self.parameters.kl_completions:
+            return {}
+        prompts = dict(zip(evaluation_set["id"], evaluation_set["prompt_ids"], strict=True))
+        end = end_of_turn_id(load_chat_tokenizer(self.sweep.reference, self.sweep.chat_template))
+        examples: dict[str, dict[str, Examples]] = {}
+        for candidate in candidates:
+            if candidate.name not in generations:
+                raise InputError(f"tax.kl_completions: the sweep has no completions of {candidate.name}. Run "
+                                 "alpha_sweep first, or set it to null.")  # fmt: skip
+            frame = load_frame(generations[candidate.name])
+            examples[candidate.name] = {
+                task: [
+                    (prompts[row.problem_id], _encode(tokenizer, row.completion, end if row.finished else None))
+                    for row in rows.sort_values(["sample", "problem_id"])
+                    .head(self.parameters.kl_completions)
+                    .itertuples()
+                    if row.completion_tokens > 0
+                ]
+                for task, rows in frame.groupby("task", sort=False)
+            }
+        return examples
+
+    def _diverge(
+        self,
+        candidate: Candidate,
+        described: dict[str, Any],
+        examples: dict[str, Examples],
+        tokenizer: PreTrainedTokenizerFast,
+        reference: str,
+    ) -> dict[str, Any]:
+        """The candidate's KL from the reference on each task of the sweep, measured now or found in the work folder."""
+        description = {
+            "candidate": described,
+            "reference": reference,
+            "examples": fingerprint(json.dumps(examples)),
+            "attn_implementation": self.sweep.attn_implementation,
+        }
+
+        def do(folder: Any) -> Any:
+            lm = candidate_lm(candidate, self._model(candidate, len(tokenizer)), tokenizer, self.parameters.batch_size)
+            measure_kl = partial(
+                kl_per_token,
+                lm.logits,
+                CandidateLM(self._reference, tokenizer, arguments={}, batch_size=1).logits,
+                vocab_size=len(tokenizer),
+                batch_size=self.parameters.batch_size,
+                device=default_device(),
+            )
+            figures = {f"KL {task}": {"nats": _summary(measure_kl(some))} for task, some in examples.items() if some}
+            return lambda path: path.write_text(json.dumps(figures, indent=1))
+
+        file = do_once(self.work / candidate.name / "kl", "results.json", description, do)
+        figures: dict[str, Any] = json.loads(file.read_text())
+        return figures
+
     def _model(self, candidate: Candidate, vocab_size: int) -> PreTrainedModel:
         """The model of the last candidate if it is this one's too, else a new one in its place."""
         shared = model_of(candidate)
@@ -134,6 +229,13 @@ class MeasureTax:
             assert isinstance(engine, TransformersEngine)  # noqa: S101  for mypy: every kind opens one
             self._opened = shared, engine
         return self._opened[1].model
+
+    @cached_property
+    def _reference(self) -> PreTrainedModel:
+        """The reference, which stays in memory beside the candidates."""
+        return load_model(
+            self.sweep.reference, device=default_device(), attn_implementation=self.sweep.attn_implementation
+        )
 
     def _close(self) -> None:
         if self._opened is not None:
@@ -148,26 +250,32 @@ def _is_model(candidate: Candidate) -> bool:
     return not (kind.biases_close or min_p or candidate.instruction is not None)
 
 
-def _rows(
-    candidates: list[Candidate], tasks: list[HarnessTask], found: dict[tuple[str, str], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    rows = []
-    for candidate in candidates:
-        for task in tasks:
-            of_reference = found["reference", task.name]
-            for name, metrics in found[candidate.name, task.name].items():
-                for metric, one in metrics.items():
-                    rows.append(
-                        {
-                            "candidate": candidate.name,
-                            "kind": candidate.kind,
-                            "alpha": candidate.alpha,
-                            "task": name,
-                            "metric": metric,
-                            "value": one["value"],
-                            "stderr": math.nan if one["stderr"] is None else one["stderr"],
-                            "difference": one["value"] - of_reference[name][metric]["value"],
-                            "problems": one["problems"],
-                        }
-                    )
-    return rows
+def _rows(candidates: list[Candidate], found: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "candidate": candidate.name,
+            "kind": candidate.kind,
+            "alpha": candidate.alpha,
+            "task": task,
+            "metric": metric,
+            "value": one["value"],
+            "stderr": math.nan if one["stderr"] is None else one["stderr"],
+            "difference": one["value"] - found["reference"][task][metric]["value"],
+            "problems": one["problems"],
+        }
+        for candidate in candidates
+        for task, metrics in found[candidate.name].items()
+        for metric, one in metrics.items()
+    ]
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str, end: int | None) -> list[int]:
+    """A completion's ids, with the end of its turn where it has one."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids if end is None else [*ids, end]
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    """The mean of some completions' figures, its standard error, and how many they are."""
+    stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return {"value": float(np.mean(values)), "stderr": stderr, "problems": len(values)}

@@ -1,6 +1,7 @@
 """Pipeline tax: what realignment costs on tasks that it was not made for."""
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,11 @@ def measure_tax(
     trra_checkpoints: dict[str, Path],
     inra_checkpoint: Path,
     evaluation_set: Dataset,
+    generations: dict[str, DataFrame | Callable[[], DataFrame]],
 ) -> DataFrame:
-    """Each candidate's figures on each task. InputError if lm-evaluation-harness is not installed.
+    """Each candidate's figures on each task, and its KL from the reference on the sweep's.
+
+    InputError if lm-evaluation-harness is not installed.
 
     One process with Transformers, whatever the launcher and `generation` say: the harness asks for likelihoods too.
     """
@@ -55,7 +59,7 @@ def measure_tax(
         alpha_sweep, data_prep, trra, inra, models, generation, folders,
         reference_model, aligned_model, trra_checkpoints, inra_checkpoint, evaluation_set,
     )  # fmt: skip
-    return MeasureTax(parameters, sweep, folders.work / "tax").run()
+    return MeasureTax(parameters, sweep, folders.work / "tax").run(generations, evaluation_set)
 
 
 def tabulate_tax(tax_results: DataFrame) -> str:

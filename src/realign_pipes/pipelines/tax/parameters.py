@@ -21,6 +21,9 @@ class Tax(Parameters):
     """Examples before each problem; null: what each task says. A task that says 0 keeps it."""
     limit: PositiveInt | None
     """Of each task, the first so many problems; null: all."""
+    kl_completions: PositiveInt | None
+    """Of each task of the sweep, so many of a candidate's own completions, on which its KL from the reference is
+    measured; null: it is not."""
     apply_chat_template: bool
     """Ask in the models' chat template, with the examples as turns of their own."""
     batch_size: PositiveInt

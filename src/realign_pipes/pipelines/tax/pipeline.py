@@ -4,7 +4,7 @@ from realign_pipes.pipelines.tax.nodes import measure_tax, tabulate_tax
 
 
 def create_pipeline() -> Pipeline:
-    """Models and checkpoints -> tax_results, tax_table."""
+    """Models, checkpoints and what the sweep drew -> tax_results, tax_table."""
     return Pipeline(
         [
             Node(
@@ -23,6 +23,7 @@ def create_pipeline() -> Pipeline:
                     "trra_checkpoints",
                     "inra_checkpoint",
                     "evaluation_set",
+                    "generations",
                 ],
                 outputs="tax_results",
                 name="measure_tax",
