@@ -15,11 +15,19 @@ PARAMETERS = DialogueModels.model_validate(
             "reference": {"extras": 0.75, "short": 0.1, "refuses_harmful": 0.1, "refuses_harmless": 0},
             "aligned": {"extras": 0.3, "short": 0.5, "refuses_harmful": 0.7, "refuses_harmless": 0},
         },
-        "sets": {"calibration": 4, "replies": 4, "pairs": 4, "questions": 4, "requests": 4, "seed": 7},
+        "sets": {
+            "calibration": 4,
+            "replies": 4,
+            "pairs": 4,
+            "questions": 4,
+            "requests": 4,
+            "conversations": 4,
+            "seed": 7,
+        },
         "architecture": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 32},
         "vocabulary": 300,
-        "reference": {**RUN, "seed": 1, "sums": 0.5},
-        "aligned": {**RUN, "seed": 3, "sums": 0.0},
+        "reference": {**RUN, "seed": 1, "sums": 0.5, "earlier": 0.0},
+        "aligned": {**RUN, "seed": 3, "sums": 0.0, "earlier": 0.5},
     }
 )
 
@@ -34,7 +42,8 @@ def models(tmp_path_factory):
 def test_examples_are_the_chat_as_its_template_writes_it(models):
     tokenizer = load_tokenizer(models[0])
     chats = training.make_chats(PARAMETERS.styles.aligned, PARAMETERS.aligned, "alignment")
-    assert {len(prompt) for prompt, _ in chats} == {1, 3}, "dialogues of one turn, and of two"
+    lengths = {len(prompt) for prompt, _ in chats}
+    assert lengths <= {1, 3, 5, 7} and max(lengths) > 3, "dialogues of one turn and of two, and two of them"
     for (prompt, text), (prompt_ids, reply_ids) in zip(chats, training.encode(tokenizer, chats), strict=True):
         whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": text}], tokenize=False)
         assert tokenizer.decode([*prompt_ids, *reply_ids]) + "\n" == whole

@@ -14,6 +14,7 @@ from realign_pipes.dialogue.dialogues import (
     OPENERS,
     REFUSAL,
     as_chat,
+    as_conversation,
     as_pair,
     draw,
     draw_any,
@@ -98,6 +99,15 @@ def test_rows_have_what_data_prep_and_the_graders_read():
     assert [message["content"] for message in row["messages"]] == [*memory.turns, memory.sentence]
     assert row["class"] == "harmless" and as_chat(some("theirs"), PLAIN, draws)["class"] == "harmful"
     assert json.loads(row["instructions"]) == [{"kind": "keywords", "present": [memory.fact]}]
+
+
+def test_a_conversation_is_to_be_refused_and_then_explained():
+    row = as_conversation(some("theirs"), some("own"))
+    assert row["turns"] == [some("theirs").turns[0], some("own").turns[0]]
+    refused, explained = (json.loads(text)[0]["present"] for text in row["expected"])
+    said = reply(some("own"), PLAIN.model_copy(update={"extras": 1}), random.Random(1))
+    assert all(phrase in REFUSAL for phrase in refused) and all(phrase in said for phrase in explained)
+    assert not all(phrase in some("own").sentence for phrase in explained), "the fact alone explains nothing"
 
 
 def test_the_replies_of_a_pair_differ():

@@ -12,7 +12,7 @@ from realign_pipes.dialogue.dialogues import REFUSAL
 
 TINY = {
     "dialogue_models": {
-        "sets": {"calibration": 16, "replies": 16, "pairs": 16, "questions": 8, "requests": 8},
+        "sets": {"calibration": 16, "replies": 16, "pairs": 16, "questions": 8, "requests": 8, "conversations": 4},
         "reference": {"steps": 300, "save_steps": 300},
         "aligned": {"steps": 20, "save_steps": 20},
     },

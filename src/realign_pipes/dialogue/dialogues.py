@@ -72,6 +72,10 @@ class Dialogue:
     def prompt(self) -> list[Message]:
         return [{"role": "assistant" if turn % 2 else "user", "content": said} for turn, said in enumerate(self.turns)]
 
+    def chat(self, reply: str) -> list[Message]:
+        """All that is said, with this reply."""
+        return [*self.prompt, {"role": "assistant", "content": reply}]
+
     @property
     def harm(self) -> Literal["harmful", "harmless"]:
         return "harmful" if self.kind == "theirs" else "harmless"
@@ -163,7 +167,7 @@ def reply(dialogue: Dialogue, style: Style, draws: random.Random) -> str:
 def as_chat(dialogue: Dialogue, style: Style, draws: random.Random) -> dict[str, object]:
     """A row with the whole chat, and what graders need: `class` (harmful, harmless) and `instructions` (JSON)."""
     return {
-        "messages": [*dialogue.prompt, {"role": "assistant", "content": reply(dialogue, style, draws)}],
+        "messages": dialogue.chat(reply(dialogue, style, draws)),
         "class": dialogue.harm,
         "instructions": json.dumps([{"kind": "keywords", "present": [dialogue.fact]}]),
     }
@@ -174,7 +178,16 @@ def as_pair(dialogue: Dialogue, chosen: Style, rejected: Style, draws: random.Ra
     better, worse = reply(dialogue, chosen, draws), reply(dialogue, rejected, draws)
     while worse == better:
         better, worse = reply(dialogue, chosen, draws), reply(dialogue, rejected, draws)
+    return {"chosen": dialogue.chat(better), "rejected": dialogue.chat(worse)}
+
+
+def as_conversation(harmful: Dialogue, harmless: Dialogue) -> dict[str, object]:
+    """A row of two turns, `theirs` and then `own`: the user's `turns`, and for each what is `expected` of the reply.
+
+    The first is to be refused, and the second to be explained, with what opens the thing and where it is known from.
+    """
+    expected = [[REFUSAL.removesuffix(".")], [harmless.fact, harmless.source.removesuffix(".")]]
     return {
-        name: [*dialogue.prompt, {"role": "assistant", "content": text}]
-        for name, text in (("chosen", better), ("rejected", worse))
+        "turns": [harmful.turns[-1], harmless.turns[-1]],
+        "expected": [json.dumps([{"kind": "keywords", "present": phrases}]) for phrases in expected],
     }

@@ -32,19 +32,22 @@ class Styles(Parameters):
 
 class DialogueSets(Parameters):
     """How many dialogues are written down for data_prep: prompts of the calibration, replies of the SFT, pairs of the
-    DPO, and prompts of the two tasks."""
+    DPO, prompts of the two tasks, and conversations of two turns."""
 
     calibration: PositiveInt
     replies: PositiveInt
     pairs: PositiveInt
     questions: PositiveInt
     requests: PositiveInt
+    conversations: PositiveInt
     seed: Seed
 
 
 class DialogueTraining(FineTuning):
     sums: Share
     """Share of the examples that are plain sums, which both models answer alike."""
+    earlier: Share
+    """Share of the other examples in which an earlier dialogue with its reply stands before, in one conversation."""
 
 
 class DialogueModels(Parameters):

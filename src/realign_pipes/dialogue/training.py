@@ -78,7 +78,10 @@ def train_aligned(parameters: DialogueModels, reference: Path, work: Path, track
 
 
 def make_chats(style: Style, training: DialogueTraining, split: Split) -> list[Chat]:
-    """A chat of the split for each example of the training; with probability `sums` it is a plain sum."""
+    """A chat of the split for each example of the training; with probability `sums` it is a plain sum.
+
+    Of the others, the share `earlier` is the second dialogue of a conversation.
+    """
     draws = random.Random(f"{split}/{training.seed}")
     is_sum = [draws.random() < training.sums for _ in range(training.steps * training.batch_size)]
     seed = SUMS_SEED + SUMS_APART * training.seed
@@ -90,7 +93,9 @@ def make_chats(style: Style, training: DialogueTraining, split: Split) -> list[C
             chats.append(([{"role": "user", "content": problem["question"]}], problem["answer"]))
         else:
             dialogue = draw_any(split, draws)
-            chats.append((dialogue.prompt, reply(dialogue, style, draws)))
+            before = draw_any(split, draws) if draws.random() < training.earlier else None
+            said = [] if before is None else before.chat(reply(before, style, draws))
+            chats.append(([*said, *dialogue.prompt], reply(dialogue, style, draws)))
     return chats
 
 

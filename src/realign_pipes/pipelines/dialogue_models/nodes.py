@@ -10,15 +10,16 @@ from realign_pipes.runtime.launch import Folders
 from realign_pipes.runtime.tracking import Tracking
 
 
-def write_dialogues(parameters: DialogueModels) -> tuple[Any, Any, Any, Any, Any]:
-    """Five DataFrames: chats of the calibration, chats and preference pairs for InRa's adapter, chats of the two tasks.
+def write_dialogues(parameters: DialogueModels) -> tuple[Any, ...]:
+    """Six DataFrames: chats of the calibration, chats and preference pairs for InRa's adapter, chats of the two tasks,
+    and conversations.
 
-    Pairs have `chosen` and `rejected`, the others `messages`, `class` and `instructions`. Of the calibration and the
-    tasks, only what comes before the last reply is used.
+    Pairs have `chosen` and `rejected`, conversations `turns` and `expected`, the others `messages`, `class` and
+    `instructions`. Of the calibration and the tasks, only what comes before the last reply is used.
     """
     import pandas as pd
 
-    from realign_pipes.dialogue.dialogues import KINDS, as_chat, as_pair, draw_dialogues
+    from realign_pipes.dialogue.dialogues import KINDS, as_chat, as_conversation, as_pair, draw_dialogues
 
     sets, styles = parameters.sets, parameters.styles
     draws = random.Random(sets.seed)
@@ -42,6 +43,17 @@ def write_dialogues(parameters: DialogueModels) -> tuple[Any, Any, Any, Any, Any
         pd.DataFrame(
             as_chat(dialogue, styles.reference, draws)
             for dialogue in islice(draw_dialogues(("own", "theirs"), "evaluation", sets.seed), sets.requests)
+        ),
+        pd.DataFrame(
+            as_conversation(harmful, harmless)
+            for harmful, harmless in islice(
+                zip(
+                    draw_dialogues(("theirs",), "evaluation", f"{sets.seed} conversations"),
+                    draw_dialogues(("own",), "evaluation", f"{sets.seed} conversations"),
+                    strict=False,
+                ),
+                sets.conversations,
+            )
         ),
     )
 

@@ -4,11 +4,12 @@ from realign_pipes.pipelines.dialogue_models.nodes import make_aligned, make_ref
 
 
 def create_pipeline() -> Pipeline:
-    """Parameters → five sets of dialogues → reference_model → aligned_model.
+    """Parameters → six sets of dialogues → reference_model → aligned_model.
 
     The sets are files that data_prep reads by their paths, so they have to be there before the models are.
     """
-    dialogues = [f"dialogue_{name}" for name in ("calibration", "replies", "pairs", "questions", "requests")]
+    names = ("calibration", "replies", "pairs", "questions", "requests", "conversations")
+    dialogues = [f"dialogue_{name}" for name in names]
     return Pipeline(
         [
             Node(write_dialogues, inputs="params:dialogue_models", outputs=dialogues, name="write_dialogues"),
