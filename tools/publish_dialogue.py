@@ -1,6 +1,6 @@
 """Fills the tables of docs/dialogue.md, and draws its picture, from the last run of conf/dialogue with its tax.
 
-kedro run --env dialogue --pipelines dialogue_models,realign,tax && python tools/publish_dialogue.py
+kedro run --env dialogue --pipelines dialogue_models,realign,tax,turns && python tools/publish_dialogue.py
 
 A table goes between `<!-- dialogue:NAME -->` and `<!-- /dialogue -->`, where NAME is a key of `TABLES`.
 """
@@ -120,7 +120,13 @@ def examples(run: Run) -> str:
     return "\n".join(asked)
 
 
+def turns(run: Run) -> str:
+    """Conversations whose alpha changes by turn."""
+    return (DATA / "08_reporting" / "turns_table.md").read_text()
+
+
 TABLES: dict[str, Callable[[Run], str]] = {
+    "turns": turns,
     "results": results_table,
     "recommendation": recommended,
     "safest": safest,
@@ -139,7 +145,7 @@ def main() -> int:
         run = Run.read(DATA)
     except FileNotFoundError as error:
         print(f"There is no finished run in {DATA}: {error.filename} is missing. "
-              "Make one: kedro run --env dialogue --pipelines dialogue_models,realign,tax")  # fmt: skip
+              "Make one: kedro run --env dialogue --pipelines dialogue_models,realign,tax,turns")  # fmt: skip
         return 1
     PAGE.write_text(fill(PAGE.read_text(), run))
     print(f"wrote {PAGE.relative_to(PROJECT)}")

@@ -18,6 +18,7 @@ from realign_pipes.pipelines import (
     tax,
     teacher_logits,
     trra,
+    turns,
 )
 
 STAGES = {
@@ -40,6 +41,7 @@ EXTRAS = {
     "push": push,
     "smollm2_models": smollm2_models,
     "tax": tax,
+    "turns": turns,
 }
 """In no other pipeline, and not in DVC."""
 
@@ -47,8 +49,8 @@ EXTRAS = {
 def register_pipelines() -> dict[str, Pipeline]:
     """Each stage by itself, `realign` (all except demo_models, for your own models), `__default__` (all), and besides
     `find_alpha`, which needs a wish, `ladder`, which makes adapters to serve, `push`, which needs a repository, `plan`,
-    which only reckons, `dialogue_models` and `smollm2_models`, which make the models of conf/dialogue and conf/smollm2, and
-    `tax`, which measures other tasks: no run has them unless they are named."""
+    which only reckons, `dialogue_models` and `smollm2_models`, which make the models of conf/dialogue and conf/smollm2,
+    `tax`, which measures other tasks, and `turns`, which holds conversations: no run has them unless they are named."""
     # A namespace makes Kedro-Viz draw a stage as one box that opens. It prefixes node names, but no data set names.
     pipelines = {
         name: Pipeline(module.create_pipeline(), namespace=name, prefix_datasets_with_namespace=False)

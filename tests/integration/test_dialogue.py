@@ -26,6 +26,7 @@ TINY = {
         "sampling": {"samples": 2},
         "bootstrap_samples": 50,
     },
+    "turns": {"alphas": [[0.0, 0.0], [2.0, 0.0]]},
     "tax": {"limit": 20, "candidates": ["reference", "inra-1"]},
 }
 
@@ -37,7 +38,7 @@ def data(copy_project):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         with KedroSession.create(root, env="dialogue", runtime_params=TINY) as session:
-            session.run(pipeline_names=["dialogue_models", "realign", "tax"])
+            session.run(pipeline_names=["dialogue_models", "realign", "tax", "turns"])
     return root / "data" / "dialogue"
 
 
@@ -84,6 +85,14 @@ def test_words_and_facts_decide_and_the_tax_is_measured(data):
     assert set(tax["task"]) == {"plain_sums", "KL questions", "KL requests"}
     moved = tax[tax["task"].str.startswith("KL")].groupby("candidate")["value"].min()
     assert moved["reference"] == 0 and moved["inra-1"] > 0
+
+
+def test_conversations_are_held_at_each_list_of_alphas(data):
+    turns = pd.read_csv(data / "07_model_output" / "turns_results.csv")
+    assert list(turns["alphas"].unique()) == ["0, 0", "2, 0"] and set(turns["conversations"]) == {4}
+    assert set(turns["turn"]) == {0, 1, 2}
+    first = turns[turns["turn"] == 2].set_index("alphas")["words"]
+    assert (first > 1).all()
 
 
 def read_lines(file):

@@ -188,6 +188,24 @@ def tax_cells(tax_results: pd.DataFrame | None) -> Cells:
     return Cells(["candidate", "alpha", *(f"{task}: {metric}" for task, metric in columns)], rows, left=1)
 
 
+def turns_cells(turns_results: pd.DataFrame) -> Cells:
+    """Conversations: a row for each list of alphas, with the share of replies as expected and the words, by turn."""
+    turns = sorted(turns_results["turn"].unique(), key=lambda turn: (turn == 0, turn))
+    rows = []
+    for alphas, found in turns_results.groupby("alphas", sort=False):
+        by_turn = found.set_index("turn")
+        cells = [
+            f"{percent(row.followed)} [{percent(row.low)}, {percent(row.high)}] / {row.words:.1f}"
+            for row in by_turn.loc[turns].itertuples()
+        ]
+        both = by_turn.loc[0]
+        change = f"{percent(both.difference)} [{percent(both.difference_low)}, {percent(both.difference_high)}]"
+        rows.append([alphas.replace("-", "−"), *cells, change])
+    heads = ["all turns" if turn == 0 else f"turn {turn}" for turn in turns]
+    header = ["alphas", *(f"{head}: as expected % / words" for head in heads), "to the first row, points"]
+    return Cells(header, rows, left=1)
+
+
 def _by_metric(tax_results: pd.DataFrame | None) -> dict[tuple[str, str], dict[str, Any]]:
     """(task, metric) -> candidate -> its row, in the order of the results; empty where there are none."""
     columns: dict[tuple[str, str], dict[str, Any]] = {}

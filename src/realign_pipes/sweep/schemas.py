@@ -93,6 +93,21 @@ TAX_RESULTS = {
 """The alignment tax: one row per candidate, task and metric."""
 
 
+TURNS_RESULTS = {
+    "alphas": "str",  # by turn
+    "turn": "int64",  # from 1; 0 for all of a conversation's turns together
+    "conversations": "int64",
+    "followed": "float64",  # share of the replies that are as expected
+    "low": "float64",  # 95 % percentile bootstrap over conversations
+    "high": "float64",
+    "difference": "float64",  # less that of the first list of alphas
+    "difference_low": "float64",  # 95 % paired bootstrap
+    "difference_high": "float64",
+    "words": "float64",  # of a reply, the mean; for turn 0 of all of them
+}
+"""Conversations: one row per list of alphas and turn, and one for all turns."""
+
+
 SCORES = {
     "candidate": "str",
     "task": "str",

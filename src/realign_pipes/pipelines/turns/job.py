@@ -1,0 +1,176 @@
+"""The job of the pipeline turns: conversations with InRa at several alphas by turn."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.graders import rules
+from realign_pipes.graders.answered import Answered
+from realign_pipes.graders.parameters import Rules
+from realign_pipes.graders.text import words_of
+from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
+from realign_pipes.models.load import default_device, load_chat_tokenizer
+from realign_pipes.paper.inra import InRaForCausalLM
+from realign_pipes.paper.turns import converse
+from realign_pipes.pipelines.turns.parameters import Turns
+from realign_pipes.runtime.progress import progress_bar
+from realign_pipes.runtime.work import do_once
+from realign_pipes.sweep.metrics import bootstrap_means
+from realign_pipes.sweep.schemas import TURNS_RESULTS, conform
+
+RESAMPLES, RESAMPLES_SEED = 10_000, 60
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The user's turns, and the instructions that the reply to each of them has to follow."""
+
+    turns: list[str]
+    expected: list[Any]
+
+
+class MeasureTurns:
+    """Hold each conversation at each list of alphas, or find it in the folder `work`."""
+
+    def __init__(self, parameters: Turns, inra: Path, plausibility: float, chat_template: Path | None, work: Path):
+        self.parameters, self.inra, self.plausibility = parameters, inra, plausibility
+        self.chat_template, self.work = chat_template, work
+        self._opened: InRaForCausalLM | None = None
+
+    def run(self) -> pd.DataFrame:
+        """One row for each list of alphas and turn, and one for all turns: TURNS_RESULTS.
+
+        InputError or MissingFileError, before the model is loaded, for conversations that cannot be used.
+        """
+        conversations = read_conversations(self.parameters.conversations, len(self.parameters.alphas[0]))
+        silence = [[""] * len(one.turns) for one in conversations]
+        _followed(conversations, silence)  # wrong instructions fail now rather than after the replies
+        with progress_bar("conversations", len(conversations) * len(self.parameters.alphas)) as advance:
+            replies = [self._replies(alphas, conversations, advance) for alphas in self.parameters.alphas]
+        followed = np.stack([_followed(conversations, one) for one in replies])  # [alphas, conversations, turns]
+        words = np.array([[[len(words_of(text)) for text in texts] for texts in one] for one in replies])
+        together = np.asarray(followed.all(2, keepdims=True))
+        return conform(
+            pd.DataFrame(
+                [
+                    *_rows(self.parameters.alphas, followed, words),
+                    *_rows(self.parameters.alphas, together, words.sum(2, keepdims=True), turn=0),
+                ]
+            ),
+            TURNS_RESULTS,
+        )
+
+    def _replies(
+        self, alphas: list[float], conversations: list[Conversation], advance: Callable[[], None]
+    ) -> list[list[str]]:
+        """The replies of each conversation. The draws of a conversation are the same at all alphas."""
+        sampling = self.parameters.sampling
+        description = {
+            "inra": fingerprint_model(self.inra),
+            "conversations": fingerprint(json.dumps([one.turns for one in conversations])),
+            "alphas": alphas,
+            "plausibility": self.plausibility,
+            "sampling": sampling.model_dump(),
+            "chat_template": None if self.chat_template is None else self.chat_template.read_text(encoding="utf-8"),
+        }
+
+        def do(folder: Path) -> Any:
+            tokenizer = load_chat_tokenizer(self.inra, self.chat_template)
+            replies = []
+            for number, conversation in enumerate(conversations):
+                torch.manual_seed(sampling.seed + number)
+                replies.append(
+                    converse(
+                        self._model(),
+                        tokenizer,
+                        conversation.turns,
+                        alphas,
+                        plausibility=self.plausibility,
+                        do_sample=True,
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p,
+                        top_k=0,
+                        max_new_tokens=sampling.max_new_tokens,
+                    )
+                )
+                advance()
+            return lambda path: path.write_text(json.dumps(replies, indent=1), encoding="utf-8")
+
+        name = "_".join(f"{alpha:g}" for alpha in alphas)
+        kept: list[list[str]] = json.loads(do_once(self.work / name, "replies.json", description, do).read_text())
+        return kept
+
+    def _model(self) -> InRaForCausalLM:
+        if self._opened is None:
+            self._opened = InRaForCausalLM.from_pretrained(self.inra).to(default_device())
+        return self._opened
+
+
+def read_conversations(path: Path | None, turns: int) -> list[Conversation]:
+    """The conversations of a file. MissingFileError without one, InputError for a line that has not so many `turns`,
+    or not as many `expected`, and for an empty file."""
+    if path is None or not path.is_file():
+        raise MissingFileError(f"turns.conversations: there is no file {path} in {Path.cwd()}. Give one with a JSON "
+                               "object a line, with `turns` and `expected`.")  # fmt: skip
+    conversations = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            one = Conversation([str(turn) for turn in row["turns"]], list(row["expected"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"turns.conversations: line {number} of {path} is no conversation: {error!r}") from None
+        if not (len(one.turns) == len(one.expected) == turns and all(turn.strip() for turn in one.turns)):
+            raise InputError(f"turns.conversations: line {number} of {path} has {len(one.turns)} turns and "
+                             f"{len(one.expected)} expected, and turns.alphas {turns}. None may be empty.")  # fmt: skip
+        conversations.append(one)
+    if not conversations:
+        raise InputError(f"turns.conversations: {path} has no lines.")
+    return conversations
+
+
+def _followed(conversations: list[Conversation], replies: list[list[str]]) -> np.ndarray:
+    """Whether each reply follows its instructions, [conversations, turns]."""
+    answers = [
+        Answered("turns", f"conversation {place + 1}, turn {turn + 1}", 0, said, {"expected": expected}, reply,
+                 reply.strip(), [])
+        for place, (conversation, texts) in enumerate(zip(conversations, replies, strict=True))
+        for turn, (said, expected, reply) in enumerate(
+            zip(conversation.turns, conversation.expected, texts, strict=True)
+        )
+    ]  # fmt: skip
+    grader = Rules(kind="rules", field="expected")
+    found = [one["turns"] == 1.0 for one in rules.score("turns", grader, answers)]
+    return np.array(found).reshape(len(conversations), -1)
+
+
+def _rows(alphas: list[list[float]], followed: np.ndarray, words: np.ndarray, turn: int = 1) -> list[dict[str, Any]]:
+    """Rows of TURNS_RESULTS from [alphas, conversations, turns]; the first turn is number `turn`."""
+    rows = []
+    for place, one in enumerate(alphas):
+        for column in range(followed.shape[2]):
+            paired = np.stack([followed[0, :, column], followed[place, :, column]]).astype(float)
+            resampled = bootstrap_means(paired, RESAMPLES, RESAMPLES_SEED)
+            low, high = np.quantile(resampled[1], [0.025, 0.975])
+            less_low, less_high = np.quantile(resampled[1] - resampled[0], [0.025, 0.975])
+            rows.append(
+                {
+                    "alphas": ", ".join(f"{alpha:g}" for alpha in one),
+                    "turn": turn + column,
+                    "conversations": paired.shape[1],
+                    "followed": paired[1].mean(),
+                    "low": low,
+                    "high": high,
+                    "difference": paired[1].mean() - paired[0].mean(),
+                    "difference_low": less_low,
+                    "difference_high": less_high,
+                    "words": words[place, :, column].mean(),
+                }
+            )
+    return rows
