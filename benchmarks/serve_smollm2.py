@@ -3,9 +3,9 @@
     python benchmarks/serve_smollm2.py
 
 Needs `make smollm2` and `make serve-setup`. All requests are in flight together, greedy, in the checkpoint's dtype.
-Last bits differ between the two, so a token of nearly equal probabilities may fall the other way, and what follows it is
-another completion: `the same` counts whole completions, `up to a tie` those that differ first where the two best
-tokens' logits are within `TIE` of each other. The control compares with the completions at another alpha.
+Last bits differ between the two, so a token of nearly equal probabilities may fall the other way, and what follows it
+is another completion: `the same` counts whole completions, `or up to a tie` also those that first differ where the two
+best tokens' logits are within `TIE` of each other. The control compares with the completions at another alpha.
 """
 
 import json
