@@ -181,7 +181,10 @@ def test_a_mistyped_node(project):
 def test_an_environment_that_does_not_exist(project):
     result = CliRunner().invoke(run, ["--env", "mien"])
     assert (result.exit_code, len(result.output.splitlines())) == (1, 2)
-    assert "there is no environment 'mien'" in result.output and "base, dler, mine, paper_inra" in result.output
+    assert (
+        "there is no environment 'mien'" in result.output
+        and "base, dialogue, dler, mine, paper_dialogue, paper_inra" in result.output
+    )
 
 
 def test_yaml_that_cannot_be_read(project):
