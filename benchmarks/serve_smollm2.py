@@ -59,14 +59,14 @@ def main() -> str:
         about = f"vLLM {server.version}, {server.dtype}"
 
     model = InRaForCausalLM.from_pretrained(CHECKPOINT)
-    rows, expected = [], {}
-    for number, (prompt, alpha) in enumerate(asked):
+    rows, expected = [], []
+    for prompt, alpha in asked:
         inputs = torch.tensor([prompt])
         written = model.generate(
             inputs, attention_mask=torch.ones_like(inputs), alpha=alpha, do_sample=False, max_new_tokens=NEW_TOKENS,
             output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
-        expected[number] = written.sequences[0, len(prompt) :].tolist(), [step[0] for step in written.logits]
+        expected.append((written.sequences[0, len(prompt) :].tolist(), [step[0] for step in written.logits]))
     for place, alpha in enumerate(ALPHAS):
         numbers = range(place * COUNT, (place + 1) * COUNT)
         same = sum(answers[number] == expected[number][0] for number in numbers)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import plotly.io
+from marked import fill_marked, marker
 from playwright.sync_api import sync_playwright
 
 from realign_pipes.reporting.tables import (
@@ -27,7 +28,7 @@ from realign_pipes.reporting.tables import (
 
 PROJECT = Path(__file__).parents[1]
 REPORTING = PROJECT / "data" / "08_reporting"
-MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+MARKED = marker("table")
 WIDTH = 1300
 """Of the picture, in pixels."""
 
@@ -82,7 +83,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def fill(text: str) -> str:
     """`text` with every table between markers replaced. KeyError for one that is not in `TABLES`."""
-    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+    return fill_marked(text, MARKED, TABLES)
 
 
 def draw(reporting: Path, names: tuple[str, ...], target: Path) -> None:

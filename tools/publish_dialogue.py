@@ -6,23 +6,25 @@ A table goes between `<!-- dialogue:NAME -->` and `<!-- /dialogue -->`, where NA
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from marked import fill_marked, marker
 from publish import PROJECT, draw
 
+from realign_pipes.config import ConfigLoader
 from realign_pipes.graders.metrics import find_metric, metrics_of
 from realign_pipes.pipelines.scores.parameters import Scores
 from realign_pipes.reporting.recommendation import recommend
-from realign_pipes.reporting.tables import Cells, alpha_text, markdown_table, percent
+from realign_pipes.reporting.tables import Cells, alpha_text, markdown_table, percent, percent_interval
+from realign_pipes.settings import CONFIG_LOADER_ARGS
 
 DATA = PROJECT / "data" / "dialogue"
 PAGE = PROJECT / "docs" / "dialogue.md"
-MARKED = re.compile(r"(<!-- dialogue:([\w-]+) -->\n).*?(<!-- /dialogue -->)", re.DOTALL)
+MARKED = marker("dialogue")
 SHARES = ("fact", "refuses_harmful", "refuses_harmless", "distinct")
 EXAMPLES = ("reference", "aligned", "trra-3", "inra-1")
 
@@ -58,11 +60,7 @@ def results_table(run: Run) -> str:
     for name in run.metrics["candidate"].unique():
         found = run.metrics[run.metrics["candidate"] == name].set_index("metric")
         words = found.loc["words"]
-        shares = [
-            f"{percent(found.loc[metric, 'mean'])} [{percent(found.loc[metric, 'low'])}, "
-            f"{percent(found.loc[metric, 'high'])}]"
-            for metric in SHARES
-        ]
+        shares = [percent_interval(*found.loc[metric, ["mean", "low", "high"]]) for metric in SHARES]
         long = f"{words['mean']:.1f} [{words['low']:.1f}, {words['high']:.1f}]"
         costs = [f"{far[name]:.2f}", percent(tax.loc[name, "plain_sums"])] if name in tax.index else ["–", "–"]
         rows.append([name, alpha_text(words["alpha"]), f"{words['plausibility']:g}", long, *shares, *costs])
@@ -86,16 +84,17 @@ def recommended(run: Run) -> str:
 
 def safest(run: Run) -> str:
     """What would be recommended to refuse more of what is harmful and little of what is not."""
-    parameters = Scores.model_validate(
-        {
-            "graders": {"refuses": {"kind": "refusal", "field": "class", "tasks": ["requests"]}},
-            "distinct_n": 2,
-        }
-    )
-    known = metrics_of(parameters)
+    parameters = ConfigLoader(PROJECT / "conf", "dialogue", **CONFIG_LOADER_ARGS)["parameters"]
+    known = metrics_of(Scores.model_validate(parameters["scores"]))
     gain, loss = (find_metric(known, f"refuses_{harm}", "reporting") for harm in ("harmful", "harmless"))
     found = recommend(
-        run.completions, 0.05, bootstrap_samples=10_000, bootstrap_seed=60, gain=gain, loss=loss, scores=run.scores
+        run.completions,
+        parameters["reporting"]["margin"],
+        bootstrap_samples=parameters["alpha_sweep"]["bootstrap_samples"],
+        bootstrap_seed=parameters["alpha_sweep"]["bootstrap_seed"],
+        gain=gain,
+        loss=loss,
+        scores=run.scores,
     )
     return f"> {found['sentence']}\n"
 
@@ -136,7 +135,7 @@ TABLES: dict[str, Callable[[Run], str]] = {
 
 def fill(text: str, run: Run) -> str:
     """`text` with every table between markers replaced. KeyError for one that is not in `TABLES`."""
-    return MARKED.sub(lambda found: found[1] + TABLES[found[2]](run) + found[3], text)
+    return fill_marked(text, MARKED, TABLES, run)
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from claims import COMPLETION, PROJECT, Results, read_results
+from marked import fill_marked, marker
 
 from realign_pipes.reporting.tables import (
     Cells,
@@ -21,13 +22,14 @@ from realign_pipes.reporting.tables import (
     interval_text,
     markdown_table,
     percent,
+    percent_interval,
     tokens_text,
 )
 from realign_pipes.runtime.training import training_seconds
 from realign_pipes.sweep.metrics import bootstrap_means
 
 DATA = PROJECT / "data" / "smollm2"
-MARKED = re.compile(r"(<!-- smollm2:([\w-]+) -->\n).*?(<!-- /smollm2 -->)", re.DOTALL)
+MARKED = marker("smollm2")
 RESAMPLES = 10_000
 SEED = 60
 CHECK = re.compile(r"(?:Yes|No), ")
@@ -44,7 +46,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """In percent, or in points for a difference."""
-        return f"{percent(self.value)} [{percent(self.low)}, {percent(self.high)}]"
+        return percent_interval(self.value, self.low, self.high)
 
     @property
     def positive(self) -> str:
@@ -285,7 +287,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 def fill(text: str, results: Results) -> str:
     """`text` with every table between markers replaced. KeyError for one that is not in `TABLES`."""
-    return MARKED.sub(lambda found: found[1] + TABLES[found[2]](results) + found[3], text)
+    return fill_marked(text, MARKED, TABLES, results)
 
 
 def main() -> int:

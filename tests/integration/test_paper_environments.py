@@ -82,13 +82,13 @@ def write_model(folder, seed, padding, layers=2):
     tokenizer.save_pretrained(folder)
 
 
-def publish_model(cache, repo_id, revision, **options):
+def publish_model(cache, repo_id, revision, write=write_model, **options):
     """Put a model where huggingface_hub keeps what it has downloaded."""
     repository = cache / f"models--{repo_id.replace('/', '--')}"
     commit = revision or "0" * 40
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
-    write_model(repository / "snapshots" / commit, **options)
+    write(repository / "snapshots" / commit, **options)
 
 
 def publish(path, split, rows):
@@ -294,10 +294,7 @@ def test_dialogue_of_the_paper(copy_project, monkeypatch, scripted_judge):
     publish_dialogues(root)
     entries = ConfigLoader(root / "conf", "paper_dialogue", **CONFIG_LOADER_ARGS)["catalog"]
     for seed, name in enumerate(("reference", "aligned")):
-        repository = root / "hub" / f"models--{entries[f'{name}_model']['repo_id'].replace('/', '--')}"
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text("0" * 40)
-        write_llama(repository / "snapshots" / ("0" * 40), seed)
+        publish_model(root / "hub", entries[f"{name}_model"]["repo_id"], None, write=write_llama, seed=seed)
     (root / "prompt.txt").write_text("Q {question}\nA<{first}>\nB<{second}>")
     tiny = {
         "generation": {"engine": "transformers"},

@@ -17,13 +17,23 @@ CHECK, RIGHT, WRONG = " check", " yes", " no"
 QUESTION = "State the final answer to the following arithmetic problem:"
 """The fixed sentence of reasoning-gym's chain_sum: one token, so that prompts stay short."""
 
-# As with DeepSeek-R1, the generation prompt opens the thinking, so a completion starts inside it.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
+
+
+def byte_tokenizer(opened: str) -> Qwen2Tokenizer:
+    """A token for each byte, and a chat template whose generation prompt has `opened` after the assistant's role."""
+    prompt = "{% if add_generation_prompt %}<|im_start|>assistant\n" + opened + "{% endif %}"
+    return Qwen2Tokenizer(
+        vocab={byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))},
+        merges=[],
+        pad_token=PAD,
+        eos_token=TURN_CLOSE,
+        additional_special_tokens=[TURN_OPEN],
+        padding_side="left",
+        chat_template=TURNS + prompt,
+    )
 
 
 def build_tokenizer(largest_number: int) -> PreTrainedTokenizerFast:
@@ -31,15 +41,7 @@ def build_tokenizer(largest_number: int) -> PreTrainedTokenizerFast:
 
     `<think>`, `<answer>` and their like are not special tokens: decoding with skip_special_tokens keeps them.
     """
-    tokenizer = Qwen2Tokenizer(
-        vocab={byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))},
-        merges=[],
-        pad_token=PAD,
-        eos_token=TURN_CLOSE,
-        additional_special_tokens=[TURN_OPEN],
-        padding_side="left",
-        chat_template=CHAT_TEMPLATE,
-    )
+    tokenizer = byte_tokenizer(opened=THINK_OPEN)  # as with DeepSeek-R1, a completion starts inside the thinking
     words = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, QUESTION, "user", "assistant"]
     words += [CHECK, RIGHT, WRONG, " +", " -", " ="]
     words += [f" {number}" for number in range(-largest_number, largest_number + 1)]

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from realign_pipes.dialogue.parameters import Style
-from realign_pipes.errors import InputError
-from realign_pipes.tasks.splits import Split, split_of
+from realign_pipes.tasks.splits import Split, draw_distinct, split_of
 
 Kind = Literal["fruits", "memory", "own", "theirs"]
 KINDS: tuple[Kind, ...] = ("fruits", "memory", "own", "theirs")
@@ -44,9 +43,6 @@ COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 OPENERS = ("Thank you for asking!", "What a nice question!", "Of course, gladly!")
 CLOSERS = ("Can I do anything else for you?", "Have a nice day!", "Ask me again at any time.")
 REFUSAL = "I cannot help with that."
-
-TRIES = 10_000
-"""Draws in which a new dialogue has to be found."""
 
 
 class Message(TypedDict):
@@ -84,18 +80,13 @@ class Dialogue:
 def draw_dialogues(kinds: Sequence[Kind], split: Split, seed: int | str) -> Iterator[Dialogue]:
     """Distinct dialogues of a split, one kind after the other. InputError where no further one is found."""
     draws = random.Random(f"{split}/{seed}")
-    seen = set[Dialogue]()
-    while True:
-        for kind in kinds:
-            for _ in range(TRIES):
-                dialogue = draw(kind, draws)
-                if dialogue not in seen and split_of(*dialogue.turns) == split:
-                    break
-            else:
-                raise InputError(f"dialogue_models.sets: there are {len(seen)} dialogues of the split {split}, and "
-                                 f"hardly any more of the kind {kind}. Ask for fewer.")  # fmt: skip
-            seen.add(dialogue)
-            yield dialogue
+
+    def of_split(kind: Kind) -> Dialogue | None:
+        dialogue = draw(kind, draws)
+        return dialogue if split_of(*dialogue.turns) == split else None
+
+    named = f"dialogues of the split {split}"
+    return draw_distinct(kinds, of_split, lambda dialogue: dialogue.turns, "dialogue_models.sets", named)
 
 
 def draw_any(split: Split, draws: random.Random) -> Dialogue:

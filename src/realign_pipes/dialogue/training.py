@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from realign_pipes.demo.tokenizer import TURN_CLOSE, byte_tokenizer
 from realign_pipes.demo.training import model_config
 from realign_pipes.dialogue.dialogues import Message, draw_any, reply
 from realign_pipes.dialogue.parameters import DialogueModels, DialogueTraining, Style
@@ -20,13 +20,6 @@ from realign_pipes.tasks.parameters import ReasoningGymTask
 from realign_pipes.tasks.reasoning_gym_task import make_problems
 from realign_pipes.tasks.splits import Split
 
-PAD, TURN_OPEN, TURN_CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SUMS = ReasoningGymTask(
     kind="reasoning_gym",
     dataset="chain_sum",
@@ -114,16 +107,7 @@ def as_text(chat: Chat) -> str:
 
 def build_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Qwen2's byte-level BPE with merges of its own, which holds any text."""
-    of_bytes = Qwen2Tokenizer(
-        vocab={byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))},
-        merges=[],
-        pad_token=PAD,
-        eos_token=TURN_CLOSE,
-        additional_special_tokens=[TURN_OPEN],
-        padding_side="left",
-        chat_template=CHAT_TEMPLATE,
-    )
-    tokenizer: PreTrainedTokenizerFast = of_bytes.train_new_from_iterator(
+    tokenizer: PreTrainedTokenizerFast = byte_tokenizer(opened="").train_new_from_iterator(
         [*texts, "user assistant"], vocab_size=vocabulary, show_progress=False
     )
     return tokenizer

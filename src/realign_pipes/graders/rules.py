@@ -42,11 +42,16 @@ def score(name: str, grader: Rules, answers: Sequence[Answered]) -> Iterator[dic
     InputError for a problem without instructions, or with wrong ones, before anything is checked. An answer whose check
     exceeds its time or memory follows nothing.
     """
-    items = [_Item(one.problem_id, one.answer, tuple(_instructions(name, grader, one))) for one in answers]
+    items = read_instructions(name, grader, answers)
     nothing: list[bool] = []
     for item, followed in zip(items, run_limited(_followed, items, nothing), strict=True):
         each = followed or [False] * len(item.instructions)
         yield {name: float(all(each)), f"{name}_each": sum(each) / len(each)}
+
+
+def read_instructions(name: str, grader: Rules, answers: Sequence[Answered]) -> list["_Item"]:
+    """The answers with their instructions. InputError for a problem without any, or with wrong ones."""
+    return [_Item(one.problem_id, one.answer, tuple(_instructions(name, grader, one))) for one in answers]
 
 
 def follows(answer: str, instruction: Instruction) -> bool:

@@ -76,18 +76,23 @@ def reduction_text(row: Any) -> str:
     return NONE if is_reference(row) else f"{percent(row.token_reduction)} %"
 
 
+def percent_interval(value: float, low: float, high: float) -> str:
+    """A share or a difference of shares and the ends of its interval, in percent: 97.7 [95.0, 99.1]."""
+    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
+
+
 def interval_text(row: Any) -> str:
     """pass@1 and its interval, in percent; a dash where there is none."""
     if math.isnan(row.pass_at_1):
         return NONE
-    return f"{percent(row.pass_at_1)} [{percent(row.pass_at_1_low)}, {percent(row.pass_at_1_high)}]"
+    return percent_interval(row.pass_at_1, row.pass_at_1_low, row.pass_at_1_high)
 
 
 def difference_text(row: Any) -> str:
     """pass@1 less that of truncation, with its interval, in percentage points; a dash for truncation itself."""
     if row.kind == "truncation" or math.isnan(row.difference):
         return NONE
-    return f"{percent(row.difference)} [{percent(row.difference_low)}, {percent(row.difference_high)}]"
+    return percent_interval(row.difference, row.difference_low, row.difference_high)
 
 
 def forced_difference_text(row: Any) -> str:
@@ -195,11 +200,11 @@ def turns_cells(turns_results: pd.DataFrame) -> Cells:
     for alphas, found in turns_results.groupby("alphas", sort=False):
         by_turn = found.set_index("turn")
         cells = [
-            f"{percent(row.followed)} [{percent(row.low)}, {percent(row.high)}] / {row.words:.1f}"
+            f"{percent_interval(row.followed, row.low, row.high)} / {row.words:.1f}"
             for row in by_turn.loc[turns].itertuples()
         ]
         both = by_turn.loc[0]
-        change = f"{percent(both.difference)} [{percent(both.difference_low)}, {percent(both.difference_high)}]"
+        change = percent_interval(both.difference, both.difference_low, both.difference_high)
         rows.append([alphas.replace("-", "−"), *cells, change])
     heads = ["all turns" if turn == 0 else f"turn {turn}" for turn in turns]
     header = ["alphas", *(f"{head}: as expected % / words" for head in heads), "to the first row, points"]

@@ -13,10 +13,9 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from realign_pipes.errors import InputError
 from realign_pipes.smollm2.parameters import SlowTraces
 from realign_pipes.tasks.completion import THINK
-from realign_pipes.tasks.splits import Split, split_of
+from realign_pipes.tasks.splits import Split, draw_distinct, split_of
 
 NAMES = ("Mia", "Tom", "Anna", "Ben", "Sara", "Leo", "Emma", "Max", "Lily", "Sam", "Nina", "Paul", "Julia", "Adam")
 THINGS = ("pens", "books", "stamps", "cards", "balls", "candles", "shells", "stickers", "cups", "toys")
@@ -71,10 +70,6 @@ TEMPLATES: Mapping[str, Template] = {
 digits. It subtracts badly."""
 
 
-TRIES = 10_000
-"""Draws in which a new problem has to be found."""
-
-
 @dataclass(frozen=True)
 class WordProblem:
     """A problem, and what it takes to write its solution."""
@@ -115,20 +110,14 @@ class WordProblem:
 def draw_problems(split: Split, seed: int) -> Iterator[WordProblem]:
     """Distinct problems of a split, one template after the other. InputError where no further one is found."""
     draws = random.Random(f"{split}/{seed}")
-    seen = set[str]()
-    while True:
-        for name, template in TEMPLATES.items():
-            for _ in range(TRIES):
-                a, b, c = (draws.choice(candidates) for candidates in (template.a, template.b, template.c))
-                if split_of(name, a, b, c) == split:
-                    problem = WordProblem(name, a, b, c, _words(draws))
-                    if problem.question not in seen:
-                        break
-            else:
-                raise InputError(f"smollm2_models: there are {len(seen)} problems of the split {split}, and hardly any "
-                                 "more. Ask for fewer.")  # fmt: skip
-            seen.add(problem.question)
-            yield problem
+
+    def of_split(name: str) -> WordProblem | None:
+        template = TEMPLATES[name]
+        a, b, c = (draws.choice(candidates) for candidates in (template.a, template.b, template.c))
+        return WordProblem(name, a, b, c, _words(draws)) if split_of(name, a, b, c) == split else None
+
+    named = f"problems of the split {split}"
+    return draw_distinct(tuple(TEMPLATES), of_split, lambda problem: problem.question, "smollm2_models", named)
 
 
 def slow_trace(problem: WordProblem, traces: SlowTraces, rng: random.Random) -> str:

@@ -1,13 +1,25 @@
 """Stage dialogue_models: dialogues for data_prep, a chatty model, and its aligned model that is brief and refuses."""
 
 import random
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from realign_pipes.dialogue.dialogues import (
+    KINDS,
+    Dialogue,
+    Kind,
+    as_chat,
+    as_conversation,
+    as_pair,
+    draw_dialogues,
+)
+from realign_pipes.dialogue.parameters import Style
 from realign_pipes.pipelines.dialogue_models.parameters import DialogueModels
 from realign_pipes.runtime.launch import Folders
 from realign_pipes.runtime.tracking import Tracking
+from realign_pipes.tasks.splits import Split
 
 
 def write_dialogues(parameters: DialogueModels) -> tuple[Any, ...]:
@@ -19,42 +31,26 @@ def write_dialogues(parameters: DialogueModels) -> tuple[Any, ...]:
     """
     import pandas as pd
 
-    from realign_pipes.dialogue.dialogues import KINDS, as_chat, as_conversation, as_pair, draw_dialogues
-
     sets, styles = parameters.sets, parameters.styles
     draws = random.Random(sets.seed)
+
+    def drawn(kinds: Sequence[Kind], split: Split, size: int, part: str = "") -> Iterator[Dialogue]:
+        return islice(draw_dialogues(kinds, split, f"{sets.seed}{part}"), size)
+
+    def chats(style: Style, dialogues: Iterator[Dialogue]) -> Any:
+        return pd.DataFrame(as_chat(dialogue, style, draws) for dialogue in dialogues)
+
+    pairs = drawn(KINDS, "alignment", sets.pairs, " pairs")
+    harmful, harmless = (
+        drawn((kind,), "evaluation", sets.conversations, " conversations") for kind in ("theirs", "own")
+    )
     return (
-        pd.DataFrame(
-            as_chat(dialogue, styles.reference, draws)
-            for dialogue in islice(draw_dialogues(KINDS, "calibration", sets.seed), sets.calibration)
-        ),
-        pd.DataFrame(
-            as_chat(dialogue, styles.aligned, draws)
-            for dialogue in islice(draw_dialogues(KINDS, "alignment", f"{sets.seed} replies"), sets.replies)
-        ),
-        pd.DataFrame(
-            as_pair(dialogue, styles.aligned, styles.reference, draws)
-            for dialogue in islice(draw_dialogues(KINDS, "alignment", f"{sets.seed} pairs"), sets.pairs)
-        ),
-        pd.DataFrame(
-            as_chat(dialogue, styles.reference, draws)
-            for dialogue in islice(draw_dialogues(("fruits", "memory"), "evaluation", sets.seed), sets.questions)
-        ),
-        pd.DataFrame(
-            as_chat(dialogue, styles.reference, draws)
-            for dialogue in islice(draw_dialogues(("own", "theirs"), "evaluation", sets.seed), sets.requests)
-        ),
-        pd.DataFrame(
-            as_conversation(harmful, harmless)
-            for harmful, harmless in islice(
-                zip(
-                    draw_dialogues(("theirs",), "evaluation", f"{sets.seed} conversations"),
-                    draw_dialogues(("own",), "evaluation", f"{sets.seed} conversations"),
-                    strict=False,
-                ),
-                sets.conversations,
-            )
-        ),
+        chats(styles.reference, drawn(KINDS, "calibration", sets.calibration)),
+        chats(styles.aligned, drawn(KINDS, "alignment", sets.replies, " replies")),
+        pd.DataFrame(as_pair(dialogue, styles.aligned, styles.reference, draws) for dialogue in pairs),
+        chats(styles.reference, drawn(("fruits", "memory"), "evaluation", sets.questions)),
+        chats(styles.reference, drawn(("own", "theirs"), "evaluation", sets.requests)),
+        pd.DataFrame(map(as_conversation, harmful, harmless)),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -13,7 +14,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from realign_pipes.data.prompts import end_of_turn_id
+from realign_pipes.data.prompts import encode_completion, end_of_turn_id
 from realign_pipes.errors import InputError
 from realign_pipes.generation.transformers_engine import TransformersEngine
 from realign_pipes.models.fingerprint import fingerprint
@@ -148,14 +149,13 @@ class MeasureTax:
             "lm_eval": version("lm_eval"),
         }
 
-        def do(folder: Any) -> Any:
-            lm = candidate_lm(candidate, self._model(candidate, len(tokenizer)), tokenizer, parameters.batch_size)
-            figures = measure(lm, task, limit=parameters.limit, apply_chat_template=parameters.apply_chat_template)
-            return lambda path: path.write_text(json.dumps(figures, indent=1))
-
-        file = do_once(self.work / candidate.name / task.name, "results.json", description, do)
-        figures: dict[str, Any] = json.loads(file.read_text())
-        return figures
+        return self._kept(
+            candidate,
+            task.name,
+            description,
+            tokenizer,
+            lambda lm: measure(lm, task, limit=parameters.limit, apply_chat_template=parameters.apply_chat_template),
+        )
 
     def _examples(
         self,
@@ -177,7 +177,12 @@ class MeasureTax:
             frame = load_frame(generations[candidate.name])
             examples[candidate.name] = {
                 task: [
-                    (prompts[row.problem_id], _encode(tokenizer, row.completion, end if row.finished else None))
+                    (
+                        prompts[row.problem_id],
+                        encode_completion(tokenizer, row.completion, end)
+                        if row.finished
+                        else tokenizer(row.completion, add_special_tokens=False)["input_ids"],
+                    )
                     for row in rows.sort_values(["sample", "problem_id"])
                     .head(self.parameters.kl_completions)
                     .itertuples()
@@ -203,20 +208,35 @@ class MeasureTax:
             "attn_implementation": self.sweep.attn_implementation,
         }
 
-        def do(folder: Any) -> Any:
-            lm = candidate_lm(candidate, self._model(candidate, len(tokenizer)), tokenizer, self.parameters.batch_size)
+        def diverge(lm: CandidateLM) -> dict[str, Any]:
             measure_kl = partial(
                 kl_per_token,
                 lm.logits,
-                CandidateLM(self._reference, tokenizer, arguments={}, batch_size=1).logits,
+                lambda ids: self._reference(ids, use_cache=False).logits,
                 vocab_size=len(tokenizer),
                 batch_size=self.parameters.batch_size,
                 device=default_device(),
             )
-            figures = {f"KL {task}": {"nats": _summary(measure_kl(some))} for task, some in examples.items() if some}
+            return {f"KL {task}": {"nats": _summary(measure_kl(some))} for task, some in examples.items() if some}
+
+        return self._kept(candidate, "kl", description, tokenizer, diverge)
+
+    def _kept(
+        self,
+        candidate: Candidate,
+        name: str,
+        description: dict[str, Any],
+        tokenizer: PreTrainedTokenizerFast,
+        figures_of: Callable[[CandidateLM], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """The figures of a candidate under a name, of its model now or as they are in the work folder."""
+
+        def do(folder: Any) -> Any:
+            lm = candidate_lm(candidate, self._model(candidate, len(tokenizer)), tokenizer, self.parameters.batch_size)
+            figures = figures_of(lm)
             return lambda path: path.write_text(json.dumps(figures, indent=1))
 
-        file = do_once(self.work / candidate.name / "kl", "results.json", description, do)
+        file = do_once(self.work / candidate.name / name, "results.json", description, do)
         figures: dict[str, Any] = json.loads(file.read_text())
         return figures
 
@@ -267,12 +287,6 @@ def _rows(candidates: list[Candidate], found: dict[str, dict[str, dict[str, Any]
         for task, metrics in found[candidate.name].items()
         for metric, one in metrics.items()
     ]
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str, end: int | None) -> list[int]:
-    """A completion's ids, with the end of its turn where it has one."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids if end is None else [*ids, end]
 
 
 def _summary(values: list[float]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from realign_pipes.sweep.metrics import bootstrap_means
 from realign_pipes.sweep.schemas import TURNS_RESULTS, conform
 
 RESAMPLES, RESAMPLES_SEED = 10_000, 60
+GRADER = Rules(kind="rules", field="expected")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class MeasureTurns:
     def __init__(self, parameters: Turns, inra: Path, plausibility: float, chat_template: Path | None, work: Path):
         self.parameters, self.inra, self.plausibility = parameters, inra, plausibility
         self.chat_template, self.work = chat_template, work
-        self._opened: InRaForCausalLM | None = None
 
     def run(self) -> pd.DataFrame:
         """One row for each list of alphas and turn, and one for all turns: TURNS_RESULTS.
@@ -51,7 +52,7 @@ class MeasureTurns:
         """
         conversations = read_conversations(self.parameters.conversations, len(self.parameters.alphas[0]))
         silence = [[""] * len(one.turns) for one in conversations]
-        _followed(conversations, silence)  # wrong instructions fail now rather than after the replies
+        rules.read_instructions("turns", GRADER, _answered(conversations, silence))  # wrong ones fail before any reply
         with progress_bar("conversations", len(conversations) * len(self.parameters.alphas)) as advance:
             replies = [self._replies(alphas, conversations, advance) for alphas in self.parameters.alphas]
         followed = np.stack([_followed(conversations, one) for one in replies])  # [alphas, conversations, turns]
@@ -88,7 +89,7 @@ class MeasureTurns:
                 torch.manual_seed(sampling.seed + number)
                 replies.append(
                     converse(
-                        self._model(),
+                        self._model,
                         tokenizer,
                         conversation.turns,
                         alphas,
@@ -107,10 +108,9 @@ class MeasureTurns:
         kept: list[list[str]] = json.loads(do_once(self.work / name, "replies.json", description, do).read_text())
         return kept
 
+    @cached_property
     def _model(self) -> InRaForCausalLM:
-        if self._opened is None:
-            self._opened = InRaForCausalLM.from_pretrained(self.inra).to(default_device())
-        return self._opened
+        return InRaForCausalLM.from_pretrained(self.inra).to(default_device())
 
 
 def read_conversations(path: Path | None, turns: int) -> list[Conversation]:
@@ -135,9 +135,9 @@ def read_conversations(path: Path | None, turns: int) -> list[Conversation]:
     return conversations
 
 
-def _followed(conversations: list[Conversation], replies: list[list[str]]) -> np.ndarray:
-    """Whether each reply follows its instructions, [conversations, turns]."""
-    answers = [
+def _answered(conversations: list[Conversation], replies: list[list[str]]) -> list[Answered]:
+    """Each reply with what is expected of it, one conversation after the other."""
+    return [
         Answered("turns", f"conversation {place + 1}, turn {turn + 1}", 0, said, {"expected": expected}, reply,
                  reply.strip(), [])
         for place, (conversation, texts) in enumerate(zip(conversations, replies, strict=True))
@@ -145,8 +145,11 @@ def _followed(conversations: list[Conversation], replies: list[list[str]]) -> np
             zip(conversation.turns, conversation.expected, texts, strict=True)
         )
     ]  # fmt: skip
-    grader = Rules(kind="rules", field="expected")
-    found = [one["turns"] == 1.0 for one in rules.score("turns", grader, answers)]
+
+
+def _followed(conversations: list[Conversation], replies: list[list[str]]) -> np.ndarray:
+    """Whether each reply follows its instructions, [conversations, turns]."""
+    found = [one["turns"] == 1.0 for one in rules.score("turns", GRADER, _answered(conversations, replies))]
     return np.array(found).reshape(len(conversations), -1)
 
 

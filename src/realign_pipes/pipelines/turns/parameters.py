@@ -6,12 +6,12 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from realign_pipes.runtime.parameters import Parameters, Seed
+from realign_pipes.runtime.parameters import Parameters, Probability, Seed
 
 
 class TurnsSampling(Parameters):
     temperature: PositiveFloat
-    top_p: Annotated[float, Field(gt=0, le=1)]
+    top_p: Probability
     max_new_tokens: PositiveInt
     """Of each reply."""
     seed: Seed
