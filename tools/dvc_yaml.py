@@ -32,7 +32,7 @@ HEAD = """\
 
 """
 PACKAGE = "realign_pipes"
-UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha", "ladder", "plan", "tracking", "push", "tax"}
+UNTRACKED_PARAMETERS = {"folders", "launcher", "find_alpha", "ladder", "plan", "tracking", "push", "tax", "turns"}
 ALPHAS = "conf/base/parameters_trra.yml"
 SWEEP = "conf/base/parameters_alpha_sweep.yml"
 INRA = "conf/base/parameters_inra.yml"
