@@ -16,8 +16,9 @@ from realign_pipes.sweep import harness
 
 PROJECT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-REQUESTS = [("3 + 4 =", " 7"), ("The quick brown", " fox jumps"), ("3 + 4 =", " 8"), ("a", "b")]
-"""Contexts and continuations of several lengths; the first and the third share a context."""
+REQUESTS = [("3 + 4 =", " 7"), ("The quick brown", " fox jumps"), ("3 + 4 =", " 8"), ("a", "b"), ("3 + 4?\n", "7")]
+"""Contexts and continuations of several lengths; the first and the third share a context. The last context ends as
+those of chat templates do, with a line break that is not part of the continuation."""
 
 
 @pytest.fixture
@@ -70,9 +71,8 @@ def test_inras_likelihoods_are_the_formulas(pair, inra, alpha, plausibility):
 
 def test_at_alpha_0_inra_is_hflm_on_the_base_model(pair, inra):
     base = HFLM(pretrained=load_model(pair[0], device=CPU), tokenizer=load_tokenizer(pair[0]), batch_size=3)
-    assert harness.InRaLM(inra, 0, batch_size=3).loglikelihood(instances(REQUESTS)) == base.loglikelihood(
-        instances(REQUESTS)
-    )
+    requests = instances(REQUESTS[:-1])  # HFLM counts the line break of the last one
+    assert harness.InRaLM(inra, 0, batch_size=3).loglikelihood(requests) == base.loglikelihood(requests)
 
 
 @pytest.mark.parametrize("plausibility", [0.0, 0.02])

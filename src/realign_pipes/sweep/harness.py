@@ -59,6 +59,16 @@ class CandidateLM(HFLM):
     ) -> torch.Tensor:
         return super()._model_generate(context, max_length, stop, **generation_kwargs, **self.arguments)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As HFLM does, but a line break at the end of the context stays there.
+
+        HFLM moves it into the continuation. Chat templates end with one, which models are trained to read and not to
+        write: a plausibility mask may forbid it, and with it every continuation.
+        """
+        if not context.endswith("\n"):
+            return super()._encode_pair(context, continuation)
+        return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=True)
 
