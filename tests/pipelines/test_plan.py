@@ -118,7 +118,7 @@ def test_tokens_by_hand():
     assert stage(run, "trra").tokens == 7 * 200 * 16 * (150 + 5800)
     assert (stage(run, "trra").checkpoints, stage(run, "models").checkpoints) == (7, 6)
     assert stage(run, "trra").data == 7 * 2 * 1_777_088_000
-    assert stage(run, "teacher_logits").data == 2 * 3200 * 5800 * 1536 * 2
+    assert stage(run, "teacher_logits").data == 2 * (3200 * 5800 + 151_936) * 1536 * 2
     assert stage(run, "teacher_logits").hours == pytest.approx(2 * 3200 * 5950 / 40_000 / 3600)
     assert run_of("dler").completions() == 60 * 64 + 500 * 4
 

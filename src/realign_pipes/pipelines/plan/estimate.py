@@ -170,9 +170,9 @@ def lora_parameters(model: Model, rank: int) -> int:
     return model.layers * rank * (attention + 3 * (model.hidden + model.intermediate))
 
 
-def hidden_states(model: Model, tokens: float, width: int) -> float:
-    """Disk of a teacher cache: tokens x hidden x width, of the completions alone."""
-    return tokens * model.hidden * width
+def teacher_cache(model: Model, tokens: float, width: int) -> float:
+    """Disk of a teacher cache: (tokens + vocab) x hidden x width, of the completions' states and of the head."""
+    return (tokens + model.vocab) * model.hidden * width
 
 
 def rows_that_fit(model: Model, memory: float, positions: int, *, streams: int = 1, weights: int) -> int:

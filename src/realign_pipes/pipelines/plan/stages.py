@@ -138,7 +138,7 @@ class Run:
 
     def _cache(self, model: Model) -> float:
         size = self.plan.calibration
-        return estimate.hidden_states(model, size.examples * size.tokens, _width(self.teachers.dtype, model))
+        return estimate.teacher_cache(model, size.examples * size.tokens, _width(self.teachers.dtype, model))
 
     def _trra(self) -> Stage:
         """Each student's training; the caches of further rounds are kept in work while their student is trained."""
