@@ -10,15 +10,14 @@ default run's whole set goes to docs/ladder.md, others are printed. Rungs are ke
 the run's work folder, and what the sweep has finished is taken from its own.
 """
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from pages import PROJECT, write_page
 
-PROJECT = Path(__file__).parents[1]
 ALPHAS = (0.5, 1.0, 2.0)
 INRA_ALPHAS = (0.25, 0.5, 1.0)
 RANKS = (8, 32)
@@ -151,12 +150,4 @@ def page_of(catalog: Any, measured: list[tuple[str, float, Any, Path | None]], a
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="base", help="environment of conf/ (default: base)")
-    parser.add_argument("--problems", type=int, help="of each task (default: all)")
-    given = parser.parse_args()
-    page = main(given.env, given.problems)
-    if given.env == "base" and given.problems is None:
-        (PROJECT / "docs" / "ladder.md").write_text(page, encoding="utf-8")
-    else:
-        print(page)
+    write_page(__doc__, "ladder.md", main)

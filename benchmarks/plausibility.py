@@ -9,15 +9,13 @@ set go to docs/plausibility.md, others are printed. Finished candidates are kept
 run's work folder.
 """
 
-import argparse
 import math
 import sys
-from pathlib import Path
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from pages import PROJECT, write_page
 
-PROJECT = Path(__file__).parents[1]
 BETAS = (0.0, 0.02, 0.1, 0.3)
 ALPHAS = (-1.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 MERGE_ALPHAS = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
@@ -104,12 +102,4 @@ def main(env: str, limit: int | None) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="base", help="environment of conf/ (default: base)")
-    parser.add_argument("--problems", type=int, help="of each task (default: all)")
-    given = parser.parse_args()
-    page = main(given.env, given.problems)
-    if given.env == "base" and given.problems is None:
-        (PROJECT / "docs" / "plausibility.md").write_text(page, encoding="utf-8")
-    else:
-        print(page)
+    write_page(__doc__, "plausibility.md", main)

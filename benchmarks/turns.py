@@ -10,15 +10,13 @@ here for all conversations at a time, without its caches. The page of the defaul
 others are printed.
 """
 
-import argparse
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from pages import PROJECT, write_page
 
-PROJECT = Path(__file__).parents[1]
 ALPHAS = (0.0, 0.25, 1.0)
 TURNS = ("sums_long", "sums_short")
 HEAD = [
@@ -132,12 +130,4 @@ def main(env: str, limit: int | None) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="base", help="environment of conf/ (default: base)")
-    parser.add_argument("--problems", type=int, help="of each task (default: all)")
-    given = parser.parse_args()
-    page = main(given.env, given.problems)
-    if given.env == "base" and given.problems is None:
-        (PROJECT / "docs" / "turns.md").write_text(page, encoding="utf-8")
-    else:
-        print(page)
+    write_page(__doc__, "turns.md", main)
