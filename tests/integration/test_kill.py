@@ -79,9 +79,10 @@ WORK = {
     "trra": (r"(training|caching) trra-", "Saving data to trra_checkpoints"),
     "alpha_sweep": (r"evaluating ", "Saving data to generations"),
     "scores": (r"Running node: score: ", "Saving data to judge_results"),
-    "reporting": (r"Running node: draw_budgets", "Completed node: reporting.print_summary"),
+    "reporting": (r"Running node: recommend_candidate", "Completed node: reporting.print_summary"),
 }
-"""Each stage, in the order in which Kedro runs them, and what its output says when its work begins and is done."""
+"""Each stage, in the order in which Kedro runs them, and what its output says when its work begins and is done. Nodes of
+reporting that need no scores run before them, so it begins with the first that does."""
 
 STAGES = list(WORK)
 BEGIN = {stage: re.compile(begin) for stage, (begin, _) in WORK.items()}

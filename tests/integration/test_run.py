@@ -350,7 +350,10 @@ def test_the_tax_of_every_candidate_joins_the_report(project, finished, monkeypa
     sweep = pd.read_csv(data / "08_reporting" / "sweep_table.csv").set_index("candidate")
     without_a_model_of_their_own = {"reference-min-p", "aligned-min-p", "close-bias-2"}
     assert set(results["candidate"]) == set(sweep.index) - without_a_model_of_their_own
-    assert set(results["task"]) == {"sums_choice", "sums_written"} and set(results["problems"]) == {3}
+    assert set(results["task"]) == {"sums_choice", "sums_written", "KL sums_short", "KL sums_long"}
+    of_harness = ~results["task"].str.startswith("KL ")
+    assert set(results.loc[of_harness, "problems"]) == {3}
+    assert (results.loc[~of_harness & (results["candidate"] == "reference"), "value"] == 0).all()
     choice = results.query("task == 'sums_choice'").set_index("candidate")
     assert choice.loc["inra-0", "difference"] == choice.loc["reference", "difference"] == 0  # one model
     column = sweep["tax/sums_choice/acc"].dropna()
