@@ -81,8 +81,8 @@ WORK = {
     "scores": (r"Running node: score: ", "Saving data to judge_results"),
     "reporting": (r"Running node: recommend_candidate", "Completed node: reporting.print_summary"),
 }
-"""Each stage, in the order in which Kedro runs them, and what its output says when its work begins and is done. Nodes of
-reporting that need no scores run before them, so it begins with the first that does."""
+"""Each stage, in the order in which Kedro runs them, and what its output says when its work begins and is done. Nodes
+of reporting that need no scores run before them, so it begins with the first that does."""
 
 STAGES = list(WORK)
 BEGIN = {stage: re.compile(begin) for stage, (begin, _) in WORK.items()}
