@@ -16,7 +16,7 @@ from typing import Any
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from pages import PROJECT, write_page
+from page_command import PROJECT, write_page
 
 ALPHAS = (0.5, 1.0, 2.0)
 INRA_ALPHAS = (0.25, 0.5, 1.0)

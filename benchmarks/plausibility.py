@@ -14,7 +14,7 @@ import sys
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from pages import PROJECT, write_page
+from page_command import PROJECT, write_page
 
 BETAS = (0.0, 0.02, 0.1, 0.3)
 ALPHAS = (-1.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)

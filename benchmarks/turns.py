@@ -15,7 +15,7 @@ from typing import Any
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from pages import PROJECT, write_page
+from page_command import PROJECT, write_page
 
 ALPHAS = (0.0, 0.25, 1.0)
 TURNS = ("sums_long", "sums_short")

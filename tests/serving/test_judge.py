@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from realign_pipes.data.prompts import encode_completion
 from realign_pipes.generation.parameters import Generation
 from realign_pipes.graders.answered import Answered
 from realign_pipes.graders.judge import Pair, collect_verdicts, make_pairs, render, scores_of, summarise_verdicts
 from realign_pipes.graders.parameters import Judge
 from realign_pipes.models.load import load_tokenizer, render_prompts
+from realign_pipes.paper.trra import collate
 from realign_pipes.serving.server import ServedModel, start_server
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-serve"
@@ -38,24 +40,26 @@ def verdict(pair: Pair) -> str:
     return f"One says {texts[0]}.\nVerdict: {letter}"
 
 
-def teach(checkpoint: Path, pairs: list[Pair]) -> None:
-    """Train the model until greedy decoding writes `verdict` for each pair."""
-    tokenizer, model = load_tokenizer(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint)
-    rows = []
-    for prompt, pair in zip(render_prompts(tokenizer, [render(TEMPLATE, pair) for pair in pairs]), pairs, strict=True):
-        reply = [*tokenizer(verdict(pair), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        rows.append((prompt, reply))
-    width = max(len(prompt) + len(reply) for prompt, reply in rows)
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([prompt + reply + [pad] * (width - len(prompt) - len(reply)) for prompt, reply in rows])
-    labels = torch.tensor(
-        [[-100] * len(prompt) + reply + [-100] * (width - len(prompt) - len(reply)) for prompt, reply in rows]
-    )
+def as_examples(checkpoint: Path, pairs: list[Pair]) -> list[dict[str, list[int]]]:
+    """The ids of what the judge is asked for each pair, and of `verdict` with the end of its turn."""
+    tokenizer = load_tokenizer(checkpoint)
+    prompts = render_prompts(tokenizer, [render(TEMPLATE, pair) for pair in pairs])
+    end = tokenizer.eos_token_id
+    return [
+        {"prompt_ids": prompt, "completion_ids": encode_completion(tokenizer, verdict(pair), end)}
+        for prompt, pair in zip(prompts, pairs, strict=True)
+    ]
+
+
+def teach(checkpoint: Path, examples: list[dict[str, list[int]]]) -> None:
+    """Train the model until greedy decoding completes each example."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    batch = collate(examples, model.config.pad_token_id)
+    wanted = batch["labels"][:, 1:]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(400):
-        output = model(input_ids=ids, attention_mask=(ids != pad).long(), labels=labels)
+        output = model(**batch)
         found = output.logits[:, :-1].argmax(-1)
-        wanted = labels[:, 1:]
         if bool(((found == wanted) | (wanted == -100)).all()) and output.loss.item() < 0.02:
             model.save_pretrained(checkpoint)
             return
@@ -80,7 +84,8 @@ def test_a_served_model_judges(make_checkpoint: Callable[..., Path], tmp_path: P
     )  # fmt: skip
     asked = {"kind": "judge", "prompt": str(prompt), "max_tokens": 64, "max_in_flight": 4}
     pairs = make_pairs(Judge(**asked, url="http://none", model="none"), answers(CANDIDATE), answers(REFERENCE))
-    teach(checkpoint, pairs)
+    examples = as_examples(checkpoint, pairs)
+    teach(checkpoint, examples)
     with start_server(ServedModel(checkpoint), generation, tmp_path / "server.log") as server:
         judge = Judge(**asked, url=server.url, model=server.model)
         verdicts = collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
@@ -89,8 +94,5 @@ def test_a_served_model_judges(make_checkpoint: Callable[..., Path], tmp_path: P
     about = summarise_verdicts(verdicts, pairs)
     assert (about["win_rate"], about["ties"], about["unreadable"], about["agreement"]) == (0.5, 0.5, 0, 1)
     assert about["first_preferred"] == 0.5
-    tokenizer = load_tokenizer(checkpoint)
-    read = render_prompts(tokenizer, [render(TEMPLATE, pair) for pair in pairs])
-    assert verdicts["prompt_tokens"].tolist() == [len(ids) for ids in read]
-    written = [len(tokenizer(verdict(pair), add_special_tokens=False)["input_ids"]) + 1 for pair in pairs]
-    assert verdicts["completion_tokens"].tolist() == written
+    assert verdicts["prompt_tokens"].tolist() == [len(one["prompt_ids"]) for one in examples]
+    assert verdicts["completion_tokens"].tolist() == [len(one["completion_ids"]) for one in examples]
