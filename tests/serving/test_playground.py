@@ -513,6 +513,17 @@ def answer_number(page, number):
     return page.locator("#conversation article").nth(number)
 
 
+def wait_for_cut_answers(page, count):
+    """Wait until `count` answers stand side by side, all of them cut: each had its request then."""
+    page.wait_for_function(
+        """count => {
+            const answers = [...document.querySelectorAll('#answers article')];
+            return answers.length == count && answers.every(answer => answer.textContent.includes('Cut after'));
+        }""",
+        arg=count,
+    )
+
+
 @pytest.mark.browser
 @pytest.mark.full
 def test_another_alpha_is_another_answer_and_the_one_that_generate_gives(open_page, inra):
@@ -547,13 +558,13 @@ def test_what_is_shown_is_sent_and_what_goes_wrong_is_said(open_page, script):
 
     page.get_by_role("tab", name="Side by side").click()
     page.click("#ask")
-    page.locator("#answers article").nth(2).get_by_text("Cut after").wait_for()
+    wait_for_cut_answers(page, 3)
     assert sorted(body["vllm_xargs"]["inra_alpha"] for body in server.bodies[-3:]) == [0, 0.25, 1]
     page.get_by_role("radio", name="2").click()
     page.locator("#alpha-3").wait_for(state="hidden")
     page.fill("#budget-of-all input[type=number]", "33")
     page.click("#ask")
-    page.wait_for_function("document.querySelectorAll('#answers article').length == 2")
+    wait_for_cut_answers(page, 2)
     asked = [body["vllm_xargs"] for body in server.bodies[-2:]]
     assert sorted(one["inra_alpha"] for one in asked) == [0, 0.25] and asked[0]["inra_budget"] == 33
 
