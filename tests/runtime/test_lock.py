@@ -15,6 +15,7 @@ from pluggy import PluginManager
 
 from realign_pipes.datasets.folders import FolderDataset
 from realign_pipes.hooks import MissingInputError, MissingInputs
+from realign_pipes.pipelines.plan.pipeline import create_pipeline as create_plan
 from realign_pipes.runtime.lock import AnotherRunError, OneRunAtATime, take_lock
 
 HOLDER = """
@@ -96,6 +97,18 @@ def test_a_run_holds_the_lock_from_its_begin_to_its_end(tmp_path, hooks):
         assert "kedro run --pipelines trra --env mine" in (tmp_path / "work" / "run.lock").read_text()
         end()
         assert not is_taken(tmp_path)
+
+
+def test_a_plan_may_be_made_beside_a_run(tmp_path, hooks):
+    half = tmp_path / "work" / "trra" / ".cache.123.tmp"
+    half.mkdir(parents=True)
+    lock = take_lock(tmp_path / "work" / "run.lock", "kedro run")
+    hooks.before_pipeline_run(**run_of(tmp_path) | {"pipeline": create_plan(), "catalog": DataCatalog()})
+    hooks.after_pipeline_run(run_result={}, **run_of(tmp_path))
+    assert half.exists() and is_taken(tmp_path)
+    with pytest.raises(AnotherRunError):
+        hooks.before_pipeline_run(**run_of(tmp_path) | {"pipeline": create_plan() + run_of(tmp_path)["pipeline"]})
+    os.close(lock)
 
 
 def test_a_run_that_another_hook_refuses_does_not_keep_it(tmp_path, hooks):

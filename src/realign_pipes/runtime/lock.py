@@ -44,6 +44,8 @@ class OneRunAtATime:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> Iterator[None]:
         self._release()  # left by a run that Ctrl-C ended in this process (a notebook's, say): Kedro calls no hook then
+        if pipeline.nodes and all("plan" in node.tags for node in pipeline.nodes):
+            return (yield)  # it reads parameters alone and leaves the work folder as it is: it may run beside another
         names = ",".join(run_params["pipeline_names"] or ["__default__"])
         self.lock = take_lock(
             self.folders.work / LOCK, f"kedro run --pipelines {names} --env {run_params['env'] or 'local'}"
