@@ -104,7 +104,7 @@ def main(env: str) -> None:
         "Made by `python benchmarks/inra_ablations.py` after `make run`; cells are pass@1 in percent / mean tokens",
         f"over the {len(problems)} problems of the sweep, {sampling.samples} samples each, on the same random numbers.",
         "`trained` counts the parameters that move. All variants train for the same steps with the same learning",
-        "rate (1e-3). Only DPO has a smaller one (3e-5); even so it breaks a model this small.",
+        "rate (1e-3). Only DPO has a smaller one (3e-5).",
         "",
         markdown_table(Cells(list(rows[0]), [list(row.values()) for row in rows], left=1), None),
     ]

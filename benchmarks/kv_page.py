@@ -129,7 +129,8 @@ def write_page() -> None:
     lines = [
         "# InRa: the second KV cache",
         "",
-        "Made by `python benchmarks/inra_kv_cache.py` (demo: `--every 3 --draw int8 int4`). Two streams take",
+        "Made by `python benchmarks/inra_kv_cache.py` (demo: `--every 3 --draw int8 int4`, after `make run` and",
+        "`kedro run --pipelines find_alpha --params find_alpha.save=0.4`, which makes the problems). Two streams take",
         "(2L + n) / L times the KV bytes of a base of L layers, n being the adapter's. Stream R must stay exact, as",
         "alpha = 0 is the base model; these are ways to store stream A in less:",
         "",

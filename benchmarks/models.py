@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 SIZES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
-    # parameters_demo_models.yml's
+    # about the demo's
     "demo": (
         Qwen2ForCausalLM,
         Qwen2Config,

@@ -121,7 +121,7 @@ def main(env: str, limit: int | None) -> str:
         "",
         "**The demo's model cannot hold a conversation.** It was trained on single sums, and after a first one it",
         "hardly ever gets the second right, whatever the alphas (last column; the first turn is the same). What a",
-        "schedule by turn does to a model that can is not measured here.",
+        "schedule by turn does to one that can: [dialogues](dialogue.md#another-alpha-for-each-turn).",
         "",
         "How to: [as a library](how_to/as_a_library.md#another-alpha-for-each-turn), and [on the",
         "server](how_to/serve_it.md#another-alpha-for-each-turn).",

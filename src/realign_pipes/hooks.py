@@ -102,9 +102,13 @@ class WrongParameters:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Stops a run that would lack a judge's key only after its sweep. Other runs need no key."""
+        """Stops a run that would miss a judge's key, or the tax's harness, only after its sweep. Others need none."""
         if "scores" in pipeline.all_outputs():
             catalog.load("params:scores").check_keys()
+        if "tax_results" in pipeline.all_outputs():
+            from realign_pipes.pipelines.tax.nodes import check_harness
+
+            check_harness()
 
 
 def check_parameters(parameters: dict[str, Any]) -> None:

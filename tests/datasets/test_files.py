@@ -18,7 +18,13 @@ from realign_pipes.datasets.files import CSVDataset, PlotlyDataset
 from realign_pipes.runtime.files import LEFTOVER
 
 PROJECT = Path(__file__).parents[2]
-BASE = yaml.safe_load((PROJECT / "conf" / "base" / "catalog.yml").read_text().replace("${globals:data}", "data"))
+CATALOG = {
+    name: entry
+    for env in ("base", "dialogue", "smollm2")
+    for name, entry in yaml.safe_load(
+        (PROJECT / "conf" / env / "catalog.yml").read_text().replace("${globals:data}", "data")
+    ).items()
+}
 FRAME = pd.DataFrame({"candidate": ["reference", "trra-1.5"] * 300, "pass_at_1": [0.5, 0.25] * 300})
 BEFORE_AND_AFTER: dict[str, tuple[Any, Any]] = {
     "recommendation": ({"candidate": "inra-1"}, {"candidate": "trra-1.5", "sentence": "Take it. " * 100}),
@@ -26,6 +32,7 @@ BEFORE_AND_AFTER: dict[str, tuple[Any, Any]] = {
     "sweep_results": (FRAME.head(1), FRAME),
     "tax_results": (FRAME.head(1), FRAME),
     "scores": (FRAME.head(1), FRAME),
+    "dialogue_questions": (FRAME.head(1), FRAME),
     "pareto_figure": (go.Figure(), go.Figure(go.Scatter(x=list(range(1000)), y=list(range(1000))))),
     "generations": ({"dropped": FRAME.head(2), "kept": FRAME.head(1)}, {"kept": FRAME, "new": FRAME}),
 }
@@ -33,7 +40,7 @@ BEFORE_AND_AFTER: dict[str, tuple[Any, Any]] = {
 
 def stored(name: str, tmp_path: Path) -> DataCatalog:
     """The catalog's entry `name`, below `tmp_path`."""
-    entry = {key: value for key, value in BASE[name].items() if key != "validator"}
+    entry = {key: value for key, value in CATALOG[name].items() if key != "validator"}
     key = "path" if "path" in entry else "filepath"
     entry[key] = str(tmp_path / entry[key])
     return DataCatalog.from_config({name: entry})
@@ -51,11 +58,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_whatever_the_catalog_saves_is_of_a_class_that_saves_it_whole():
-    assert {entry["type"].rpartition(".")[0] for entry in BASE.values()} == {
+    assert {entry["type"].rpartition(".")[0] for entry in CATALOG.values()} == {
         "realign_pipes.datasets.arrow", "realign_pipes.datasets.files", "realign_pipes.datasets.folders",
     }  # fmt: skip
-    types = {entry["type"] for entry in BASE.values() if entry["type"].startswith("realign_pipes.datasets.files")}
-    assert types == {BASE[name]["type"] for name in BEFORE_AND_AFTER}  # all are tried below
+    types = {entry["type"] for entry in CATALOG.values() if entry["type"].startswith("realign_pipes.datasets.files")}
+    assert types == {CATALOG[name]["type"] for name in BEFORE_AND_AFTER}  # all are tried below
 
 
 def test_a_table_that_need_not_be_there_loads_without_rows(tmp_path):
@@ -101,7 +108,7 @@ def test_partitions_are_replaced_as_a_whole_and_read_back(tmp_path):
     assert sorted(loaded) == ["kept", "new"]
     pd.testing.assert_frame_equal(loaded["kept"](), FRAME)
     catalog.save("generations", {})
-    assert list((tmp_path / BASE["generations"]["path"]).iterdir()) == []
+    assert list((tmp_path / CATALOG["generations"]["path"]).iterdir()) == []
 
 
 def test_a_failed_save_names_the_file_and_not_the_temporary_one(tmp_path):

@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from kedro.io import DataCatalog
 from pydantic import ValidationError
 from scipy.special import rel_entr, softmax
 from transformers import AutoModelForCausalLM
 
 from realign_pipes.errors import InputError
+from realign_pipes.hooks import WrongParameters
 from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
@@ -23,6 +25,7 @@ from realign_pipes.pipelines.tax import job as module
 from realign_pipes.pipelines.tax import nodes
 from realign_pipes.pipelines.tax.job import MeasureTax
 from realign_pipes.pipelines.tax.parameters import Tax
+from realign_pipes.pipelines.tax.pipeline import create_pipeline
 from realign_pipes.pipelines.trra.parameters import TrRa
 from realign_pipes.sweep import harness
 from realign_pipes.sweep.parameters import AlphaSweep
@@ -237,7 +240,8 @@ def test_a_task_without_its_data_or_that_runs_code_is_refused(make_tax, tasks):
 def test_without_the_harness_the_run_says_what_to_install(monkeypatch):
     monkeypatch.setattr(nodes, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'realign_pipes\[tax\]'"):
-        nodes.measure_tax(*[None] * 14)
+        WrongParameters().before_pipeline_run(create_pipeline(), DataCatalog())
+    WrongParameters().before_pipeline_run(create_pipeline().only_nodes("tabulate_tax"), DataCatalog())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ under a temporary name, then renames. Everything else, Kedro-Viz's previews incl
 
 from copy import copy
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from kedro_datasets import json, pandas, partitions, plotly, text
@@ -36,6 +36,13 @@ class TextDataset(_SavedWhole, text.TextDataset):
 
 class CSVDataset(_SavedWhole, pandas.CSVDataset):
     """kedro_datasets.pandas.CSVDataset, saved completely or not at all."""
+
+
+class JSONLinesDataset(_SavedWhole, pandas.JSONDataset):
+    """kedro_datasets.pandas.JSONDataset for a row a line (JSONL), saved completely or not at all."""
+
+    DEFAULT_SAVE_ARGS: ClassVar[dict[str, Any]] = {"orient": "records", "lines": True}
+    DEFAULT_LOAD_ARGS: ClassVar[dict[str, Any]] = {"lines": True, "dtype": False}
 
 
 class ParquetDataset(_SavedWhole, pandas.ParquetDataset):

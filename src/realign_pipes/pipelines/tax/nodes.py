@@ -43,15 +43,8 @@ def measure_tax(
 ) -> DataFrame:
     """Each candidate's figures on each task, and its KL from the reference on the sweep's.
 
-    InputError if lm-evaluation-harness is not installed.
-
     One process with Transformers, whatever the launcher and `generation` say: the harness asks for likelihoods too.
     """
-    if find_spec("lm_eval") is None:
-        raise InputError(
-            "the pipeline tax needs lm-evaluation-harness, which is not installed: pip install 'realign_pipes[tax]' "
-            "(in a clone: pip install -c requirements.lock lm-eval)"
-        )
     from realign_pipes.pipelines.alpha_sweep.nodes import sweep_job
     from realign_pipes.pipelines.tax.job import MeasureTax
 
@@ -60,6 +53,15 @@ def measure_tax(
         reference_model, aligned_model, trra_checkpoints, inra_checkpoint, evaluation_set,
     )  # fmt: skip
     return MeasureTax(parameters, sweep, folders.work / "tax").run(generations, evaluation_set)
+
+
+def check_harness() -> None:
+    """InputError if lm-evaluation-harness is not installed. A run asks before its first node, hours before this one."""
+    if find_spec("lm_eval") is None:
+        raise InputError(
+            "the pipeline tax needs lm-evaluation-harness, which is not installed: pip install 'realign_pipes[tax]' "
+            "(in a clone: pip install -c requirements.lock lm-eval)"
+        )
 
 
 def tabulate_tax(tax_results: DataFrame) -> str:
