@@ -279,6 +279,11 @@ class TestRefusals:
         )
         assert "not text" in message
 
+    def test_answers_that_are_decimal_numbers(self, collect, reference, tmp_path, from_dataset, write_jsonl) -> None:
+        path = write_jsonl(tmp_path / "d.jsonl", [{**DATASET[0], "answer": 2.5}])
+        message = self.refused(collect, from_dataset(path), reference, tmp_path)
+        assert f"data_prep.calibration: {path}: the answers are decimal numbers" in message
+
     def test_only_wrong_completions(self, collect, reference, tmp_path, from_dataset, write_jsonl) -> None:
         path = write_jsonl(tmp_path / "d.jsonl", DATASET[1:2])
         message = self.refused(collect, from_dataset(path), reference, tmp_path)

@@ -122,3 +122,7 @@ def test_the_replies_of_a_pair_differ():
         (some("own").short, some("own").sentence),
         (some("own").sentence, some("own").short),
     }
+    refusing = PLAIN.model_copy(update={"refuses_harmful": 1})
+    assert as_pair(some("theirs"), refusing, PLAIN, draws)["chosen"][-1]["content"] == REFUSAL
+    with pytest.raises(InputError, match=r"dialogue_models.styles: both styles reply 'You have \d+ fruits.' to "):
+        as_pair(some("fruits"), refusing, PLAIN, draws)

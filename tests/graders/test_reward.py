@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
+)
 
 from realign_pipes.errors import InputError
 from realign_pipes.graders.answered import Answered
@@ -57,6 +63,24 @@ def test_scores_are_the_logits_of_one_row_at_a_time(classifier, tiny_tokenizer, 
     assert pairs[0] == pytest.approx(
         float(model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1])), abs=1e-5
     )
+
+
+def test_a_pair_has_the_segments_that_bert_tells_its_texts_by(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hi", "yes", "no", "?", ".", ",", "!"]
+    torch.manual_seed(5)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, num_labels=1, initializer_range=1.0,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    BertTokenizer({word: place for place, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    pairs = RewardModel("reward", grader(tmp_path / "bert", input="pair", batch_size=3))
+    scores = pairs.score("trra-1", ANSWERS, tmp_path / "work")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "bert").eval()
+    tokenizer = BertTokenizer.from_pretrained(tmp_path / "bert")
+    for one, score in zip(ANSWERS, scores, strict=True):
+        inputs = tokenizer(one.question, one.answer, return_tensors="pt")
+        assert score == pytest.approx(float(model(**inputs).logits), abs=1e-5)
 
 
 def test_a_chat_of_several_turns_is_read_as_one(classifier, tiny_tokenizer, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from realign_pipes.pipelines.plan import estimate
 from realign_pipes.pipelines.plan.estimate import GIB, Model
 from realign_pipes.pipelines.plan.nodes import plan_run
 from realign_pipes.pipelines.plan.stages import Run
+from realign_pipes.runtime.launch import Folders, Launcher
 from realign_pipes.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[2]
@@ -199,6 +202,19 @@ def test_a_model_without_its_config_is_named(monkeypatch):
     monkeypatch.chdir(PROJECT)
     with pytest.raises(MissingFileError, match=r"plan[.]aligned: there is no file missing[.]json in .*Give the path"):
         plan_run(run_of("base", plan={"aligned": "missing.json"}).plan, *[None] * 8)
+
+
+def test_processes_share_a_model_if_accelerates_configuration_says_fsdp(tmp_path):
+    """Whatever the file is called."""
+    run = run_of("paper_trra")
+    stages = (run.plan, run.data_prep, run.teachers, run.trra, run.inra, run.alpha_sweep, run.generation)
+    folders = Folders(work=tmp_path, logs=tmp_path, validation=tmp_path)
+    for file, name, shards in (("fsdp2.yaml", "eight_gpus.yaml", True), ("ddp.yaml", "no_fsdp.yaml", False)):
+        shutil.copy(PROJECT / "conf" / "accelerate" / file, tmp_path / name)
+        text = plan_run(*stages, Launcher(num_processes=8, config_file=tmp_path / name), folders)
+        expected = replace(run, processes=8, shards=shards).table(10**15)
+        assert expected != replace(run, processes=8, shards=not shards).table(10**15)
+        assert re.findall(r"^\|.*", text, re.MULTILINE) == re.findall(r"^\|.*", expected, re.MULTILINE)
 
 
 def test_parameters_that_cannot_be():

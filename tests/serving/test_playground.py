@@ -108,7 +108,7 @@ ASKED = {"message": "?", "alphas": [0.5], "budget": 0}
         ({"alphas": []}, "wrong with alpha"),
         ({"alphas": [None]}, "wrong with alpha"),
         ({"alphas": ["0.5"]}, "wrong with alpha"),
-        ({"alphas": [7]}, "wrong with alpha"),
+        ({"alphas": [7]}, "Alpha 7 cannot be had here: it goes from -1 to 3"),
         ({"alphas": [float("nan")]}, "wrong with alpha"),
         ({"alphas": [0, 1, 2, 3]}, "wrong with alpha"),
         ({"budget": 101}, "budget of 101 tokens"),
@@ -124,6 +124,8 @@ def test_what_is_not_a_question_is_refused_in_words(change, said):
 
 def test_a_ladder_has_its_rungs_and_no_budget():
     assert read_question(LADDER, {**ASKED, "alphas": [-0.5, 1.5]}).alphas == [-0.5, 1.5]
+    far = replace(LADDER, models={-2.0: "alpha--2", 4.0: "alpha-4"})
+    assert read_question(far, {**ASKED, "alphas": [-2, 4]}).alphas == [-2, 4]
     with pytest.raises(InputError, match=r"no rung at 0.25. Its rungs are -0.5, 0.5, 1.5"):
         read_question(LADDER, {**ASKED, "alphas": [0.25]})
     with pytest.raises(InputError, match="budget of 5"):

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from realign_pipes.errors import InputError
-from realign_pipes.tasks.dataset_task import make_problems, read_rows
+from realign_pipes.tasks.dataset_task import make_problems, read_rows, verify
 from realign_pipes.tasks.parameters import DatasetSource, DatasetTask
 
 ROWS = [{"problem": "1 + 1", "solution": 2, "note": None}, {"problem": "2 + 2", "solution": 4, "note": "x"}]
@@ -38,6 +38,19 @@ def test_make_problems(tmp_path) -> None:
         {"question": "1 + 1", "answer": "2", "metadata": "{}"},
         {"question": "2 + 2", "answer": "4", "metadata": "{}"},
     ]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_decimal_numbers_are_not_compared_as_text(name, tmp_path) -> None:
+    """One 2.5 makes 3 of the other row 3.0, which the reply 3 would not equal."""
+    rows = [{"question": "1 + 2", "answer": 3}, {"question": "1 + 1.5", "answer": 2.5}]
+    task = DatasetTask(kind="dataset", path=write(tmp_path / name, rows))
+    assert verify("math", "\\boxed{3}", make_problems(task, "key")[0]["answer"])
+    with pytest.raises(InputError, match=rf"key: .*{name}: the answers are decimal numbers.* verifier: math"):
+        make_problems(task.model_copy(update={"verifier": "exact"}), "key")
+    file = write(tmp_path / f"text-{name}", [{**row, "answer": str(row["answer"])} for row in rows])
+    exact = DatasetTask(kind="dataset", path=file, verifier="exact")
+    assert [problem["answer"] for problem in make_problems(exact, "key")] == ["3", "2.5"]
 
 
 def refused(path, columns=COLUMNS) -> str:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from realign_pipes.errors import InputError
 from realign_pipes.tasks import dataset_task, reasoning_gym_task
 from realign_pipes.tasks.completion import ThinkingTags, answer_part
 from realign_pipes.tasks.grading import Attempt, grade, is_correct, looked_for
@@ -145,6 +146,22 @@ def test_verifier_knows_the_options_and_the_metadata() -> None:
     assert not reasoning_gym_task.verify(bits, "<answer>0x1</answer>", problem["answer"], problem["metadata"])
 
 
+def test_a_dataset_whose_answers_would_all_be_wrong_is_refused() -> None:
+    """Its verifier compares tuples, and JSON has lists."""
+    task = ReasoningGymTask(kind="reasoning_gym", dataset="rearc")
+    with pytest.raises(InputError, match="verifier of rearc counts the dataset's own answers as wrong"):
+        reasoning_gym_task.make_problems(task, size=1, seed=3)
+
+
+def test_metadata_may_hold_what_json_has_not() -> None:
+    """Problem 35 of this seed has a fraction, which its verifier does not read."""
+    stories = ReasoningGymTask(kind="reasoning_gym", dataset="gsm_symbolic")
+    problem = reasoning_gym_task.make_problems(stories, size=36, seed=7)[35]
+    assert re.search(r'"\d+/\d+"', problem["metadata"])
+    answered = f"<answer>{problem['answer']}</answer>"
+    assert reasoning_gym_task.verify(stories, answered, problem["answer"], problem["metadata"])
+
+
 def test_answer_that_a_verifier_cannot_read_is_wrong() -> None:
     primes = ReasoningGymTask(kind="reasoning_gym", dataset="prime_factorization")
     problem = reasoning_gym_task.make_problems(primes, size=1, seed=3)[0]
@@ -165,13 +182,19 @@ def test_no_allowed_reasoning_gym_verifier_executes_the_answer(tmp_path, monkeyp
     import reasoning_gym.factory
 
     monkeypatch.chdir(tmp_path)
+    refused = set()
     for name in reasoning_gym.factory.DATASETS.keys() - UNSAFE_VERIFIERS:
         task = ReasoningGymTask(kind="reasoning_gym", dataset=name)
-        problem = reasoning_gym_task.make_problems(task, size=1, seed=1)[0]
+        try:
+            problem = reasoning_gym_task.make_problems(task, size=1, seed=1)[0]
+        except InputError:
+            refused.add(name)
+            continue
         for payload in PAYLOADS[:-1]:
             answered = f"<answer>{payload}</answer>"
             reasoning_gym_task.verify(task, answered, problem["answer"], problem["metadata"])
     assert not list(tmp_path.iterdir())
+    assert refused == {"arc_agi", "rearc"}
 
 
 def test_list_of_unsafe_verifiers_is_complete() -> None:

@@ -26,7 +26,7 @@ from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import open_work
 from realign_pipes.tasks.chats import UnusableRowError, chat_text, draw_rows, question_turn, read_usable, split_example
 from realign_pipes.tasks.completion import Thinking, ThinkingTags
-from realign_pipes.tasks.dataset_task import read_rows
+from realign_pipes.tasks.dataset_task import check_exact, read_rows
 from realign_pipes.tasks.grading import Attempt, grade, has_answers, looked_for
 from realign_pipes.tasks.parameters import DatasetTask, Problems, Task, Verifier
 
@@ -121,7 +121,7 @@ def read_samples(
 
     A row may also hold a list of completions, each a sample; of a chat, its last reply is the one. `instruction` is
     added to the end of each question. A completion of at most `max_tokens` has to fit into the reference's `positions`
-    with its prompt. InputError if no completion is usable, and for rows that `chats.read_usable` refuses.
+    with its prompt. InputError if no completion is usable, and for what `check_exact` and `chats.read_usable` refuse.
     """
     columns = {"question": source.question_column, "completion": source.completion_column}
     if source.messages_column is not None:
@@ -129,6 +129,7 @@ def read_samples(
     if verifier != "none":
         columns["answer"] = answer_column
     found = read_rows(source, columns, KEY, lists=["completion"], chats=["messages"])
+    check_exact(found, verifier, f"{KEY}: {source.named()}")
     task = DatasetTask(kind="dataset", **source.model_dump(include={"path", "hub"}), verifier=verifier)
     end_of_turn = end_of_turn_id(tokenizer)
     problems: dict[str, Problem] = {}

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from realign_pipes.dialogue.parameters import Style
-from realign_pipes.tasks.splits import Split, draw_distinct, split_of
+from realign_pipes.errors import InputError
+from realign_pipes.tasks.splits import TRIES, Split, draw_distinct, split_of
 
 Kind = Literal["fruits", "memory", "own", "theirs"]
 KINDS: tuple[Kind, ...] = ("fruits", "memory", "own", "theirs")
@@ -165,11 +166,16 @@ def as_chat(dialogue: Dialogue, style: Style, draws: random.Random) -> dict[str,
 
 
 def as_pair(dialogue: Dialogue, chosen: Style, rejected: Style, draws: random.Random) -> dict[str, object]:
-    """A row with the chat in both styles. Replies that happen to be equal are drawn again."""
-    better, worse = reply(dialogue, chosen, draws), reply(dialogue, rejected, draws)
-    while worse == better:
+    """A row with the chat in both styles. Replies that happen to be equal are drawn again.
+
+    InputError if they stay equal.
+    """
+    for _ in range(TRIES):
         better, worse = reply(dialogue, chosen, draws), reply(dialogue, rejected, draws)
-    return {"chosen": dialogue.chat(better), "rejected": dialogue.chat(worse)}
+        if worse != better:
+            return {"chosen": dialogue.chat(better), "rejected": dialogue.chat(worse)}
+    raise InputError(f"dialogue_models.styles: both styles reply {better!r} to {dialogue.turns[-1]!r}, and a pair "
+                     "needs two replies. Let them differ in extras or short.")  # fmt: skip
 
 
 def as_conversation(harmful: Dialogue, harmless: Dialogue) -> dict[str, object]:

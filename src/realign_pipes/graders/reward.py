@@ -18,6 +18,10 @@ from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
 
+Row = dict[str, list[int]]
+"""What the model reads of question and answer: `input_ids`, `attention_mask` and, where it has them, segments
+(`token_type_ids`)."""
+
 
 class RewardModel:
     """A reward model in memory, and how it reads."""
@@ -41,17 +45,20 @@ class RewardModel:
         if config.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
         self.pad = config.pad_token_id  # where a row ends: the pooled token precedes it, whatever the tokenizer's is
+        # BERT and its like tell the two texts of a pair by their segments; others have one segment or none.
+        self.has_segments = getattr(config, "type_vocab_size", 0) > 1
 
     def score(self, candidate: str, answers: Sequence[Answered], folder: Path) -> list[float]:
         """The logit of each answer, in order; what an interrupted run scored in `folder` is kept.
 
         InputError, before any is scored, for one that is longer than `tokens`.
         """
-        rows = [self._ids(one) for one in answers]
-        longest = max(range(len(rows)), key=lambda place: len(rows[place]))
-        if len(rows[longest]) > self.grader.tokens:
+        rows = [self._read(one) for one in answers]
+        lengths = [len(row["input_ids"]) for row in rows]
+        longest = max(range(len(rows)), key=lengths.__getitem__)
+        if lengths[longest] > self.grader.tokens:
             raise InputError(f"scores.graders.{self.name}.tokens is {self.grader.tokens}, but question and answer of "
-                             f"{answers[longest].problem_id} (candidate {candidate}) have {len(rows[longest])} tokens."
+                             f"{answers[longest].problem_id} (candidate {candidate}) have {lengths[longest]} tokens."
                              )  # fmt: skip
         description = {"model": self.fingerprint, "batch": self.grader.batch_size, "rows": fingerprint(rows)}
 
@@ -67,8 +74,9 @@ class RewardModel:
         scores: list[float] = json.loads(file.read_text())
         return scores
 
-    def _score_all(self, candidate: str, rows: Sequence[list[int]], file: Path) -> list[float]:
-        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))  # rows of a batch have about one length
+    def _score_all(self, candidate: str, rows: Sequence[Row], file: Path) -> list[float]:
+        # so that rows of a batch have about one length
+        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
         found = {int(place): score for line in whole_lines(file) for place, score in json.loads(line).items()}
         with progress_bar(f"scoring {candidate}", len(rows)) as advance:
             advance(len(found))
@@ -82,21 +90,32 @@ class RewardModel:
                 advance(len(places))
         return [found[place] for place in range(len(rows))]
 
-    def _ids(self, one: Answered) -> list[int]:
-        if self.grader.input == "pair":
-            ids: list[int] = self.tokenizer(one.question, one.answer)["input_ids"]
-            return ids
-        chat = [*one.messages, {"role": "assistant", "content": one.answer}]
-        text = render_chat(self.tokenizer, chat, add_generation_prompt=False)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _read(self, one: Answered) -> Row:
+        is_pair = self.grader.input == "pair"
+        if is_pair:
+            texts = [one.question, one.answer]
+        else:
+            chat = [*one.messages, {"role": "assistant", "content": one.answer}]
+            texts = [render_chat(self.tokenizer, chat, add_generation_prompt=False)]
+        return dict(
+            self.tokenizer(
+                *texts,
+                add_special_tokens=is_pair,
+                return_attention_mask=True,
+                return_token_type_ids=self.has_segments,
+            )
+        )
 
     @torch.inference_mode()
-    def _logits(self, rows: Sequence[list[int]]) -> list[float]:
+    def _logits(self, rows: Sequence[Row]) -> list[float]:
         """The logits of some rows, padded to the longest."""
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.pad)
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True)
-        device = self.model.device
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        padding = {"input_ids": self.pad}
+        inputs = {
+            name: pad_sequence(
+                [torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=padding.get(name, 0)
+            )
+            for name in rows[0]
+        }
+        logits = self.model(**{name: values.to(self.model.device) for name, values in inputs.items()}).logits
         scores: list[float] = logits[:, 0].float().tolist()
         return scores

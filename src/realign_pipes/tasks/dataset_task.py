@@ -155,17 +155,28 @@ def _check_lines(file: Path) -> None:
                 raise ValueError(f"line {number} is not a JSON object")
 
 
+def check_exact(rows: Dataset, verifier: Verifier, source: str) -> None:
+    """InputError for answers that are decimal numbers, if they are to be compared as text: 3 would be 3.0.
+
+    One 2.5 among whole numbers makes all of a JSONL file's answers such numbers.
+    """
+    if verifier == "exact" and rows.features["answer"].dtype.startswith("float"):
+        raise InputError(f"{source}: the answers are decimal numbers, and for verifier: exact, which compares texts, 3 "
+                         "and 3.0 would differ. Write the answers as text, or choose verifier: math.")  # fmt: skip
+
+
 def make_problems(task: DatasetTask, key: str) -> list[dict[str, Any]]:
     """The dataset's problems, each with `question`, `answer` (None where the task has none) and `metadata`: its
     metadata columns as JSON text.
 
     Those that are chats have `messages` too, up to the turn that is to be answered; their `question` is the chat's
-    text. InputError as `read_rows` and `chats.read_usable`.
+    text. InputError as `read_rows`, `check_exact` and `chats.read_usable`.
     """
     asked = {"question": task.question_column} if task.messages_column is None else {"messages": task.messages_column}
     answers = {} if task.verifier == "none" else {"answer": task.answer_column}
     further = {f"{METADATA}{name}": name for name in task.metadata_columns}
     rows = read_rows(task, asked | answers | further, key, chats=["messages"])
+    check_exact(rows, task.verifier, f"{key}: {task.named()}")
 
     def build(row: dict[str, Any]) -> dict[str, Any]:
         common = {

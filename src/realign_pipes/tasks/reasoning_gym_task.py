@@ -18,12 +18,19 @@ def make_problems(task: ReasoningGymTask, size: int, seed: int) -> list[dict[str
     """`size` problems, each with `question`, `answer` and `metadata` (JSON text: what the verifier needs).
 
     Most of its datasets make problem i of seed s as problem 0 of seed s + i, so neighbouring seeds share problems.
-    InputError if reasoning-gym has no such dataset or refuses its options.
+    InputError if reasoning-gym has no such dataset or refuses its options, and if the dataset's verifier would count
+    its own answers as wrong, such as one that looks for a tuple in the metadata and finds a list.
     """
-    return [
-        {"question": entry["question"], "answer": str(entry["answer"]), "metadata": json.dumps(entry["metadata"])}
-        for entry in _create(task.dataset, json.dumps({**task.options, "size": size, "seed": seed}))
-    ]
+    dataset = _create(task.dataset, json.dumps({**task.options, "size": size, "seed": seed}))
+    problems = []
+    for entry in dataset:
+        answer, metadata = str(entry["answer"]), json.dumps(entry["metadata"], default=str)
+        right = dataset.score_answer(entry["answer"], entry) >= 1.0  # some datasets give no answer
+        if right and not verify(task, f"<answer>{answer}</answer>", answer, metadata):
+            raise InputError(f"reasoning-gym's verifier of {task.dataset} counts the dataset's own answers as wrong "
+                             "once the problems have been saved. Choose another dataset.")  # fmt: skip
+        problems.append({"question": entry["question"], "answer": answer, "metadata": metadata})
+    return problems
 
 
 def verify(task: ReasoningGymTask, answered: str, answer: str, metadata: str) -> bool:

@@ -12,7 +12,7 @@ from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.plan.parameters import Plan
 from realign_pipes.pipelines.teacher_logits.parameters import Teachers
 from realign_pipes.pipelines.trra.parameters import TrRa
-from realign_pipes.runtime.launch import Folders, Launcher
+from realign_pipes.runtime.launch import Folders, Launcher, check_launcher
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ def plan_run(
 ) -> str:
     """The plan of the stages from data_prep to reporting, as a table in Markdown with the warnings below it.
 
-    MissingFileError if there is no config.json of the reference or the aligned model.
+    MissingFileError if there is no config.json of the reference or the aligned model, InputError for accelerate's
+    configuration if the stages would refuse it.
     """
     from realign_pipes.pipelines.plan.stages import Run
 
@@ -48,7 +49,7 @@ def plan_run(
         alpha_sweep=alpha_sweep,
         generation=generation,
         processes=launcher.num_processes,
-        shards=launcher.config_file is not None and "fsdp" in launcher.config_file.name,
+        shards=check_launcher(launcher, None).get("distributed_type") == "FSDP",
     )
     text = run.table(free=shutil.disk_usage(_existing(folders.work)).free)
     logger.info("%s", text)

@@ -18,7 +18,7 @@ from realign_pipes.models.load import load_chat_tokenizer, render_chat
 from realign_pipes.tasks.completion import THINK, ThinkingTags, opens_thinking, tags_named_in
 
 LOWEST, HIGHEST = -1.0, 3.0
-"""The alphas that the page offers."""
+"""The alphas that the page offers; of a ladder, its rungs."""
 CHARACTERS = 8_000
 """Of a message, at most."""
 INTERVAL = 0.05
@@ -33,7 +33,7 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     message: Annotated[str, Field(max_length=CHARACTERS)]
-    alphas: Annotated[list[Annotated[float, Field(ge=LOWEST, le=HIGHEST)]], Field(min_length=1, max_length=3)]
+    alphas: Annotated[list[float], Field(min_length=1, max_length=3)]
     budget: Annotated[int, Field(ge=0)]
     """Tokens for the whole answer; 0 for none."""
 
@@ -118,9 +118,12 @@ def read_question(backend: Backend, asked: Any) -> Question:
         raise InputError("There is nothing to answer: write a message first.")
     if question.budget > (0 if backend.rungs else backend.max_tokens):
         raise InputError(f"A budget of {question.budget} tokens cannot be had here.")
-    if backend.rungs and (missing := [alpha for alpha in question.alphas if alpha not in backend.rungs]):
-        rungs = ", ".join(f"{rung:g}" for rung in backend.rungs)
-        raise InputError(f"The ladder has no rung at {missing[0]:g}. Its rungs are {rungs}.")
+    for alpha in question.alphas:
+        if backend.rungs and alpha not in backend.rungs:
+            rungs = ", ".join(f"{rung:g}" for rung in backend.rungs)
+            raise InputError(f"The ladder has no rung at {alpha:g}. Its rungs are {rungs}.")
+        if not backend.rungs and not LOWEST <= alpha <= HIGHEST:
+            raise InputError(f"Alpha {alpha:g} cannot be had here: it goes from {LOWEST:g} to {HIGHEST:g}.")
     return question
 
 
