@@ -135,12 +135,12 @@ class HarnessTask:
 
 
 def load_tasks(
-    names: Sequence[str], include_path: Path | None, *, num_fewshot: int | None, limit: int | None, seed: int
+    names: Sequence[str], include_path: Path | None, *, num_fewshot: int | None, limit: int | None
 ) -> list[HarnessTask]:
     """The tasks, with their data: from the YAML files in `include_path`, or else the harness's own.
 
-    `num_fewshot` examples stand before each problem, drawn with `seed`; None: as many as the task says. A task that
-    says 0 keeps it. Only the first `limit` problems of each task are described; None: all.
+    `num_fewshot` examples stand before each problem; None: as many as the task says. A task that says 0 keeps it. Only
+    the first `limit` problems of each task are described; None: all.
 
     InputError for a folder or a name that does not exist, and for a task whose data cannot be had or that would run
     what a model wrote.
@@ -168,7 +168,6 @@ def load_tasks(
                 raise InputError(f"tax.tasks: {leaf} executes what a model wrote, which this project never does.")
             shots = task.config.num_fewshot
             task.set_config("num_fewshot", (shots or 0) if num_fewshot is None or shots == 0 else num_fewshot)
-            task.set_fewshot_seed(seed)
         leaves = {leaf: _describe(task, limit) for leaf, task in loaded["tasks"].items()}
         tasks.append(HarnessTask(name, loaded, leaves))
     return tasks
@@ -192,11 +191,16 @@ def check_new_tokens(task: HarnessTask, positions: int | None) -> None:
                              f"{positions} positions, for its prompts too.")  # fmt: skip
 
 
-def measure(lm: HFLM, task: HarnessTask, *, limit: int | None, apply_chat_template: bool) -> dict[str, dict[str, Any]]:
+def measure(
+    lm: HFLM, task: HarnessTask, *, limit: int | None, apply_chat_template: bool, seed: int
+) -> dict[str, dict[str, Any]]:
     """What the harness found, by task or group and metric: `value`, `stderr` (None where it has none), `problems`.
 
-    A group without a mean of its own gives those of its tasks. `limit` is of the problems of each task.
+    A group without a mean of its own gives those of its tasks. `limit` is of the problems of each task. The examples
+    before each problem are drawn with `seed`.
     """
+    for one in task.loaded["tasks"].values():  # each time: every model is asked with the same examples
+        one.set_fewshot_seed(seed)
     with redirect_stderr(io.StringIO()):  # its bars, one for each task and step: the run's own bar says how far it is
         found = evaluate(
             lm,
