@@ -7,11 +7,13 @@ Importing this module registers InRa and DeRa with the harness, by these names:
     lm_eval.simple_evaluate("dera", {"reference": "…", "aligned": "…", "alpha": 1.5}, tasks=["gsm8k"])
 """
 
+import inspect
 import io
 import json
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +177,23 @@ def load_tasks(
 
 def _describe(task: Any, limit: int | None) -> dict[str, Any]:
     problems = [task.eval_docs[number] for number in range(min(len(task.eval_docs), limit or len(task.eval_docs)))]
-    settings = {name: value for name, value in task.dump_config().items() if name != "metadata"}  # which has paths
-    return {"settings": json.loads(json.dumps(settings, default=str)),
+    settings = task.config.to_dict(keep_callable=True)  # the harness would leave addresses of some functions in it
+    settings.pop("metadata", None)  # which has paths
+    return {"settings": json.loads(json.dumps(settings, default=_source)),
             "problems": fingerprint(json.dumps(problems, default=str, sort_keys=True))}  # fmt: skip
+
+
+def _source(value: Any) -> Any:
+    """For JSON: what a function or class does, the same in every process. Without its source, its name."""
+    if isinstance(value, partial):
+        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+    if not callable(value):
+        return str(value)
+    subject = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    try:
+        return inspect.getsource(subject)
+    except (OSError, TypeError):  # of a module that is not in a file, or not in Python
+        return f"{subject.__module__}.{subject.__qualname__}"
 
 
 def check_new_tokens(task: HarnessTask, positions: int | None) -> None:
