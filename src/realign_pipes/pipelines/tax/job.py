@@ -216,8 +216,8 @@ class MeasureTax:
         def diverge(lm: CandidateLM) -> dict[str, Any]:
             measure_kl = partial(
                 kl_per_token,
-                lm.logits,
-                lambda ids: self._reference(ids, use_cache=False).logits,
+                partial(lm.model, **lm.arguments),
+                self._reference,
                 vocab_size=len(tokenizer),
                 batch_size=self.parameters.batch_size,
                 device=default_device(),
