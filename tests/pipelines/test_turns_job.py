@@ -60,6 +60,31 @@ def test_the_replies_are_those_of_converse_and_are_kept(make_job, monkeypatch):
         make_job(alphas=[(0.5, 0.5)]).run()
 
 
+def test_the_checkpoints_stops_and_template_count_and_nothing_else_of_its_generation_config(make_job, monkeypatch):
+    first = make_job()
+    first.run()
+    file = first.work / "1_-0.5" / "replies.json"
+    replies = file.read_text()
+    config = json.loads((first.inra / "generation_config.json").read_text())
+
+    def drawn_again():
+        monkeypatch.setattr(module, "converse", lambda *arguments, **options: pytest.fail("it was drawn again"))
+        with pytest.raises(pytest.fail.Exception, match="drawn again"):
+            make_job().run()
+        monkeypatch.undo()
+
+    (first.inra / "generation_config.json").write_text(json.dumps(config | {"repetition_penalty": 50.0, "min_p": 0.9}))
+    file.unlink()
+    make_job().run()
+    assert file.read_text() == replies
+    (first.inra / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [3, 100]}))
+    drawn_again()
+    make_job().run()
+    with (first.inra / "chat_template.jinja").open("a") as template:
+        template.write(" ")
+    drawn_again()
+
+
 def test_shares_words_and_differences_follow_from_the_replies(make_job, monkeypatch):
     def scripted(model, tokenizer, turns, alphas, **options):
         number = int(turns[0].split()[1])

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from transformers import GenerationConfig
 
 from realign_pipes.errors import InputError, MissingFileError
+from realign_pipes.generation.transformers_engine import stop_token_ids
 from realign_pipes.graders import rules
 from realign_pipes.graders.answered import Answered
 from realign_pipes.graders.parameters import Rules
 from realign_pipes.graders.text import words_of
-from realign_pipes.models.fingerprint import fingerprint, fingerprint_model
-from realign_pipes.models.load import default_device, load_chat_tokenizer
+from realign_pipes.models.fingerprint import fingerprint, fingerprint_model, fingerprint_tokenizer
+from realign_pipes.models.load import default_device, load_chat_tokenizer, read_stops
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.turns import converse
 from realign_pipes.pipelines.turns.parameters import Turns
@@ -73,17 +75,18 @@ class MeasureTurns:
     ) -> list[list[str]]:
         """The replies of each conversation. The draws of a conversation are the same at all alphas."""
         sampling = self.parameters.sampling
+        tokenizer = load_chat_tokenizer(self.inra, self.chat_template)
         description = {
             "inra": fingerprint_model(self.inra),
+            "tokenizer": fingerprint_tokenizer(tokenizer),
+            "stops": read_stops(self.inra),
             "conversations": fingerprint(json.dumps([one.turns for one in conversations])),
             "alphas": alphas,
             "plausibility": self.plausibility,
             "sampling": sampling.model_dump(),
-            "chat_template": None if self.chat_template is None else self.chat_template.read_text(encoding="utf-8"),
         }
 
         def do(folder: Path) -> Any:
-            tokenizer = load_chat_tokenizer(self.inra, self.chat_template)
             replies = []
             for number, conversation in enumerate(conversations):
                 torch.manual_seed(sampling.seed + number)
@@ -110,7 +113,10 @@ class MeasureTurns:
 
     @cached_property
     def _model(self) -> InRaForCausalLM:
-        return InRaForCausalLM.from_pretrained(self.inra).to(default_device())
+        model = InRaForCausalLM.from_pretrained(self.inra).to(default_device())
+        stops = stop_token_ids(model)  # all that is taken from its generation config, as in the sweep
+        model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=stops[0])
+        return model
 
 
 def read_conversations(path: Path | None, turns: int) -> list[Conversation]:
