@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -58,6 +59,30 @@ def test_the_replies_are_those_of_converse_and_are_kept(make_job, monkeypatch):
     again.run()
     with pytest.raises(pytest.fail.Exception, match="drawn again"):
         make_job(alphas=[(0.5, 0.5)]).run()
+
+
+def test_an_interrupted_run_resumes_after_its_last_whole_conversation(make_job, monkeypatch):
+    whole = make_job()
+    whole.run()
+    file = whole.work / "0_0" / "replies.json"
+    replies = file.read_text()
+    file.unlink()
+    held = []
+
+    def hold(model, tokenizer, turns, alphas, **options):
+        held.append(turns[0])
+        if len(held) == 3:
+            raise KeyboardInterrupt
+        return converse(model, tokenizer, turns, alphas, **options)
+
+    monkeypatch.setattr(module, "converse", hold)
+    with suppress(KeyboardInterrupt):
+        make_job().run()
+    with (file.parent / "replies.jsonl").open("a") as kept:
+        kept.write('["cut')
+    make_job().run()
+    assert held == [f"Name {number} birds." for number in (0, 1, 2, 2, 3)]
+    assert file.read_text() == replies and not (file.parent / "replies.jsonl").exists()
 
 
 def test_the_checkpoints_stops_and_template_count_and_nothing_else_of_its_generation_config(make_job, monkeypatch):

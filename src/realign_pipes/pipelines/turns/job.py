@@ -1,7 +1,6 @@
 """The job of the pipeline turns: conversations with InRa at several alphas by turn."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,8 @@ from realign_pipes.models.load import default_device, load_chat_tokenizer, read_
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.paper.turns import converse
 from realign_pipes.pipelines.turns.parameters import Turns
-from realign_pipes.runtime.progress import progress_bar
+from realign_pipes.runtime.files import append_line, whole_lines
+from realign_pipes.runtime.progress import Advance, progress_bar
 from realign_pipes.runtime.work import do_once
 from realign_pipes.sweep.metrics import bootstrap_means
 from realign_pipes.sweep.schemas import TURNS_RESULTS, conform
@@ -70,10 +70,8 @@ class MeasureTurns:
             TURNS_RESULTS,
         )
 
-    def _replies(
-        self, alphas: list[float], conversations: list[Conversation], advance: Callable[[], None]
-    ) -> list[list[str]]:
-        """The replies of each conversation. The draws of a conversation are the same at all alphas."""
+    def _replies(self, alphas: list[float], conversations: list[Conversation], advance: Advance) -> list[list[str]]:
+        """The replies of each conversation, kept as they come. Its draws are the same at all alphas."""
         sampling = self.parameters.sampling
         tokenizer = load_chat_tokenizer(self.inra, self.chat_template)
         description = {
@@ -87,14 +85,16 @@ class MeasureTurns:
         }
 
         def do(folder: Path) -> Any:
-            replies = []
-            for number, conversation in enumerate(conversations):
+            kept = folder / "replies.jsonl"  # a conversation a line, in their order
+            replies = [json.loads(line) for line in whole_lines(kept)]
+            advance(len(replies))
+            for number in range(len(replies), len(conversations)):
                 torch.manual_seed(sampling.seed + number)
                 replies.append(
                     converse(
                         self._model,
                         tokenizer,
-                        conversation.turns,
+                        conversations[number].turns,
                         alphas,
                         plausibility=self.plausibility,
                         do_sample=True,
@@ -104,6 +104,7 @@ class MeasureTurns:
                         max_new_tokens=sampling.max_new_tokens,
                     )
                 )
+                append_line(kept, json.dumps(replies[-1]))
                 advance()
             return lambda path: path.write_text(json.dumps(replies, indent=1), encoding="utf-8")
 
