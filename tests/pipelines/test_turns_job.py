@@ -62,7 +62,7 @@ def test_the_replies_are_those_of_converse_and_are_kept(make_job, monkeypatch):
 
 
 def test_an_interrupted_run_resumes_after_its_last_whole_conversation(make_job, monkeypatch):
-    whole = make_job()
+    whole = make_job(alphas=[(0.0, 0.0)])
     whole.run()
     file = whole.work / "0_0" / "replies.json"
     replies = file.read_text()
@@ -77,16 +77,16 @@ def test_an_interrupted_run_resumes_after_its_last_whole_conversation(make_job, 
 
     monkeypatch.setattr(module, "converse", hold)
     with suppress(KeyboardInterrupt):
-        make_job().run()
+        make_job(alphas=[(0.0, 0.0)]).run()
     with (file.parent / "replies.jsonl").open("a") as kept:
         kept.write('["cut')
-    make_job().run()
+    make_job(alphas=[(0.0, 0.0)]).run()
     assert held == [f"Name {number} birds." for number in (0, 1, 2, 2, 3)]
     assert file.read_text() == replies and not (file.parent / "replies.jsonl").exists()
 
 
 def test_the_checkpoints_stops_and_template_count_and_nothing_else_of_its_generation_config(make_job, monkeypatch):
-    first = make_job()
+    first = make_job(alphas=[(1.0, -0.5)])
     first.run()
     file = first.work / "1_-0.5" / "replies.json"
     replies = file.read_text()
@@ -95,16 +95,16 @@ def test_the_checkpoints_stops_and_template_count_and_nothing_else_of_its_genera
     def drawn_again():
         monkeypatch.setattr(module, "converse", lambda *arguments, **options: pytest.fail("it was drawn again"))
         with pytest.raises(pytest.fail.Exception, match="drawn again"):
-            make_job().run()
+            make_job(alphas=[(1.0, -0.5)]).run()
         monkeypatch.undo()
 
     (first.inra / "generation_config.json").write_text(json.dumps(config | {"repetition_penalty": 50.0, "min_p": 0.9}))
     file.unlink()
-    make_job().run()
+    make_job(alphas=[(1.0, -0.5)]).run()
     assert file.read_text() == replies
     (first.inra / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [3, 100]}))
     drawn_again()
-    make_job().run()
+    make_job(alphas=[(1.0, -0.5)]).run()
     with (first.inra / "chat_template.jinja").open("a") as template:
         template.write(" ")
     drawn_again()
@@ -147,6 +147,14 @@ def test_conversations_that_cannot_be_used_are_refused(make_job, conversations, 
     with pytest.raises(InputError, match=message):
         job.run()
     assert not job.work.exists()
+
+
+def test_a_line_may_hold_any_line_separator_but_its_own(conversations):
+    """JSON escapes only some of them, and other tools write the rest as they are."""
+    said = "An owl\u2028or\u2029an\u0085emu?"
+    row = {"turns": [said, said], "expected": [OWL, NO_OWL]}
+    conversations.write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode() * 2)
+    assert [one.turns for one in module.read_conversations(conversations, 2)] == [[said, said]] * 2
 
 
 def test_no_file_and_wrong_instructions_are_refused(make_job, conversations):

@@ -1,5 +1,6 @@
 """The job of the pipeline turns: conversations with InRa at several alphas by turn."""
 
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,7 +128,7 @@ def read_conversations(path: Path | None, turns: int) -> list[Conversation]:
         raise MissingFileError(f"turns.conversations: there is no file {path} in {Path.cwd()}. Give one with a JSON "
                                "object a line, with `turns` and `expected`.")  # fmt: skip
     conversations = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(path.read_text(encoding="utf-8")), start=1):  # splits at "\n" alone
         try:
             row = json.loads(line)
             one = Conversation([str(turn) for turn in row["turns"]], list(row["expected"]))
