@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.models.load import load_tokenizer
 from realign_pipes.paper.inra import InRaForCausalLM
@@ -33,10 +34,14 @@ def make_job(tmp_path, make_checkpoint, conversations):
     InRaForCausalLM.from_base(make_checkpoint(tmp_path / "reference", seed=1)).save_pretrained(tmp_path / "inra")
     load_tokenizer(tmp_path / "reference").save_pretrained(tmp_path / "inra")
 
-    def make(alphas=((0.0, 0.0), (1.0, -0.5)), **changes):
+    def make(alphas=((0.0, 0.0), (1.0, -0.5)), models=None, **changes):
         values = {"conversations": conversations, "alphas": [list(one) for one in alphas], "sampling": SAMPLING}
         return MeasureTurns(
-            Turns.model_validate(values | changes), tmp_path / "inra", 0.0, None, tmp_path / "work" / "turns"
+            Turns.model_validate(values | changes),
+            tmp_path / "inra",
+            0.0,
+            Models.model_validate({"chat_template": None, "thinking": None} | (models or {})),
+            tmp_path / "work" / "turns",
         )
 
     return make
@@ -108,6 +113,19 @@ def test_the_checkpoints_stops_and_template_count_and_nothing_else_of_its_genera
     with (first.inra / "chat_template.jinja").open("a") as template:
         template.write(" ")
     drawn_again()
+
+
+def test_attention_is_computed_as_the_models_parameters_say(make_job, monkeypatch):
+    found = []
+
+    def scripted(model, *arguments, **options):
+        found.append(model.config._attn_implementation)
+        return ["an owl", "an owl"]
+
+    monkeypatch.setattr(module, "converse", scripted)
+    for attention in ("eager", "sdpa"):
+        make_job(alphas=[(0.0, 0.0)], models={"attn_implementation": attention}).run()
+    assert found == ["eager"] * 4 + ["sdpa"] * 4
 
 
 def test_shares_words_and_differences_follow_from_the_replies(make_job, monkeypatch):

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.transformers_engine import stop_token_ids
 from realign_pipes.graders import rules
@@ -44,9 +45,9 @@ class Conversation:
 class MeasureTurns:
     """Hold each conversation at each list of alphas, or find it in the folder `work`."""
 
-    def __init__(self, parameters: Turns, inra: Path, plausibility: float, chat_template: Path | None, work: Path):
+    def __init__(self, parameters: Turns, inra: Path, plausibility: float, models: Models, work: Path):
         self.parameters, self.inra, self.plausibility = parameters, inra, plausibility
-        self.chat_template, self.work = chat_template, work
+        self.models, self.work = models, work
 
     def run(self) -> pd.DataFrame:
         """One row for each list of alphas and turn, and one for all turns: TURNS_RESULTS.
@@ -74,7 +75,7 @@ class MeasureTurns:
     def _replies(self, alphas: list[float], conversations: list[Conversation], advance: Advance) -> list[list[str]]:
         """The replies of each conversation, kept as they come. Its draws are the same at all alphas."""
         sampling = self.parameters.sampling
-        tokenizer = load_chat_tokenizer(self.inra, self.chat_template)
+        tokenizer = load_chat_tokenizer(self.inra, self.models.chat_template)
         description = {
             "inra": fingerprint_model(self.inra),
             "tokenizer": fingerprint_tokenizer(tokenizer),
@@ -83,6 +84,7 @@ class MeasureTurns:
             "alphas": alphas,
             "plausibility": self.plausibility,
             "sampling": sampling.model_dump(),
+            "attn_implementation": self.models.attn_implementation,
         }
 
         def do(folder: Path) -> Any:
@@ -115,7 +117,8 @@ class MeasureTurns:
 
     @cached_property
     def _model(self) -> InRaForCausalLM:
-        model = InRaForCausalLM.from_pretrained(self.inra).to(default_device())
+        model = InRaForCausalLM.from_pretrained(self.inra, attn_implementation=self.models.attn_implementation)
+        model.to(default_device())
         stops = stop_token_ids(model)  # all that is taken from its generation config, as in the sweep
         model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=stops[0])
         return model
