@@ -149,6 +149,18 @@ def test_shares_words_and_differences_follow_from_the_replies(make_job, monkeypa
     assert rows.loc["0, 0", 1]["difference_low"] == rows.loc["0, 0", 1]["difference_high"] == 0
 
 
+@pytest.mark.parametrize(("tokenizer", "start"), [("tiny_tokenizer", "<think>"), ("thinking_tokenizer", "")])
+def test_thinking_is_no_part_of_the_reply(make_job, monkeypatch, request, tmp_path, tokenizer, start):
+    """Nor is what was thought without an end, where the template opens the thinking as where the reply does."""
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(request.getfixturevalue(tokenizer).chat_template)
+    replies = [f"{start}No owl?</think>\n\nan emu, say", f"{start}an emu"]
+    monkeypatch.setattr(module, "converse", lambda *arguments, **options: replies)
+    found = make_job(alphas=[(0.0, 0.0)], models={"chat_template": template}).run().set_index("turn")
+    assert list(found.loc[[1, 2]]["words"]) == [3.0, 0.0]
+    assert list(found.loc[[1, 2]]["followed"]) == [0.0, 0.0]  # the owl was only thought of, and then nothing was said
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

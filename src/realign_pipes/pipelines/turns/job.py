@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from realign_pipes.data.parameters import Models
+from realign_pipes.data.prompts import render_prompt, thinking_tags
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.generation.transformers_engine import stop_token_ids
 from realign_pipes.graders import rules
@@ -29,6 +30,7 @@ from realign_pipes.runtime.progress import Advance, progress_bar
 from realign_pipes.runtime.work import do_once
 from realign_pipes.sweep.metrics import bootstrap_means
 from realign_pipes.sweep.schemas import TURNS_RESULTS, conform
+from realign_pipes.tasks.completion import answer_part
 
 RESAMPLES, RESAMPLES_SEED = 10_000, 60
 GRADER = Rules(kind="rules", field="expected")
@@ -57,10 +59,13 @@ class MeasureTurns:
         conversations = read_conversations(self.parameters.conversations, len(self.parameters.alphas[0]))
         silence = [[""] * len(one.turns) for one in conversations]
         rules.read_instructions("turns", GRADER, _answered(conversations, silence))  # wrong ones fail before any reply
+        tokenizer = load_chat_tokenizer(self.inra, self.models.chat_template)
         with progress_bar("conversations", len(conversations) * len(self.parameters.alphas)) as advance:
-            replies = [self._replies(alphas, conversations, advance) for alphas in self.parameters.alphas]
-        followed = np.stack([_followed(conversations, one) for one in replies])  # [alphas, conversations, turns]
-        words = np.array([[[len(words_of(text)) for text in texts] for texts in one] for one in replies])
+            replies = [self._replies(alphas, conversations, tokenizer, advance) for alphas in self.parameters.alphas]
+        prompt, tags = render_prompt(tokenizer, "?")[0], self.models.thinking or thinking_tags(tokenizer)
+        answers = [[[answer_part(prompt, text, tags) or "" for text in texts] for texts in one] for one in replies]
+        followed = np.stack([_followed(conversations, one) for one in answers])  # [alphas, conversations, turns]
+        words = np.array([[[len(words_of(text)) for text in texts] for texts in one] for one in answers])
         together = np.asarray(followed.all(2, keepdims=True))
         return conform(
             pd.DataFrame(
@@ -72,10 +77,15 @@ class MeasureTurns:
             TURNS_RESULTS,
         )
 
-    def _replies(self, alphas: list[float], conversations: list[Conversation], advance: Advance) -> list[list[str]]:
+    def _replies(
+        self,
+        alphas: list[float],
+        conversations: list[Conversation],
+        tokenizer: PreTrainedTokenizerFast,
+        advance: Advance,
+    ) -> list[list[str]]:
         """The replies of each conversation, kept as they come. Its draws are the same at all alphas."""
         sampling = self.parameters.sampling
-        tokenizer = load_chat_tokenizer(self.inra, self.models.chat_template)
         description = {
             "inra": fingerprint_model(self.inra),
             "tokenizer": fingerprint_tokenizer(tokenizer),
@@ -146,21 +156,21 @@ def read_conversations(path: Path | None, turns: int) -> list[Conversation]:
     return conversations
 
 
-def _answered(conversations: list[Conversation], replies: list[list[str]]) -> list[Answered]:
-    """Each reply with what is expected of it, one conversation after the other."""
+def _answered(conversations: list[Conversation], answers: list[list[str]]) -> list[Answered]:
+    """Each answer, without its thinking, with what is expected of it, one conversation after the other."""
     return [
-        Answered("turns", f"conversation {place + 1}, turn {turn + 1}", 0, said, {"expected": expected}, reply,
-                 reply.strip(), [])
-        for place, (conversation, texts) in enumerate(zip(conversations, replies, strict=True))
-        for turn, (said, expected, reply) in enumerate(
+        Answered("turns", f"conversation {place + 1}, turn {turn + 1}", 0, said, {"expected": expected}, answer,
+                 answer, [])
+        for place, (conversation, texts) in enumerate(zip(conversations, answers, strict=True))
+        for turn, (said, expected, answer) in enumerate(
             zip(conversation.turns, conversation.expected, texts, strict=True)
         )
     ]  # fmt: skip
 
 
-def _followed(conversations: list[Conversation], replies: list[list[str]]) -> np.ndarray:
-    """Whether each reply follows its instructions, [conversations, turns]."""
-    found = [one["turns"] == 1.0 for one in rules.score("turns", GRADER, _answered(conversations, replies))]
+def _followed(conversations: list[Conversation], answers: list[list[str]]) -> np.ndarray:
+    """Whether each answer follows its instructions, [conversations, turns]."""
+    found = [one["turns"] == 1.0 for one in rules.score("turns", GRADER, _answered(conversations, answers))]
     return np.array(found).reshape(len(conversations), -1)
 
 
