@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM
 from realign_pipes.errors import InputError
 from realign_pipes.hooks import WrongParameters
 from realign_pipes.models.fingerprint import fingerprint_model
+from realign_pipes.models.load import load_model
+from realign_pipes.paper.dera import DeRaForCausalLM
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines.alpha_sweep.job import MeasureCandidates
 from realign_pipes.pipelines.tax import job as module
@@ -27,10 +30,11 @@ from realign_pipes.pipelines.tax.job import MeasureTax
 from realign_pipes.pipelines.tax.parameters import Tax
 from realign_pipes.pipelines.tax.pipeline import create_pipeline
 from realign_pipes.pipelines.trra.parameters import TrRa
-from realign_pipes.sweep import harness
+from realign_pipes.sweep import divergence, harness
 from realign_pipes.sweep.parameters import AlphaSweep
 from realign_pipes.sweep.schemas import TAX_RESULTS
 
+CPU = torch.device("cpu")
 BASE = Path(__file__).parents[2] / "conf" / "base"
 LETTERS = """
 task: {name}
@@ -204,6 +208,34 @@ def test_the_divergence_from_the_reference_is_that_of_the_two_distributions(make
     assert kl.loc["dera-1.5", "stderr"] == pytest.approx(np.std(means, ddof=1) / 3**0.5, rel=1e-4)
     with pytest.raises(InputError, match=r"the sweep has no completions of inra-0. Run alpha_sweep first"):
         job.run({"reference": pd.DataFrame(rows), "dera-1.5": pd.DataFrame(rows)}, asked)
+
+
+def test_the_divergence_of_long_completions_is_computed_in_pieces(tmp_path, make_checkpoint, monkeypatch):
+    """So that its memory does not grow with the completions: of a mixture with a mask, and of InRa's two streams."""
+    reference, aligned = (load_model(make_checkpoint(tmp_path / f"{seed}", seed=seed), device=CPU) for seed in (1, 2))
+    inra = InRaForCausalLM.from_base(reference)
+    with torch.no_grad():
+        for parameter in inra.adapter_layers[0].parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+    vocab = reference.config.vocab_size
+    tokens = torch.randint(vocab, (40,), generator=torch.Generator().manual_seed(2)).tolist()
+    examples = [(tokens[:3], tokens[3:30]), (tokens[5:6], tokens[6:16]), (tokens[10:14], tokens[14:])]
+    monkeypatch.setattr(divergence, "LOGITS_AT_ONCE", 2 * 7 * vocab)
+    sizes = []
+
+    def watched(model):
+        return lambda *ids, **options: (found := model(*ids, **options), sizes.append(found.logits.numel()))[0]
+
+    for candidate in (DeRaForCausalLM(reference, aligned, 1.5, vocab, 0.1), partial(inra, alpha=0.5), aligned):
+        found = divergence.kl_per_token(
+            watched(candidate), watched(reference), examples, vocab_size=vocab, batch_size=2, device=CPU
+        )
+        for kl, (prompt, completion) in zip(found, examples, strict=True):
+            ids = torch.tensor([prompt + completion])
+            p, q = (softmax(model(ids).logits[0].detach().double().numpy(), -1) for model in (candidate, reference))
+            terms = rel_entr(p, q).sum(-1)[len(prompt) - 1 : -1]
+            assert len(terms) == len(completion) and kl == pytest.approx(terms.mean(), rel=1e-4) and kl > 1e-3
+    assert max(sizes) == 2 * 7 * vocab
 
 
 def test_named_candidates_are_measured_beside_the_reference(make_tax):

@@ -2,11 +2,13 @@
 
 import json
 import math
+from contextlib import suppress
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from realign_pipes.data.parameters import Models
 from realign_pipes.errors import InputError, MissingFileError
 from realign_pipes.models.load import load_tokenizer
 from realign_pipes.paper.inra import InRaForCausalLM
@@ -32,10 +34,14 @@ def make_job(tmp_path, make_checkpoint, conversations):
     InRaForCausalLM.from_base(make_checkpoint(tmp_path / "reference", seed=1)).save_pretrained(tmp_path / "inra")
     load_tokenizer(tmp_path / "reference").save_pretrained(tmp_path / "inra")
 
-    def make(alphas=((0.0, 0.0), (1.0, -0.5)), **changes):
+    def make(alphas=((0.0, 0.0), (1.0, -0.5)), models=None, **changes):
         values = {"conversations": conversations, "alphas": [list(one) for one in alphas], "sampling": SAMPLING}
         return MeasureTurns(
-            Turns.model_validate(values | changes), tmp_path / "inra", 0.0, None, tmp_path / "work" / "turns"
+            Turns.model_validate(values | changes),
+            tmp_path / "inra",
+            0.0,
+            Models.model_validate({"chat_template": None, "thinking": None} | (models or {})),
+            tmp_path / "work" / "turns",
         )
 
     return make
@@ -60,6 +66,68 @@ def test_the_replies_are_those_of_converse_and_are_kept(make_job, monkeypatch):
         make_job(alphas=[(0.5, 0.5)]).run()
 
 
+def test_an_interrupted_run_resumes_after_its_last_whole_conversation(make_job, monkeypatch):
+    whole = make_job(alphas=[(0.0, 0.0)])
+    whole.run()
+    file = whole.work / "0_0" / "replies.json"
+    replies = file.read_text()
+    file.unlink()
+    held = []
+
+    def hold(model, tokenizer, turns, alphas, **options):
+        held.append(turns[0])
+        if len(held) == 3:
+            raise KeyboardInterrupt
+        return converse(model, tokenizer, turns, alphas, **options)
+
+    monkeypatch.setattr(module, "converse", hold)
+    with suppress(KeyboardInterrupt):
+        make_job(alphas=[(0.0, 0.0)]).run()
+    with (file.parent / "replies.jsonl").open("a") as kept:
+        kept.write('["cut')
+    make_job(alphas=[(0.0, 0.0)]).run()
+    assert held == [f"Name {number} birds." for number in (0, 1, 2, 2, 3)]
+    assert file.read_text() == replies and not (file.parent / "replies.jsonl").exists()
+
+
+def test_the_checkpoints_stops_and_template_count_and_nothing_else_of_its_generation_config(make_job, monkeypatch):
+    first = make_job(alphas=[(1.0, -0.5)])
+    first.run()
+    file = first.work / "1_-0.5" / "replies.json"
+    replies = file.read_text()
+    config = json.loads((first.inra / "generation_config.json").read_text())
+
+    def drawn_again():
+        monkeypatch.setattr(module, "converse", lambda *arguments, **options: pytest.fail("it was drawn again"))
+        with pytest.raises(pytest.fail.Exception, match="drawn again"):
+            make_job(alphas=[(1.0, -0.5)]).run()
+        monkeypatch.undo()
+
+    (first.inra / "generation_config.json").write_text(json.dumps(config | {"repetition_penalty": 50.0, "min_p": 0.9}))
+    file.unlink()
+    make_job(alphas=[(1.0, -0.5)]).run()
+    assert file.read_text() == replies
+    (first.inra / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [3, 100]}))
+    drawn_again()
+    make_job(alphas=[(1.0, -0.5)]).run()
+    with (first.inra / "chat_template.jinja").open("a") as template:
+        template.write(" ")
+    drawn_again()
+
+
+def test_attention_is_computed_as_the_models_parameters_say(make_job, monkeypatch):
+    found = []
+
+    def scripted(model, *arguments, **options):
+        found.append(model.config._attn_implementation)
+        return ["an owl", "an owl"]
+
+    monkeypatch.setattr(module, "converse", scripted)
+    for attention in ("eager", "sdpa"):
+        make_job(alphas=[(0.0, 0.0)], models={"attn_implementation": attention}).run()
+    assert found == ["eager"] * 4 + ["sdpa"] * 4
+
+
 def test_shares_words_and_differences_follow_from_the_replies(make_job, monkeypatch):
     def scripted(model, tokenizer, turns, alphas, **options):
         number = int(turns[0].split()[1])
@@ -81,6 +149,18 @@ def test_shares_words_and_differences_follow_from_the_replies(make_job, monkeypa
     assert rows.loc["0, 0", 1]["difference_low"] == rows.loc["0, 0", 1]["difference_high"] == 0
 
 
+@pytest.mark.parametrize(("tokenizer", "start"), [("tiny_tokenizer", "<think>"), ("thinking_tokenizer", "")])
+def test_thinking_is_no_part_of_the_reply(make_job, monkeypatch, request, tmp_path, tokenizer, start):
+    """Nor is what was thought without an end, where the template opens the thinking as where the reply does."""
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(request.getfixturevalue(tokenizer).chat_template)
+    replies = [f"{start}No owl?</think>\n\nan emu, say", f"{start}an emu"]
+    monkeypatch.setattr(module, "converse", lambda *arguments, **options: replies)
+    found = make_job(alphas=[(0.0, 0.0)], models={"chat_template": template}).run().set_index("turn")
+    assert list(found.loc[[1, 2]]["words"]) == [3.0, 0.0]
+    assert list(found.loc[[1, 2]]["followed"]) == [0.0, 0.0]  # the owl was only thought of, and then nothing was said
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -97,6 +177,14 @@ def test_conversations_that_cannot_be_used_are_refused(make_job, conversations, 
     with pytest.raises(InputError, match=message):
         job.run()
     assert not job.work.exists()
+
+
+def test_a_line_may_hold_any_line_separator_but_its_own(conversations):
+    """JSON escapes only some of them, and other tools write the rest as they are."""
+    said = "An owl\u2028or\u2029an\u0085emu?"
+    row = {"turns": [said, said], "expected": [OWL, NO_OWL]}
+    conversations.write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode() * 2)
+    assert [one.turns for one in module.read_conversations(conversations, 2)] == [[said, said]] * 2
 
 
 def test_no_file_and_wrong_instructions_are_refused(make_job, conversations):

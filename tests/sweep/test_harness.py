@@ -104,7 +104,7 @@ def test_greedy_texts_are_those_of_generate_at_that_alpha(inra):
 def test_the_demos_tasks_are_read_with_right_answers():
     folder = PROJECT / "conf" / "base" / "tax_tasks"
     names = sorted(file.stem for file in folder.glob("*.yaml"))
-    tasks = harness.load_tasks(names, folder, num_fewshot=None, limit=5, seed=1)
+    tasks = harness.load_tasks(names, folder, num_fewshot=None, limit=5)
     assert [task.name for task in tasks] == names == ["sums_choice", "sums_written"]
     for task in tasks:
         problems = task.loaded["tasks"][task.name].eval_docs
@@ -118,3 +118,65 @@ def test_the_demos_tasks_are_read_with_right_answers():
         harness.check_new_tokens(tasks[1], 160)
     harness.check_new_tokens(tasks[1], 161)
     harness.check_new_tokens(tasks[0], 1)  # nothing is generated
+
+
+FUNCTIONS = """
+from functools import partial
+from lm_eval.api.samplers import ContextSampler
+class Sampler(ContextSampler):
+    pass
+def ask(doc):
+    return "{asked} " + doc["question"]
+def keep(docs, name):
+    return docs
+keep_all = partial(keep, name="all")
+"""
+OF_FUNCTIONS = """
+task: written
+output_type: generate_until
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+process_docs: !function own.keep_all
+doc_to_text: !function own.ask
+doc_to_target: answer
+fewshot_config: {{sampler: !function own.Sampler, doc_to_choice: !function builtins.len}}
+generation_kwargs: {{until: ["."]}}
+metric_list: [{{metric: exact_match, aggregation: !function own.ask}}]
+"""
+
+
+def test_functions_of_a_task_are_described_by_what_they_do(tmp_path):
+    """Not by where they are in memory, or the next run would not find what this one measured."""
+    data = tmp_path / "sums.jsonl"
+    data.write_text('{"question": "1 + 1 =", "answer": "2"}')
+
+    def describe(folder, asked):
+        folder.mkdir()
+        (folder / "own.py").write_text(FUNCTIONS.replace("{asked}", asked))
+        (folder / "written.yaml").write_text(OF_FUNCTIONS.format(data=data))
+        [task] = harness.load_tasks(["written"], folder, num_fewshot=None, limit=None)
+        return task.description
+
+    first, again, other = (describe(tmp_path / name, asked) for name, asked in (("a", "Q:"), ("b", "Q:"), ("c", "?")))
+    assert first == again != other
+    text = str(first)
+    assert " at 0x" not in text and text.count('return "Q: "') == 3 and text.count("return docs") == 2
+    assert "class Sampler(ContextSampler)" in text and "builtins.len" in text
+
+
+def test_every_model_is_asked_with_the_same_examples(inra):
+    """Those of its seed: the harness itself goes on drawing where the last call stopped."""
+    [task] = harness.load_tasks(["sums_written"], PROJECT / "conf" / "base" / "tax_tasks", num_fewshot=None, limit=6)
+    task.loaded["tasks"]["sums_written"].set_config("num_fewshot", 2)  # it says 0, which load_tasks keeps
+    asked = []
+
+    class Asked(harness.InRaLM):
+        def generate_until(self, requests, disable_tqdm=True):
+            asked.append([one.args[0] for one in requests])
+            return [""] * len(requests)
+
+    for alpha, seed in ((0.0, 1), (1.0, 1), (0.0, 2)):
+        harness.measure(Asked(inra, alpha), task, limit=6, apply_chat_template=False, seed=seed)
+    assert asked[0] == asked[1] != asked[2]
+    assert len(set(asked[0])) == 6 and all(context.count(" = ") >= 2 for context in asked[0])

@@ -7,11 +7,13 @@ Importing this module registers InRa and DeRa with the harness, by these names:
     lm_eval.simple_evaluate("dera", {"reference": "…", "aligned": "…", "alpha": 1.5}, tasks=["gsm8k"])
 """
 
+import inspect
 import io
 import json
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +137,12 @@ class HarnessTask:
 
 
 def load_tasks(
-    names: Sequence[str], include_path: Path | None, *, num_fewshot: int | None, limit: int | None, seed: int
+    names: Sequence[str], include_path: Path | None, *, num_fewshot: int | None, limit: int | None
 ) -> list[HarnessTask]:
     """The tasks, with their data: from the YAML files in `include_path`, or else the harness's own.
 
-    `num_fewshot` examples stand before each problem, drawn with `seed`; None: as many as the task says. A task that
-    says 0 keeps it. Only the first `limit` problems of each task are described; None: all.
+    `num_fewshot` examples stand before each problem; None: as many as the task says. A task that says 0 keeps it. Only
+    the first `limit` problems of each task are described; None: all.
 
     InputError for a folder or a name that does not exist, and for a task whose data cannot be had or that would run
     what a model wrote.
@@ -168,7 +170,6 @@ def load_tasks(
                 raise InputError(f"tax.tasks: {leaf} executes what a model wrote, which this project never does.")
             shots = task.config.num_fewshot
             task.set_config("num_fewshot", (shots or 0) if num_fewshot is None or shots == 0 else num_fewshot)
-            task.set_fewshot_seed(seed)
         leaves = {leaf: _describe(task, limit) for leaf, task in loaded["tasks"].items()}
         tasks.append(HarnessTask(name, loaded, leaves))
     return tasks
@@ -176,9 +177,23 @@ def load_tasks(
 
 def _describe(task: Any, limit: int | None) -> dict[str, Any]:
     problems = [task.eval_docs[number] for number in range(min(len(task.eval_docs), limit or len(task.eval_docs)))]
-    settings = {name: value for name, value in task.dump_config().items() if name != "metadata"}  # which has paths
-    return {"settings": json.loads(json.dumps(settings, default=str)),
+    settings = task.config.to_dict(keep_callable=True)  # the harness would leave addresses of some functions in it
+    settings.pop("metadata", None)  # which has paths
+    return {"settings": json.loads(json.dumps(settings, default=_source)),
             "problems": fingerprint(json.dumps(problems, default=str, sort_keys=True))}  # fmt: skip
+
+
+def _source(value: Any) -> Any:
+    """For JSON: what a function or class does, the same in every process. Without its source, its name."""
+    if isinstance(value, partial):
+        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+    if not callable(value):
+        return str(value)
+    subject = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    try:
+        return inspect.getsource(subject)
+    except (OSError, TypeError):  # of a module that is not in a file, or not in Python
+        return f"{subject.__module__}.{subject.__qualname__}"
 
 
 def check_new_tokens(task: HarnessTask, positions: int | None) -> None:
@@ -192,11 +207,16 @@ def check_new_tokens(task: HarnessTask, positions: int | None) -> None:
                              f"{positions} positions, for its prompts too.")  # fmt: skip
 
 
-def measure(lm: HFLM, task: HarnessTask, *, limit: int | None, apply_chat_template: bool) -> dict[str, dict[str, Any]]:
+def measure(
+    lm: HFLM, task: HarnessTask, *, limit: int | None, apply_chat_template: bool, seed: int
+) -> dict[str, dict[str, Any]]:
     """What the harness found, by task or group and metric: `value`, `stderr` (None where it has none), `problems`.
 
-    A group without a mean of its own gives those of its tasks. `limit` is of the problems of each task.
+    A group without a mean of its own gives those of its tasks. `limit` is of the problems of each task. The examples
+    before each problem are drawn with `seed`.
     """
+    for one in task.loaded["tasks"].values():  # each time: every model is asked with the same examples
+        one.set_fewshot_seed(seed)
     with redirect_stderr(io.StringIO()):  # its bars, one for each task and step: the run's own bar says how far it is
         found = evaluate(
             lm,

@@ -103,7 +103,7 @@ TURNS_RESULTS = {
     "difference": "float64",  # less that of the first list of alphas
     "difference_low": "float64",  # 95 % paired bootstrap
     "difference_high": "float64",
-    "words": "float64",  # of a reply, the mean; for turn 0 of all of them
+    "words": "float64",  # of a reply without its thinking, the mean; for turn 0 of all of them
 }
 """Conversations: one row per list of alphas and turn, and one for all turns."""
 

@@ -82,7 +82,6 @@ class MeasureTax:
             parameters.include_path,
             num_fewshot=parameters.num_fewshot,
             limit=parameters.limit,
-            seed=parameters.seed,
         )
         for task in tasks:
             check_new_tokens(task, max_positions(reference))
@@ -154,7 +153,13 @@ class MeasureTax:
             task.name,
             description,
             tokenizer,
-            lambda lm: measure(lm, task, limit=parameters.limit, apply_chat_template=parameters.apply_chat_template),
+            lambda lm: measure(
+                lm,
+                task,
+                limit=parameters.limit,
+                apply_chat_template=parameters.apply_chat_template,
+                seed=parameters.seed,
+            ),
         )
 
     def _examples(
@@ -211,8 +216,8 @@ class MeasureTax:
         def diverge(lm: CandidateLM) -> dict[str, Any]:
             measure_kl = partial(
                 kl_per_token,
-                lm.logits,
-                lambda ids: self._reference(ids, use_cache=False).logits,
+                partial(lm.model, **lm.arguments),
+                self._reference,
                 vocab_size=len(tokenizer),
                 batch_size=self.parameters.batch_size,
                 device=default_device(),

@@ -21,8 +21,7 @@ def measure_turns(parameters: Turns, inra: InRa, models: Models, folders: Folder
     """How often the replies are what is expected of them, and how long, at each list of alphas, by turn."""
     from realign_pipes.pipelines.turns.job import MeasureTurns
 
-    job = MeasureTurns(parameters, inra_checkpoint, inra.plausibility, models.chat_template, folders.work / "turns")
-    return job.run()
+    return MeasureTurns(parameters, inra_checkpoint, inra.plausibility, models, folders.work / "turns").run()
 
 
 def tabulate_turns(turns_results: DataFrame) -> str:
