@@ -69,7 +69,9 @@ def browser():
     arguments = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        expect.set_options(timeout=60_000)  # of a machine that is busy with other tests
         yield browser
+        expect.set_options(timeout=None)
         browser.close()
 
 
@@ -77,6 +79,7 @@ def browser():
 def page(browser, address):
     """The site as a first visitor sees it, less the tour of Kedro-Viz. Fails on what went wrong in the page."""
     page = browser.new_page(viewport={"width": 1600, "height": 1200})
+    page.set_default_timeout(120_000)
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
 
