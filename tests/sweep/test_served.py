@@ -1,6 +1,7 @@
 """Who draws what in a sweep: servers for what they can load, Transformers for the rest, and the same either way."""
 
 import dataclasses
+import json
 import logging
 import math
 from contextlib import contextmanager
@@ -207,6 +208,30 @@ def test_inra_needs_a_server_that_reads_alpha(sweep, checkpoints, fake_server, m
         return
     sweep(candidates, generation)
     assert [body["vllm_xargs"] for body in server.bodies[1:]] == [{"inra_alpha": 0.5, "inra_plausibility": 0.2}] * 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "architecture", "message"),
+    [
+        (
+            {"tensor_parallel_size": 2},
+            "Qwen2ForCausalLM",
+            r"tensor_parallel_size is 2.* such as .*/reference.*Set it to 1",
+        ),
+        ({}, "PhiForCausalLM", r"reference is a PhiForCausalLM\. vLLM serves InRa for .*engine: transformers"),
+    ],
+)
+def test_inra_that_vllm_would_refuse_is_named_before_anything_is_drawn(
+    sweep, checkpoints, managed, monkeypatch, sizes, architecture, message
+):
+    generation, started = managed
+    config = checkpoints[0] / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": [architecture]}))
+    monkeypatch.setattr(module, "has_plugin", lambda python: True)
+    inra = Candidate("inra-0.5", "inra", 0.5, checkpoints[:1])
+    with pytest.raises(InputError, match=message):
+        sweep([*all_kinds(checkpoints), inra], generation.model_copy(update=sizes))
+    assert not started
 
 
 def test_a_scaled_adapter_is_written_for_the_server(tmp_path, checkpoints, tiny_tokenizer, make_generation):
