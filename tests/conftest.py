@@ -441,6 +441,7 @@ class ScriptedJudge(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.breaks_after: int | None = None
+        self.silent = False
         self.refuses = False
         super().__init__(("127.0.0.1", 0), JudgeHandler)
 
@@ -458,6 +459,8 @@ class JudgeHandler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)
         self.server.keys.append(self.headers["Authorization"])
+        while self.server.silent:
+            time.sleep(0.01)
         status, answer = 200, {
             "choices": [{"message": {"role": "assistant", "content": self.server.say(body["messages"][0]["content"])}}],
             "usage": {"prompt_tokens": 10, "completion_tokens": 3},

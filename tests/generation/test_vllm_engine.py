@@ -256,11 +256,10 @@ def test_a_server_that_is_not_there():
         draw(VLLMEngine((Endpoint(url, "model"),), STOPS, 2, DESCRIPTION))
 
 
-def test_a_request_without_an_answer_is_sent_again(start, monkeypatch):
-    monkeypatch.setattr(module, "ANSWERING", 0.2)
-    server = start(trouble=lambda number, body: (lambda handler: time.sleep(1)) if number == 0 else None)
-    assert draw(engine_for(server)) == draw(engine_for(start()))
-    assert len(server.bodies) == 9
+def test_a_completion_is_waited_for_as_long_as_its_server_is_alive():
+    """Nothing but /health says whether a server still draws a long one."""
+    timeout = module.make_client().timeout
+    assert (timeout.connect, timeout.read, timeout.write, timeout.pool) == (module.CONNECTING, None, None, None)
 
 
 def test_a_server_that_hangs_is_lost_long_before_its_answer_is_due(start, monkeypatch):

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from realign_pipes.errors import InputError
 from realign_pipes.generation.vllm_engine import ServerError
+from realign_pipes.graders import judge as module
 from realign_pipes.graders.answered import Answered
 from realign_pipes.graders.judge import (
     Pair,
@@ -112,6 +113,19 @@ def test_a_refusal_of_the_server_says_what_to_do(server, make_judge, tmp_path):
     judge = make_judge()
     with pytest.raises(ServerError, match=r"refused the request for 'm' .*no such model.*parameters_scores\.yml"):
         collect_verdicts(judge, "trra-1", make_pairs(judge, OURS, REFERENCE), tmp_path / "work")
+
+
+def test_a_judge_that_says_nothing_is_asked_once(server, make_judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ANSWERING", 0.2)
+    server.silent = True
+    judge = make_judge(max_in_flight=1)
+    with pytest.raises(
+        ServerError,
+        match=rf"{judge.url}/v1/.* did not answer within 0.2 s about chat, problem chat-0, sample 0, the cand",
+    ):
+        collect_verdicts(judge, "trra-1", make_pairs(judge, OURS, REFERENCE), tmp_path / "work")
+    server.silent = False
+    assert len(server.asked) == 1
 
 
 def test_only_the_first_samples_are_judged(make_judge):

@@ -34,10 +34,9 @@ logger = logging.getLogger(__name__)
 
 CONNECTING = 30.0
 """Seconds for a server to accept a connection, and to answer whether it is alive."""
-ANSWERING = 3600.0
-"""Seconds for a server to answer a request: it sends a completion when it is whole, and 32,768 tokens take a while."""
 WATCHING = 30.0
-"""Seconds between two questions whether a server is alive."""
+"""Seconds between two questions whether a server is alive: what tells whether to go on waiting for a completion, which
+comes when it is whole."""
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds to wait before a request is sent once more. A server that has then still not answered it is lost."""
 AGAIN = frozenset((429, 500, 502, 503, 504))
@@ -235,10 +234,11 @@ class VLLMEngine:
         return _read_tokens(answer, endpoint.url, asked, most, self.stops)
 
 
-def make_client() -> httpx2.AsyncClient:
-    """A client without bounds of its own, and deaf to the environment's proxies: servers are near."""
+def make_client(answering: float | None = None) -> httpx2.AsyncClient:
+    """A client that waits `answering` seconds for an answer (None: without end), and is deaf to the environment's
+    proxies: servers are near."""
     return httpx2.AsyncClient(
-        timeout=httpx2.Timeout(ANSWERING, connect=CONNECTING, pool=None),
+        timeout=httpx2.Timeout(answering, connect=CONNECTING, pool=None),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         trust_env=False,
     )
@@ -279,12 +279,15 @@ async def post(
 ) -> httpx2.Response:
     """The server's answer to a request for `body["model"]`, with the server's `key` if it wants one.
 
-    ServerError for a refusal, with `advice`, and if it does not answer in spite of DELAYS.
+    ServerError for a refusal, with `advice`, and if it does not answer in spite of DELAYS; httpx2.ReadTimeout once the
+    client has waited for an answer, as a further one would take as long.
     """
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     for delay in (*DELAYS, None):
         try:
             answer = await client.post(url, json=body, headers=headers)
+        except httpx2.ReadTimeout:
+            raise
         except httpx2.TransportError as error:
             trouble = f"{type(error).__name__}: {error}".rstrip(": ")
         else:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx2
 import pandas as pd
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
@@ -35,6 +36,9 @@ VERDICT = re.compile(r"^\W*verdict\W*(A|B|tie)\W*$", re.IGNORECASE | re.MULTILIN
 PLACE = re.compile(r"\{(question|first|second)\}")
 WINS = {"candidate": 1.0, "tie": 0.5, "unreadable": 0.5, "reference": 0.0}
 ADVICE = "Give the judge's url, model and key_variable in parameters_scores.yml as its server wants them."
+
+ANSWERING = 600.0
+"""Seconds for the judge to answer."""
 
 Key = tuple[str, str, int]
 """Task, problem, sample."""
@@ -105,6 +109,12 @@ def make_pairs(grader: Judge, answers: Sequence[Answered], reference: Sequence[A
     ]  # fmt: skip
 
 
+def name_of(pair: Pair) -> str:
+    """For an error."""
+    first = "the candidate's" if pair.candidate_first else "the reference's"
+    return f"{pair.task}, problem {pair.problem_id}, sample {pair.sample}, {first} answer first"
+
+
 def render(template: str, pair: Pair) -> str:
     """The judge's prompt for a pair. What the texts hold in braces stays as it is."""
     texts = (pair.candidate, pair.reference) if pair.candidate_first else (pair.reference, pair.candidate)
@@ -126,7 +136,8 @@ def read_verdict(text: str, candidate_first: bool) -> str:
 def collect_verdicts(grader: Judge, candidate: str, pairs: Sequence[Pair], folder: Path) -> pd.DataFrame:
     """The judge's verdicts on all pairs of a candidate, in their order (VERDICTS); those kept in `folder` are read.
 
-    ServerError for a server that is lost or refuses, or whose answer is no chat completion.
+    ServerError for a server that is lost or refuses, that does not answer within ANSWERING, or whose answer is no chat
+    completion.
     """
     template = Path(grader.prompt).read_text(encoding="utf-8")
     description = {
@@ -204,7 +215,7 @@ async def _ask_for_all(
 ) -> None:
     """Ask for every verdict and `put` them as they come, `max_in_flight` at a time."""
     waiting = iter(todo)
-    async with make_client() as client:
+    async with make_client(ANSWERING) as client:
 
         async def work() -> None:
             for pair in waiting:
@@ -215,7 +226,12 @@ async def _ask_for_all(
                     "max_tokens": grader.max_tokens,
                 }
                 url = f"{grader.url}/v1/chat/completions"
-                put(_read(await post(client, url, body, advice=ADVICE, key=key), url, pair))
+                try:
+                    answer = await post(client, url, body, advice=ADVICE, key=key)
+                except httpx2.ReadTimeout as error:
+                    raise ServerError(f"{url} did not answer within {ANSWERING:g} s about {name_of(pair)}. See what it "
+                                      "does; the run resumes.") from error  # fmt: skip
+                put(_read(answer, url, pair))
 
         working = [asyncio.create_task(work()) for _ in range(grader.max_in_flight)]
         try:
