@@ -443,6 +443,7 @@ class ScriptedJudge(ThreadingHTTPServer):
         self.breaks_after: int | None = None
         self.silent = False
         self.refuses = False
+        self.too_long = "A<too long"
         super().__init__(("127.0.0.1", 0), JudgeHandler)
 
     def say(self, prompt: str) -> str:
@@ -467,6 +468,8 @@ class JudgeHandler(BaseHTTPRequestHandler):
         }  # fmt: skip
         if self.server.refuses:
             status, answer = 404, {"error": "no such model"}
+        elif self.server.too_long in body["messages"][0]["content"]:
+            status, answer = 400, {"error": "too long"}
         elif self.server.breaks_after is not None and len(self.server.asked) > self.server.breaks_after:
             answer = {"choices": []}
         content = json.dumps(answer).encode()

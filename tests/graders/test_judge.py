@@ -115,6 +115,31 @@ def test_a_refusal_of_the_server_says_what_to_do(server, make_judge, tmp_path):
         collect_verdicts(judge, "trra-1", make_pairs(judge, OURS, REFERENCE), tmp_path / "work")
 
 
+def test_a_pair_that_the_server_refuses_is_counted_as_unreadable(server, make_judge, tmp_path):
+    judge = make_judge()
+    pairs = make_pairs(judge, answers(["longer", "too long, too long"]), REFERENCE[:2])
+    verdicts = collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    assert verdicts["winner"].tolist() == ["candidate", "candidate", "unreadable", "candidate"]
+    assert verdicts["text"][2] == 'Refused: status 400: {"error": "too long"}'
+    assert scores_of(verdicts) == {("chat", "chat-0", 0): 1, ("chat", "chat-1", 0): 0.75}
+    about = summarise_verdicts(verdicts, pairs)
+    assert (about["unreadable"], about["requests"], about["prompt_tokens"]) == (0.25, 4, 30)
+
+
+def test_a_server_that_refuses_all_pairs_is_asked_again_by_the_next_run(server, make_judge, tmp_path):
+    """Whatever it refuses them for is not in the pairs."""
+    server.too_long = "A<"
+    judge = make_judge()
+    pairs = make_pairs(judge, OURS[:2], REFERENCE[:2])
+    with pytest.raises(
+        ServerError, match=r"refused all 4 pairs of trra-1\. Refused: status 400: .*parameters_scores\.yml"
+    ):
+        collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    server.too_long = "nothing"
+    verdicts = collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    assert set(verdicts["winner"]) == {"candidate", "reference"} and len(server.asked) == 8
+
+
 def test_a_judge_that_says_nothing_is_asked_once(server, make_judge, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ANSWERING", 0.2)
     server.silent = True

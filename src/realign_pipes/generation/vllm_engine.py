@@ -51,6 +51,14 @@ class ServerError(UserError, RuntimeError):
     """A server is lost, refuses a request, or answers what cannot be used."""
 
 
+class RefusedError(ServerError):
+    """A server refuses a request."""
+
+    def __init__(self, message: str, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status, self.reason = status, reason
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """A model on a server."""
@@ -279,7 +287,7 @@ async def post(
 ) -> httpx2.Response:
     """The server's answer to a request for `body["model"]`, with the server's `key` if it wants one.
 
-    ServerError for a refusal, with `advice`, and if it does not answer in spite of DELAYS; httpx2.ReadTimeout once the
+    RefusedError with `advice`; ServerError if it does not answer in spite of DELAYS; httpx2.ReadTimeout once the
     client has waited for an answer, as a further one would take as long.
     """
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -295,7 +303,8 @@ async def post(
                 return answer
             trouble = f"status {answer.status_code}: {shortened(answer.text)}"
             if answer.status_code not in AGAIN:
-                raise ServerError(f"{url} refused the request for {body['model']!r} ({trouble}). {advice}")
+                message = f"{url} refused the request for {body['model']!r} ({trouble}). {advice}"
+                raise RefusedError(message, answer.status_code, trouble)
         logger.info("%s: %s", url, trouble)
         if delay is not None:
             await asyncio.sleep(delay)
