@@ -87,7 +87,7 @@ def all_kinds(checkpoints):
         Candidate("reference", "reference", math.nan, reference),
         Candidate("dera-0.5", "dera", 0.5, checkpoints),
         Candidate("aligned", "aligned", math.nan, aligned),
-        Candidate("aligned-min-p", "aligned", math.nan, aligned, plausibility=0.1),
+        Candidate("aligned-min-p", "aligned", math.nan, aligned, plausibility=1 - 1e-6),  # 1/e at GREEDY's temperature
         Candidate("merge-1.5", "merge", 1.5, checkpoints),
         Candidate("ties-1", "ties", 1.0, checkpoints, density=0.2),
         Candidate("svd-1.5", "svd", 1.5, checkpoints, rank=3),
@@ -171,7 +171,8 @@ def test_own_servers_are_found_by_name_or_path(sweep, checkpoints, fake_server, 
     others = "drawn with Transformers, as no server can: dera-0.5, merge-1.5, ties-1, svd-1.5, close-bias-2"
     assert others in caplog.messages
     assert set(served["aligned"]["engine"]) == {"vllm 0.32.0 and of unknown version of the server's choice"}
-    assert [body["min_p"] for body in by_path.bodies + by_root.bodies if "min_p" in body] == [0.1 ** (1 / 1e-6)] * 3
+    masked = [body["min_p"] for body in by_path.bodies + by_root.bodies if body["min_p"] > 0]
+    assert masked == pytest.approx([1 / math.e] * 3, rel=1e-5)
 
 
 def test_a_checkpoint_that_no_server_has_is_named_before_anything_is_drawn(

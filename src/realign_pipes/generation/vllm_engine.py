@@ -42,6 +42,10 @@ DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 AGAIN = frozenset((429, 500, 502, 503, 504))
 """Answers after which a request is sent once more: too many requests, or the server's own trouble."""
 
+NEUTRAL = {"top_k": 0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Of the sampling, what does nothing. A server takes what a request does not say from the checkpoint's
+generation_config.json, unless it was started with `--generation-config vllm`."""
+
 SPACING = 0x13C6EE_9E3779B1
 """Between the seeds of two samples. Its 53 bits and its lowest 32 are the golden ratio's share of their ranges: no
 choice keeps multiples further apart. Torch's generator on the CPU reads no more than the 32."""
@@ -222,7 +226,7 @@ class VLLMEngine:
     ) -> list[int]:
         """The tokens that follow `tokens`: up to one that ends the completion, or until it has `until` of them."""
         asked, most = [*prompt.token_ids, *tokens], until - len(tokens)
-        body = {
+        body: dict[str, Any] = {
             "model": endpoint.model,
             "prompt": asked,
             "max_tokens": most,
@@ -230,12 +234,12 @@ class VLLMEngine:
             "seed": seed_of(sampling.seed, prompt.key, sample, len(tokens)),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "min_p": served_min_p(self.min_p, sampling.temperature),
+            **NEUTRAL,
             "stop_token_ids": sorted(self.stops),
             "ignore_eos": True,  # only these stop it, and not what the server holds for the end
             "return_token_ids": True,
         }
-        if self.min_p > 0:
-            body["min_p"] = served_min_p(self.min_p, sampling.temperature)
         if arguments := _inra_arguments(prompt, self.plausibility, len(tokens)):
             body["vllm_xargs"] = arguments
         answer = await post(client, f"{endpoint.url}/v1/completions", body)
