@@ -115,6 +115,19 @@ def test_a_refusal_of_the_server_says_what_to_do(server, make_judge, tmp_path):
         collect_verdicts(judge, "trra-1", make_pairs(judge, OURS, REFERENCE), tmp_path / "work")
 
 
+def test_only_a_judge_elsewhere_is_asked_through_the_environment_s_proxy(server, make_judge, tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    judge = make_judge()
+    pairs = make_pairs(judge, OURS[:1], REFERENCE[:1])
+    monkeypatch.setenv("http_proxy", judge.url)  # the server takes the part of the proxy
+    collect_verdicts(make_judge(url="http://judge.invalid"), "trra-1", pairs, tmp_path / "elsewhere")
+    assert len(server.asked) == 2
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    collect_verdicts(judge, "trra-1", pairs, tmp_path / "here")
+    assert len(server.asked) == 4
+
+
 def test_a_pair_that_the_server_refuses_is_counted_as_unreadable(server, make_judge, tmp_path):
     judge = make_judge()
     pairs = make_pairs(judge, answers(["longer", "too long, too long"]), REFERENCE[:2])

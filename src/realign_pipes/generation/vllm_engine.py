@@ -246,13 +246,15 @@ class VLLMEngine:
         return _read_tokens(answer, endpoint.url, asked, most, self.stops)
 
 
-def make_client(answering: float | None = None) -> httpx2.AsyncClient:
-    """A client that waits `answering` seconds for an answer (None: without end), and is deaf to the environment's
-    proxies: servers are near."""
+def make_client(answering: float | None = None, *, proxies: bool = False) -> httpx2.AsyncClient:
+    """A client that waits `answering` seconds for an answer (None: without end).
+
+    `proxies`: through those of the environment. The servers that draw are near.
+    """
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(answering, connect=CONNECTING, pool=None),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-        trust_env=False,
+        trust_env=proxies,
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pandas as pd
@@ -37,6 +38,7 @@ from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
+from realign_pipes.serving.foreground import LOOPBACK
 from realign_pipes.sweep.schemas import VERDICTS, conform
 
 VERDICT = re.compile(r"^\W*verdict\W*(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE)
@@ -233,7 +235,7 @@ async def _ask_for_all(
 ) -> None:
     """Ask for every verdict and `put` them as they come, `max_in_flight` at a time."""
     waiting = iter(todo)
-    async with make_client(ANSWERING) as client:
+    async with make_client(ANSWERING, proxies=urlsplit(grader.url).hostname not in LOOPBACK) as client:
 
         async def work() -> None:
             for pair in waiting:
