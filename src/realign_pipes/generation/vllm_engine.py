@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
@@ -29,6 +30,7 @@ from realign_pipes.generation.closing import count_begun, thinking_open
 from realign_pipes.generation.engine import Closing, Completion, Description, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.paper.schedules import TokenBudget
+from realign_pipes.serving.server import end_of_log
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,14 @@ choice keeps multiples further apart. Torch's generator on the CPU reads no more
 
 class ServerError(UserError, RuntimeError):
     """A server is lost, refuses a request, or answers what cannot be used."""
+
+
+class LostError(ServerError):
+    """A server does not answer any more."""
+
+    def __init__(self, lost: str) -> None:
+        super().__init__(f"the server is lost: {lost}. Start it again, and then the run, which resumes.")
+        self.lost = lost
 
 
 class RefusedError(ServerError):
@@ -129,6 +139,8 @@ class VLLMEngine:
     """Beta of InRa's mask, for prompts with an alpha."""
     server: ExitStack = field(default_factory=ExitStack)
     """Stops the servers, where it was started for this engine."""
+    log: Path | None = None
+    """That server's."""
 
     def close(self) -> None:
         """Stop the servers, if they were started for this engine."""
@@ -159,6 +171,9 @@ class VLLMEngine:
                 if drawn:  # also those that came before an error
                     yield drawn
                 for one in group:
+                    if isinstance(one, LostError) and self.log is not None:
+                        end = f"The end of its log, {self.log}:\n{end_of_log(self.log)}"
+                        raise ServerError(f"the server is lost: {one.lost}. Start the run again, which resumes. {end}")
                     if isinstance(one, BaseException):
                         raise one
         finally:
@@ -293,7 +308,7 @@ async def post(
 ) -> httpx2.Response:
     """The server's answer to a request for `body["model"]`, with the server's `key` if it wants one.
 
-    RefusedError with `advice`; ServerError if it does not answer in spite of DELAYS; httpx2.ReadTimeout once the
+    RefusedError with `advice`; LostError if it does not answer in spite of DELAYS; httpx2.ReadTimeout once the
     client has waited for an answer, as a further one would take as long.
     """
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -314,12 +329,11 @@ async def post(
         logger.info("%s: %s", url, trouble)
         if delay is not None:
             await asyncio.sleep(delay)
-    raise ServerError(f"the server is lost: {url} failed {len(DELAYS) + 1} times, the last time with {trouble}. "
-                      "Start it again, and then the run, which resumes.")  # fmt: skip
+    raise LostError(f"{url} failed {len(DELAYS) + 1} times, the last time with {trouble}")
 
 
 async def _watch(client: httpx2.AsyncClient, url: str) -> None:
-    """Raise ServerError once a server has not said that it is alive as often as a request would be sent."""
+    """Raise LostError once a server has not said that it is alive as often as a request would be sent."""
     failed = 0
     while True:
         await asyncio.sleep(WATCHING)
@@ -329,8 +343,7 @@ async def _watch(client: httpx2.AsyncClient, url: str) -> None:
         except httpx2.TransportError:
             failed += 1
         if failed > len(DELAYS):
-            raise ServerError(f"the server is lost: {url}/health did not answer {failed} times. Start it again, "
-                              "and then the run, which resumes.")  # fmt: skip
+            raise LostError(f"{url}/health did not answer {failed} times")
 
 
 def _read_tokens(
