@@ -441,7 +441,9 @@ class ScriptedJudge(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.breaks_after: int | None = None
+        self.silent = False
         self.refuses = False
+        self.too_long = "A<too long"
         super().__init__(("127.0.0.1", 0), JudgeHandler)
 
     def say(self, prompt: str) -> str:
@@ -458,12 +460,16 @@ class JudgeHandler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)
         self.server.keys.append(self.headers["Authorization"])
+        while self.server.silent:
+            time.sleep(0.01)
         status, answer = 200, {
             "choices": [{"message": {"role": "assistant", "content": self.server.say(body["messages"][0]["content"])}}],
             "usage": {"prompt_tokens": 10, "completion_tokens": 3},
         }  # fmt: skip
         if self.server.refuses:
             status, answer = 404, {"error": "no such model"}
+        elif self.server.too_long in body["messages"][0]["content"]:
+            status, answer = 400, {"error": "too long"}
         elif self.server.breaks_after is not None and len(self.server.asked) > self.server.breaks_after:
             answer = {"choices": []}
         content = json.dumps(answer).encode()

@@ -4,8 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
-from realign_pipes.generation.closing import CloseThinking, make_closing
+from realign_pipes.errors import InputError
+from realign_pipes.generation.closing import CloseThinking, check_closing_tag, make_closing
 from realign_pipes.generation.engine import Closing, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.transformers_engine import TransformersEngine, draw_uniforms
@@ -210,6 +215,23 @@ def test_ids_of_the_tags_and_who_opened_the_thinking(tiny_tokenizer):
     several = make_closing(tiny_tokenizer, ThinkingTags(open="[T]", close="[/T]"), "?")
     assert [tiny_tokenizer.decode(list(ids)) for ids in (several.open_ids, several.close_ids)] == ["[T]", "[/T]"]
     assert len(several.close_ids) == 4
+
+
+def test_a_tag_that_merges_with_what_follows_it_is_refused(tiny_tokenizer):
+    """As `>` and a line break do in Qwen2's and Llama 3's vocabularies, and `</` with a space in SentencePiece's."""
+    check_closing_tag(tiny_tokenizer, "</think>")
+    check_closing_tag(tiny_tokenizer, "[/T]")
+    vocabulary = {token: number for number, token in enumerate(["x", ">", "Ċ", "Ġ", "<", "/", "t", ">Ċ", ">ĊĊ"])}
+    joined = Tokenizer(BPE(vocabulary, [(">", "Ċ"), (">Ċ", "Ċ")]))
+    joined.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=joined)
+    with pytest.raises(InputError, match=r"gives '</t>' other tokens in 'x\\n</t>\\n\\n' than alone.*add_tokens"):
+        check_closing_tag(tokenizer, "</t>")
+    tokenizer.add_tokens(["</t>"])
+    check_closing_tag(tokenizer, "</t>")
+    joined.pre_tokenizer = ByteLevel(add_prefix_space=True, use_regex=False)
+    with pytest.raises(InputError, match="other tokens"):
+        check_closing_tag(PreTrainedTokenizerFast(tokenizer_object=joined), "<t>")
 
 
 def test_forcing_survives_what_warps_the_distribution_and_leaves_other_rows_alone():

@@ -77,6 +77,11 @@ def test_completions_are_what_the_server_drew(start):
         "seed": seed_of(7, "p1", 1),
         "temperature": 0.5,
         "top_p": 0.9,
+        "min_p": 0.0,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "stop_token_ids": [3, 9],
         "ignore_eos": True,
         "return_token_ids": True,
@@ -256,11 +261,10 @@ def test_a_server_that_is_not_there():
         draw(VLLMEngine((Endpoint(url, "model"),), STOPS, 2, DESCRIPTION))
 
 
-def test_a_request_without_an_answer_is_sent_again(start, monkeypatch):
-    monkeypatch.setattr(module, "ANSWERING", 0.2)
-    server = start(trouble=lambda number, body: (lambda handler: time.sleep(1)) if number == 0 else None)
-    assert draw(engine_for(server)) == draw(engine_for(start()))
-    assert len(server.bodies) == 9
+def test_a_completion_is_waited_for_as_long_as_its_server_is_alive():
+    """Nothing but /health says whether a server still draws a long one."""
+    timeout = module.make_client().timeout
+    assert (timeout.connect, timeout.read, timeout.write, timeout.pool) == (module.CONNECTING, None, None, None)
 
 
 def test_a_server_that_hangs_is_lost_long_before_its_answer_is_due(start, monkeypatch):

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from realign_pipes.errors import InputError
 from realign_pipes.generation.vllm_engine import ServerError
+from realign_pipes.graders import judge as module
 from realign_pipes.graders.answered import Answered
 from realign_pipes.graders.judge import (
     Pair,
@@ -112,6 +113,57 @@ def test_a_refusal_of_the_server_says_what_to_do(server, make_judge, tmp_path):
     judge = make_judge()
     with pytest.raises(ServerError, match=r"refused the request for 'm' .*no such model.*parameters_scores\.yml"):
         collect_verdicts(judge, "trra-1", make_pairs(judge, OURS, REFERENCE), tmp_path / "work")
+
+
+def test_only_a_judge_elsewhere_is_asked_through_the_environment_s_proxy(server, make_judge, tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    judge = make_judge()
+    pairs = make_pairs(judge, OURS[:1], REFERENCE[:1])
+    monkeypatch.setenv("http_proxy", judge.url)  # the server takes the part of the proxy
+    collect_verdicts(make_judge(url="http://judge.invalid"), "trra-1", pairs, tmp_path / "elsewhere")
+    assert len(server.asked) == 2
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    collect_verdicts(judge, "trra-1", pairs, tmp_path / "here")
+    assert len(server.asked) == 4
+
+
+def test_a_pair_that_the_server_refuses_is_counted_as_unreadable(server, make_judge, tmp_path):
+    judge = make_judge()
+    pairs = make_pairs(judge, answers(["longer", "too long, too long"]), REFERENCE[:2])
+    verdicts = collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    assert verdicts["winner"].tolist() == ["candidate", "candidate", "unreadable", "candidate"]
+    assert verdicts["text"][2] == 'Refused: status 400: {"error": "too long"}'
+    assert scores_of(verdicts) == {("chat", "chat-0", 0): 1, ("chat", "chat-1", 0): 0.75}
+    about = summarise_verdicts(verdicts, pairs)
+    assert (about["unreadable"], about["requests"], about["prompt_tokens"]) == (0.25, 4, 30)
+
+
+def test_a_server_that_refuses_all_pairs_is_asked_again_by_the_next_run(server, make_judge, tmp_path):
+    """Whatever it refuses them for is not in the pairs."""
+    server.too_long = "A<"
+    judge = make_judge()
+    pairs = make_pairs(judge, OURS[:2], REFERENCE[:2])
+    with pytest.raises(
+        ServerError, match=r"refused all 4 pairs of trra-1\. Refused: status 400: .*parameters_scores\.yml"
+    ):
+        collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    server.too_long = "nothing"
+    verdicts = collect_verdicts(judge, "trra-1", pairs, tmp_path / "work")
+    assert set(verdicts["winner"]) == {"candidate", "reference"} and len(server.asked) == 8
+
+
+def test_a_judge_that_says_nothing_is_asked_once(server, make_judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ANSWERING", 0.2)
+    server.silent = True
+    judge = make_judge(max_in_flight=1)
+    with pytest.raises(
+        ServerError,
+        match=rf"{judge.url}/v1/.* did not answer within 0.2 s about chat, problem chat-0, sample 0, the cand",
+    ):
+        collect_verdicts(judge, "trra-1", make_pairs(judge, OURS, REFERENCE), tmp_path / "work")
+    server.silent = False
+    assert len(server.asked) == 1
 
 
 def test_only_the_first_samples_are_judged(make_judge):

@@ -179,6 +179,17 @@ def test_what_will_not_fit_is_said():
     assert not [one for one in warnings_of(less) if one.startswith("Reference")]
 
 
+def test_what_vllm_has_no_room_for_is_divided_but_for_inra():
+    vllm = {"engine": "vllm", "tensor_parallel_size": 1}
+    small = {"plan": {"device_memory": 3}}
+    alone = {one.partition(":")[0]: one for one in warnings_of(run_of("paper_trra", generation=vllm, **small))}
+    divided = run_of("paper_trra", generation={**vllm, "tensor_parallel_size": 8}, **small)
+    assert alone["Reference"].endswith("Set generation.tensor_parallel_size to more.")
+    assert alone["InRa"].endswith("InRa cannot be divided among GPUs.")
+    still = warnings_of(divided)
+    assert alone["InRa"] in still and not [one for one in still if one.startswith("Reference")]
+
+
 @pytest.mark.parametrize(
     ("changes", "free", "message"),
     [

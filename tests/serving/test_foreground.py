@@ -102,7 +102,7 @@ def test_what_vllm_is_told_of_inra(model):
 
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "architectures": ["Gemma2ForCausalLM"]}))
-    with pytest.raises(server.InputError, match=r"is a Gemma2ForCausalLM[.] InRa is served for LlamaForCausalLM"):
+    with pytest.raises(server.InputError, match=r"is a Gemma2ForCausalLM[.] vLLM serves InRa for LlamaFor"):
         server.serve_command(served, replica, CPU, "float32")
     (model / "inra_config.json").unlink()
     command = server.serve_command(served, replica, CPU, "float32")

@@ -39,12 +39,17 @@ if "broken" in options["--model"]:
     print("(Worker) ERROR ValueError: this model is broken")
     sys.exit("\\n".join(["(Engine)   File ..."] * 50 + ["RuntimeError: the engine did not start"]))
 
+if "locked" in options["--model"]:
+    child.kill()  # the guard would give it GRACE seconds
+
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        asks_for_a_key = self.path == "/v1/models" and ("VLLM_API_KEY" in os.environ or "locked" in options["--model"])
+        self.send_response(401 if asks_for_a_key else 200)
         self.end_headers()
         name = options["--served-model-name"]
-        self.wfile.write(json.dumps({"data": [{"id": name}], "pid": child.pid}).encode())
+        answer = {"error": "Unauthorized"} if asks_for_a_key else {"data": [{"id": name}], "pid": child.pid}
+        self.wfile.write(json.dumps(answer).encode())
 
     def log_message(self, *args):
         pass
@@ -117,6 +122,7 @@ def test_an_environment_without_vllm_is_named():
 def test_the_server_says_what_it_is_and_leaves_no_process(fake: Path, checkpoint: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # which nothing on this machine may be asked through
     monkeypatch.setenv("RANK", "0")  # of our processes, and nothing to vLLM's
+    monkeypatch.setenv("VLLM_API_KEY", "secret")  # of servers that people ask
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT / "src"), str(tmp_path)]))
     log = tmp_path / "vllm.log"
     with start_server(ServedModel(checkpoint), parameters(fake), log) as server:
@@ -165,6 +171,13 @@ def test_a_server_that_ends_at_its_start_shows_the_end_of_its_log(fake: Path, ch
     with pytest.raises(ServerError, match=r"(?s)this model is broken.*the engine did not start") as caught, server:
         pass
     assert str(tmp_path / "vllm.log") in str(caught.value)
+
+
+def test_a_server_that_does_not_list_its_model_shows_the_end_of_its_log(fake: Path, checkpoint: Path, tmp_path: Path):
+    locked = checkpoint.rename(tmp_path / "locked")
+    server = start_server(ServedModel(locked), parameters(fake), tmp_path / "vllm.log")
+    with pytest.raises(ServerError, match=r"(?s)status 401\).*vllm\.log:\nloading .*locked"), server:
+        pass
 
 
 def test_heads_without_a_kernel_are_refused_on_the_cpu_alone(make_checkpoint: Callable[..., Path], tmp_path: Path):

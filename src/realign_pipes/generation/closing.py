@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
+from realign_pipes.errors import InputError
 from realign_pipes.generation.engine import Closing
 from realign_pipes.tasks.completion import ThinkingTags, opens_thinking
 
@@ -20,6 +21,24 @@ def make_closing(
         tuple(tokenizer(tag, add_special_tokens=False)["input_ids"]) for tag in (tags.open, tags.close)
     )
     return Closing(open_ids, close_ids, opens_thinking(prompt, tags), at, bias)
+
+
+def check_closing_tag(tokenizer: PreTrainedTokenizerFast, tag: str) -> None:
+    """Raise InputError unless the ids of the closing tag stand in a text as they stand alone, whatever is around it.
+
+    BPE may join the end of a tag that is no token of its own with what follows: `>` and a line break. Then a tag that
+    a model writes is never found, and a second one is forced.
+    """
+    alone = tuple(tokenizer(tag, add_special_tokens=False)["input_ids"])
+    for after in ("\n\n", "x", " x"):
+        text = f"x\n{tag}{after}"
+        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not any(_ends_with(ids, count, alone) for count in range(len(ids) + 1)):
+            raise InputError(
+                f"the tokenizer gives {tag!r} other tokens in {text!r} than alone, so it would not be seen that a "
+                f"model closes its thinking. Make {tag!r} a token of its own (tokenizer.add_tokens), or set "
+                "alpha_sweep.budgets.tokens and alpha_sweep.close_biases to []."
+            )
 
 
 class CloseThinking(LogitsProcessor):

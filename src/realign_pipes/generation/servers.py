@@ -20,7 +20,7 @@ from realign_pipes.generation.vllm_engine import CONNECTING, Endpoint, ServerErr
 from realign_pipes.models.card import checkpoint_name
 from realign_pipes.models.load import read_dtype, read_stops
 from realign_pipes.runtime.files import atomic_path
-from realign_pipes.serving.inra import PLUGIN, has_plugin
+from realign_pipes.serving.inra import PLUGIN, has_plugin, inra_options
 from realign_pipes.serving.server import ServedModel, find_vllm, start_server
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,18 @@ class ManagedServers:
         self.has_plugin = has_plugin(self.installed.python)
 
     def serves(self, served: Served) -> bool:
-        """All but InRa, which needs the plug-in."""
-        return self.has_plugin or not served.takes_alpha
+        """All but InRa without the plug-in. InputError for InRa that vLLM would refuse when its turn comes."""
+        if not served.takes_alpha:
+            return True
+        if self.has_plugin:
+            inra_options(served.model.checkpoint)  # an InputError of its own
+            if self.parameters.tensor_parallel_size > 1:
+                raise InputError(
+                    f"generation.tensor_parallel_size is {self.parameters.tensor_parallel_size}, and the plug-in does "
+                    f"not divide a model of InRa, such as {served.path}, among GPUs. Set it to 1, and "
+                    "generation.data_parallel_size to the number of GPUs; or choose generation.engine: transformers."
+                )
+        return self.has_plugin
 
     def describe(self, served: Served) -> Description:
         """The version in the environment, and the checkpoint's dtype."""
@@ -132,6 +142,7 @@ class ManagedServers:
                 min_p=served.min_p,
                 plausibility=served.plausibility,
                 server=stack.pop_all(),
+                log=log,
             )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
@@ -29,19 +30,23 @@ from realign_pipes.generation.closing import count_begun, thinking_open
 from realign_pipes.generation.engine import Closing, Completion, Description, Prompt
 from realign_pipes.generation.parameters import Sampling
 from realign_pipes.paper.schedules import TokenBudget
+from realign_pipes.serving.server import end_of_log
 
 logger = logging.getLogger(__name__)
 
 CONNECTING = 30.0
 """Seconds for a server to accept a connection, and to answer whether it is alive."""
-ANSWERING = 3600.0
-"""Seconds for a server to answer a request: it sends a completion when it is whole, and 32,768 tokens take a while."""
 WATCHING = 30.0
-"""Seconds between two questions whether a server is alive."""
+"""Seconds between two questions whether a server is alive: what tells whether to go on waiting for a completion, which
+comes when it is whole."""
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds to wait before a request is sent once more. A server that has then still not answered it is lost."""
 AGAIN = frozenset((429, 500, 502, 503, 504))
 """Answers after which a request is sent once more: too many requests, or the server's own trouble."""
+
+NEUTRAL = {"top_k": 0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Of the sampling, what does nothing. A server takes what a request does not say from the checkpoint's
+generation_config.json, unless it was started with `--generation-config vllm`."""
 
 SPACING = 0x13C6EE_9E3779B1
 """Between the seeds of two samples. Its 53 bits and its lowest 32 are the golden ratio's share of their ranges: no
@@ -50,6 +55,22 @@ choice keeps multiples further apart. Torch's generator on the CPU reads no more
 
 class ServerError(UserError, RuntimeError):
     """A server is lost, refuses a request, or answers what cannot be used."""
+
+
+class LostError(ServerError):
+    """A server does not answer any more."""
+
+    def __init__(self, lost: str) -> None:
+        super().__init__(f"the server is lost: {lost}. Start it again, and then the run, which resumes.")
+        self.lost = lost
+
+
+class RefusedError(ServerError):
+    """A server refuses a request."""
+
+    def __init__(self, message: str, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status, self.reason = status, reason
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,8 @@ class VLLMEngine:
     """Beta of InRa's mask, for prompts with an alpha."""
     server: ExitStack = field(default_factory=ExitStack)
     """Stops the servers, where it was started for this engine."""
+    log: Path | None = None
+    """That server's."""
 
     def close(self) -> None:
         """Stop the servers, if they were started for this engine."""
@@ -148,6 +171,9 @@ class VLLMEngine:
                 if drawn:  # also those that came before an error
                     yield drawn
                 for one in group:
+                    if isinstance(one, LostError) and self.log is not None:
+                        end = f"The end of its log, {self.log}:\n{end_of_log(self.log)}"
+                        raise ServerError(f"the server is lost: {one.lost}. Start the run again, which resumes. {end}")
                     if isinstance(one, BaseException):
                         raise one
         finally:
@@ -215,7 +241,7 @@ class VLLMEngine:
     ) -> list[int]:
         """The tokens that follow `tokens`: up to one that ends the completion, or until it has `until` of them."""
         asked, most = [*prompt.token_ids, *tokens], until - len(tokens)
-        body = {
+        body: dict[str, Any] = {
             "model": endpoint.model,
             "prompt": asked,
             "max_tokens": most,
@@ -223,24 +249,27 @@ class VLLMEngine:
             "seed": seed_of(sampling.seed, prompt.key, sample, len(tokens)),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "min_p": served_min_p(self.min_p, sampling.temperature),
+            **NEUTRAL,
             "stop_token_ids": sorted(self.stops),
             "ignore_eos": True,  # only these stop it, and not what the server holds for the end
             "return_token_ids": True,
         }
-        if self.min_p > 0:
-            body["min_p"] = served_min_p(self.min_p, sampling.temperature)
         if arguments := _inra_arguments(prompt, self.plausibility, len(tokens)):
             body["vllm_xargs"] = arguments
         answer = await post(client, f"{endpoint.url}/v1/completions", body)
         return _read_tokens(answer, endpoint.url, asked, most, self.stops)
 
 
-def make_client() -> httpx2.AsyncClient:
-    """A client without bounds of its own, and deaf to the environment's proxies: servers are near."""
+def make_client(answering: float | None = None, *, proxies: bool = False) -> httpx2.AsyncClient:
+    """A client that waits `answering` seconds for an answer (None: without end).
+
+    `proxies`: through those of the environment. The servers that draw are near.
+    """
     return httpx2.AsyncClient(
-        timeout=httpx2.Timeout(ANSWERING, connect=CONNECTING, pool=None),
+        timeout=httpx2.Timeout(answering, connect=CONNECTING, pool=None),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-        trust_env=False,
+        trust_env=proxies,
     )
 
 
@@ -279,12 +308,15 @@ async def post(
 ) -> httpx2.Response:
     """The server's answer to a request for `body["model"]`, with the server's `key` if it wants one.
 
-    ServerError for a refusal, with `advice`, and if it does not answer in spite of DELAYS.
+    RefusedError with `advice`; LostError if it does not answer in spite of DELAYS; httpx2.ReadTimeout once the
+    client has waited for an answer, as a further one would take as long.
     """
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     for delay in (*DELAYS, None):
         try:
             answer = await client.post(url, json=body, headers=headers)
+        except httpx2.ReadTimeout:
+            raise
         except httpx2.TransportError as error:
             trouble = f"{type(error).__name__}: {error}".rstrip(": ")
         else:
@@ -292,16 +324,16 @@ async def post(
                 return answer
             trouble = f"status {answer.status_code}: {shortened(answer.text)}"
             if answer.status_code not in AGAIN:
-                raise ServerError(f"{url} refused the request for {body['model']!r} ({trouble}). {advice}")
+                message = f"{url} refused the request for {body['model']!r} ({trouble}). {advice}"
+                raise RefusedError(message, answer.status_code, trouble)
         logger.info("%s: %s", url, trouble)
         if delay is not None:
             await asyncio.sleep(delay)
-    raise ServerError(f"the server is lost: {url} failed {len(DELAYS) + 1} times, the last time with {trouble}. "
-                      "Start it again, and then the run, which resumes.")  # fmt: skip
+    raise LostError(f"{url} failed {len(DELAYS) + 1} times, the last time with {trouble}")
 
 
 async def _watch(client: httpx2.AsyncClient, url: str) -> None:
-    """Raise ServerError once a server has not said that it is alive as often as a request would be sent."""
+    """Raise LostError once a server has not said that it is alive as often as a request would be sent."""
     failed = 0
     while True:
         await asyncio.sleep(WATCHING)
@@ -311,8 +343,7 @@ async def _watch(client: httpx2.AsyncClient, url: str) -> None:
         except httpx2.TransportError:
             failed += 1
         if failed > len(DELAYS):
-            raise ServerError(f"the server is lost: {url}/health did not answer {failed} times. Start it again, "
-                              "and then the run, which resumes.")  # fmt: skip
+            raise LostError(f"{url}/health did not answer {failed} times")
 
 
 def _read_tokens(

@@ -2,8 +2,8 @@
 
 Each answer of a candidate is compared with the reference's answer to the same problem, twice: each of them comes first
 once, as judges prefer a place. A win is 1, a tie 0.5, and the score is the mean of both orders. A verdict that cannot
-be read counts as a tie, and is counted. Every verdict is kept as it comes, with the text that it was read from, so an
-interrupted run asks only for those that are missing.
+be read counts as a tie, and is counted; so does a pair that the server refuses. Every verdict is kept as it comes, with
+the text that it was read from, so an interrupted run asks only for those that are missing.
 
 Judges also prefer long answers (https://arxiv.org/abs/2404.04475): beside a win rate, read both mean lengths.
 """
@@ -17,11 +17,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
+import httpx2
 import pandas as pd
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from realign_pipes.generation.vllm_engine import InAnotherThread, ServerError, make_client, post, shortened
+from realign_pipes.generation.vllm_engine import (
+    InAnotherThread,
+    RefusedError,
+    ServerError,
+    make_client,
+    post,
+    shortened,
+)
 from realign_pipes.graders.answered import Answered
 from realign_pipes.graders.parameters import Judge, read_key
 from realign_pipes.graders.text import words_of
@@ -29,12 +38,20 @@ from realign_pipes.models.fingerprint import fingerprint
 from realign_pipes.runtime.files import append_line, whole_lines
 from realign_pipes.runtime.progress import progress_bar
 from realign_pipes.runtime.work import do_once
+from realign_pipes.serving.foreground import LOOPBACK
 from realign_pipes.sweep.schemas import VERDICTS, conform
 
 VERDICT = re.compile(r"^\W*verdict\W*(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE)
 PLACE = re.compile(r"\{(question|first|second)\}")
 WINS = {"candidate": 1.0, "tie": 0.5, "unreadable": 0.5, "reference": 0.0}
 ADVICE = "Give the judge's url, model and key_variable in parameters_scores.yml as its server wants them."
+
+REFUSED = "Refused: "
+"""Begins the text of a verdict on a pair that the server refused."""
+OF_A_PAIR = frozenset((400, 413, 422))
+"""Refusals that a pair may be the reason of: a content filter, or a limit of length."""
+ANSWERING = 600.0
+"""Seconds for the judge to answer."""
 
 Key = tuple[str, str, int]
 """Task, problem, sample."""
@@ -69,7 +86,7 @@ class Verdict:
     winner: str
     """candidate, reference, tie or unreadable."""
     text: str
-    """The judge's whole answer, with its reason."""
+    """The judge's whole answer, with its reason; or REFUSED and what the server said."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -105,6 +122,12 @@ def make_pairs(grader: Judge, answers: Sequence[Answered], reference: Sequence[A
     ]  # fmt: skip
 
 
+def name_of(pair: Pair) -> str:
+    """For an error."""
+    first = "the candidate's" if pair.candidate_first else "the reference's"
+    return f"{pair.task}, problem {pair.problem_id}, sample {pair.sample}, {first} answer first"
+
+
 def render(template: str, pair: Pair) -> str:
     """The judge's prompt for a pair. What the texts hold in braces stays as it is."""
     texts = (pair.candidate, pair.reference) if pair.candidate_first else (pair.reference, pair.candidate)
@@ -126,7 +149,8 @@ def read_verdict(text: str, candidate_first: bool) -> str:
 def collect_verdicts(grader: Judge, candidate: str, pairs: Sequence[Pair], folder: Path) -> pd.DataFrame:
     """The judge's verdicts on all pairs of a candidate, in their order (VERDICTS); those kept in `folder` are read.
 
-    ServerError for a server that is lost or refuses, or whose answer is no chat completion.
+    ServerError for a server that is lost or refuses every pair, that does not answer within ANSWERING, or whose answer
+    is no chat completion.
     """
     template = Path(grader.prompt).read_text(encoding="utf-8")
     description = {
@@ -179,8 +203,12 @@ def summarise_verdicts(verdicts: pd.DataFrame, pairs: Sequence[Pair]) -> dict[st
 def _ask(
     grader: Judge, key: str | None, template: str, candidate: str, pairs: Sequence[Pair], file: Path
 ) -> Mapping[tuple[str, str, int, bool], Verdict]:
-    """All verdicts by pair: those in `file`, and new ones, which are added to it as they come."""
-    found = {(one.task, one.problem_id, one.sample, one.candidate_first): one for one in _kept(file)}
+    """All verdicts by pair: those in `file`, and new ones, which are added to it as they come.
+
+    What was refused is asked for again. ServerError if all is: then it is not the pairs.
+    """
+    kept = [one for one in _kept(file) if not one.text.startswith(REFUSED)]
+    found = {(one.task, one.problem_id, one.sample, one.candidate_first): one for one in kept}
     todo = [pair for pair in pairs if pair.key not in found]
     came: queue.SimpleQueue[Verdict | BaseException] = queue.SimpleQueue()
     with progress_bar(f"judging {candidate}", len(pairs)) as advance:
@@ -196,6 +224,9 @@ def _ask(
                 advance()
         finally:
             asking.stop()
+    refused = [one.text for one in found.values() if one.text.startswith(REFUSED)]
+    if refused and len(refused) == len(found):
+        raise ServerError(f"{grader.url} refused all {len(found)} pairs of {candidate}. {refused[0]} {ADVICE}")
     return found
 
 
@@ -204,7 +235,7 @@ async def _ask_for_all(
 ) -> None:
     """Ask for every verdict and `put` them as they come, `max_in_flight` at a time."""
     waiting = iter(todo)
-    async with make_client() as client:
+    async with make_client(ANSWERING, proxies=urlsplit(grader.url).hostname not in LOOPBACK) as client:
 
         async def work() -> None:
             for pair in waiting:
@@ -215,7 +246,17 @@ async def _ask_for_all(
                     "max_tokens": grader.max_tokens,
                 }
                 url = f"{grader.url}/v1/chat/completions"
-                put(_read(await post(client, url, body, advice=ADVICE, key=key), url, pair))
+                try:
+                    answer = await post(client, url, body, advice=ADVICE, key=key)
+                except RefusedError as error:
+                    if error.status not in OF_A_PAIR:
+                        raise
+                    put(Verdict(*pair.key, "unreadable", f"{REFUSED}{error.reason}", 0, 0))
+                    continue
+                except httpx2.ReadTimeout as error:
+                    raise ServerError(f"{url} did not answer within {ANSWERING:g} s about {name_of(pair)}. See what it "
+                                      "does; the run resumes.") from error  # fmt: skip
+                put(_read(answer, url, pair))
 
         working = [asyncio.create_task(work()) for _ in range(grader.max_in_flight)]
         try:

@@ -125,7 +125,9 @@ def start_server(model: ServedModel, parameters: ServerParameters, log: Path) ->
     command = [*serve_command(model, parameters, installed, dtype), "--host", HOST, "--port", str(port)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
-        guard = start_guard(command, server_environment(installed, model), output)
+        variables = server_environment(installed, model)
+        variables.pop("VLLM_API_KEY", None)  # only we ask it, and without a key
+        guard = start_guard(command, variables, output)
     try:
         _wait_until_ready(model, guard, port, log)
         yield Server(f"http://{HOST}:{port}", served_name(model), installed.version, dtype)
@@ -271,7 +273,11 @@ def _wait_until_ready(model: ServedModel, guard: subprocess.Popen[bytes], port: 
                                   f"log, {log}:\n{end_of_log(log)}")  # fmt: skip
             time.sleep(INTERVAL)
         advance()
-    names = [one["id"] for one in json.loads(_get(port, "/v1/models")[1])["data"]]
+    status, listed = _get(port, "/v1/models")
+    if status != 200:
+        raise ServerError(f"the server on port {port} does not list what it serves (status {status}). The end of its "
+                          f"log, {log}:\n{end_of_log(log)}")  # fmt: skip
+    names = [one["id"] for one in json.loads(listed)["data"]]
     if served_name(model) not in names:
         raise ServerError(f"the server on port {port} serves {names}, not {served_name(model)}: another one took the "
                           "port. Start the run again.")  # fmt: skip

@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from realign_pipes.data.prompts import render_prompt
+from realign_pipes.generation.closing import check_closing_tag
 from realign_pipes.generation.engine import Description, Engine
 from realign_pipes.generation.graded import Question, completion_text, read_graded, sample_and_grade, seconds_taken
 from realign_pipes.generation.parameters import Sampling
@@ -91,8 +92,12 @@ class Evaluator:
 
         Columns are those of `schemas.GENERATIONS`, or of BUDGET_GENERATIONS for candidates inside a budget.
 
-        InputError, before anything is drawn, for a candidate that no server has and that one should.
+        InputError, before anything is drawn, for a candidate that no server has and that one should, and for a closing
+        tag that would not be found in what candidates write whose thinking is closed.
         """
+        if any(one.close_at is not None or KINDS[one.kind].biases_close for one in candidates):
+            for tag in sorted({question.tags.close for question in self.questions}):
+                check_closing_tag(self.tokenizer, tag)
         served = {candidate.name: self._served(candidate) for candidate in candidates}
         if self.servers is not None and (others := [name for name, one in served.items() if one is None]):
             logger.info("drawn with Transformers, as no server can: %s", ", ".join(others))

@@ -270,14 +270,19 @@ class Run:
         extra = self.adapter * reference.width if kind in ("inra", "token_budget") else 0
         room, weights = self.plan.device_memory * GIB, sum(model.weights for model in models) + extra
         if self.generation.engine == "vllm" and KINDS[kind].serve is not None:
-            share = self.generation.tensor_parallel_size
+            alone = KINDS[kind].takes_alpha  # the plug-in does not divide a model of InRa
+            share = 1 if alone else self.generation.tensor_parallel_size
             room *= estimate.VLLM_SHARE
             cache = estimate.kv_cache(reference, 1, positions, streams)
             if (weights + cache) / share > room:
                 self.warnings.append(
                     f"{KINDS[kind].label}: the weights ({weights / GIB:.1f} GiB) and one completion of {positions:,} "
-                    f"tokens ({cache / GIB:.1f} GiB) do not fit into {room * share / GIB:.1f} GiB of vLLM's. Set "
-                    "generation.tensor_parallel_size to more."
+                    f"tokens ({cache / GIB:.1f} GiB) do not fit into {room * share / GIB:.1f} GiB of vLLM's. "
+                    + (
+                        "InRa cannot be divided among GPUs."
+                        if alone
+                        else "Set generation.tensor_parallel_size to more."
+                    )
                 )
             return room
         memory = estimate.decoding(models, rows, positions, streams=streams, extra_weights=extra)
