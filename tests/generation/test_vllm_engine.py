@@ -204,9 +204,8 @@ def test_a_caller_that_stops_leaves_nothing_behind(start):
     next(groups)
     groups.close()
     stopped.set()
-    asked = len(server.bodies)
-    time.sleep(0.2)
-    assert len(server.bodies) == asked <= 3
+    time.sleep(0.5)  # also for a request that was on its way
+    assert len(server.bodies) <= 3  # of ten
 
 
 # -- a server's trouble ------------------------------------------------------------------------------------------------
