@@ -252,6 +252,15 @@ def test_weights_that_cannot_be_merged_are_refused_before_anything_is_drawn(make
     assert told.evaluated == []
 
 
+def test_a_student_that_cannot_draw_is_refused_before_the_search(make_job, world):
+    told = world()
+    drawing = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 600, "batch_size": 4}
+    trra = base(TrRa, "trra", on_policy=1.0, on_policy_sampling=drawing)
+    with pytest.raises(InputError, match=r"trra\.on_policy_sampling\.max_new_tokens is 600 and the longest prompt has"):
+        make_job(save=0.4).model_copy(update={"trra": trra}).run()
+    assert told.evaluated == []
+
+
 MANY = {"share": 1.0, "samples": 200}
 
 
@@ -380,3 +389,6 @@ def test_the_nodes_with_real_models(tmp_path, make_job, make_generation, problem
     monkeypatch.setattr("realign_pipes.pipelines.trra.job.train_trra", lambda *_, **__: pytest.fail("trained again"))
     again, _, _ = search_alpha(parameters, **arguments)
     assert again == found
+    one_more = make_sweep().model_copy(update={"others": {"theirs": "org/name@main"}})
+    again, _, _ = search_alpha(parameters, **{**arguments, "alpha_sweep": one_more})
+    assert again["sweep_completions"] == found["sweep_completions"] + len(evaluation) * one_more.sampling.samples
