@@ -193,9 +193,9 @@ def test_the_whole_stage_on_dialogues(
     task = {"kind": "dataset", "path": str(tmp_path / "pairs.jsonl"), "messages_column": "chosen", "verifier": "none"}
     sampling = {**sampled().calibration.sampling.model_dump(), "samples": 1}
     drawn = {"source": "sampled", "drawn_by": "aligned", "task": task, "sampling": sampling}
-    parameters = dialogue(
-        sampled().model_dump(), tmp_path, calibration={**drawn, "keep": "all", "min_tokens": 1, "max_tokens": 50}
-    )
+    calibration = {**drawn, "keep": "all", "min_tokens": 1, "max_tokens": 50}
+    tasks = {"chats": parameters.tasks["chats"].model_dump()}  # the prompts are the calibration's
+    parameters = dialogue(sampled().model_dump(), tmp_path, calibration=calibration, tasks=tasks)
     engine = scripted_engine(lambda prompt, sample: "hm<|im_end|>")
     monkeypatch.setattr("realign_pipes.generation.transformers_engine.TransformersEngine.of_checkpoint",
                         lambda path, **_: engine.open())  # fmt: skip

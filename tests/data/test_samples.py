@@ -298,6 +298,18 @@ class TestRefusals:
         message = self.refused(collect, type(sampled()).model_validate(raw), reference, tmp_path)
         assert "data_prep.tasks.maths" in message and "does not exist" in message
 
+    def test_too_few_problems_besides_the_calibration_s(self, collect, reference, tmp_path, sampled) -> None:
+        """Of 200 sums, 150 are the calibration's."""
+        sums = {
+            "kind": "reasoning_gym",
+            "dataset": "chain_sum",
+            "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+        }
+        raw = sampled(task={**sums, "problems": 150}).model_dump()
+        raw["tasks"] = {"sums": {**sums, "problems": 51}}
+        message = self.refused(collect, type(sampled()).model_validate(raw), reference, tmp_path)
+        assert "data_prep.tasks.sums: 51 distinct problems are wanted, and only 50 are left" in message
+
     def test_too_few_problems(self, collect, reference, tmp_path, sampled) -> None:
         few = {
             "kind": "reasoning_gym",

@@ -5,18 +5,24 @@ import json
 import re
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import huggingface_hub.constants
 import pytest
+import yaml
 
+from realign_pipes.errors import InputError
 from realign_pipes.models.card import write_model_card
 from realign_pipes.models.hub import PushError
 from realign_pipes.pipelines.push.nodes import push_checkpoints
 from realign_pipes.pipelines.push.parameters import Push
+from realign_pipes.pipelines.trra.parameters import TrRa
 
 TOKEN = "hf_write"
 REPOSITORY = "org/name"
+BASE = yaml.safe_load((Path(__file__).parents[2] / "conf/base/parameters_trra.yml").read_text())["trra"]
+TRRA = TrRa.model_validate({**BASE, "alphas": [0.5, 2.0], "iteration_alphas": [], "ablation_alphas": []})
 
 
 class Hub(ThreadingHTTPServer):
@@ -168,7 +174,7 @@ def content(folder):
 
 def test_each_checkpoint_arrives_whole_in_a_branch_of_its_own(open_hub, checkpoints):
     hub, (students, inra) = open_hub(), checkpoints
-    push_checkpoints(Push(to_hub=REPOSITORY, only=None), students, inra)
+    push_checkpoints(Push(to_hub=REPOSITORY, only=None), TRRA, students, inra)
     branches = hub.repositories[REPOSITORY]
     assert branches.keys() == {"main", "trra-0.5", "trra-2", "inra"} and hub.private == {REPOSITORY: True}
     for folder in (*students.values(), inra):
@@ -179,13 +185,26 @@ def test_each_checkpoint_arrives_whole_in_a_branch_of_its_own(open_hub, checkpoi
     assert [branch for branch, _ in hub.commits] == ["trra-0.5", "trra-2", "inra"]
 
 
+def test_students_go_without_inra_and_those_of_former_parameters_stay(open_hub, checkpoints, tmp_path, caplog):
+    hub, (students, _) = open_hub(), checkpoints
+    fewer = TRRA.model_copy(update={"alphas": [2.0, 3.0]})
+    push_checkpoints(Push(to_hub=REPOSITORY, only=None), fewer, students, tmp_path / "no_inra")
+    assert hub.repositories[REPOSITORY].keys() == {"main", "trra-2"}
+    assert "not uploaded, as the parameters of trra do not name them: 0.5/trra-0.5" in caplog.text
+    for name in ("trra-0.5", "inra"):
+        with pytest.raises(InputError, match=rf"push\.only is {name}, but the checkpoints are trra-2"):
+            push_checkpoints(Push(to_hub=REPOSITORY, only=name), fewer, students, tmp_path / "no_inra")
+    with pytest.raises(InputError, match="there is no checkpoint to upload"):
+        push_checkpoints(Push(to_hub=REPOSITORY, only=None), TRRA, {}, tmp_path / "no_inra")
+
+
 def test_another_push_replaces_the_branch_and_leaves_the_others(open_hub, checkpoints):
     hub, (students, inra) = open_hub(), checkpoints
-    push_checkpoints(Push(to_hub=REPOSITORY, only=None), students, inra)
+    push_checkpoints(Push(to_hub=REPOSITORY, only=None), TRRA, students, inra)
     before = {name: dict(files) for name, files in hub.repositories[REPOSITORY].items()}
     (inra / "curves" / "metrics.json").unlink()
     (inra / "new.txt").write_text("new")
-    push_checkpoints(Push(to_hub=REPOSITORY, only="inra"), students, inra)
+    push_checkpoints(Push(to_hub=REPOSITORY, only="inra"), TRRA, students, inra)
     assert hub.repositories[REPOSITORY] == {**before, "inra": {".gitattributes": b"", **content(inra)}}
 
 
@@ -197,7 +216,7 @@ def test_a_refusal_says_why_and_how_to_push_again(status, said, open_hub, checkp
     students, inra = checkpoints
     before = content(inra)
     with pytest.raises(PushError, match=said) as error:
-        push_checkpoints(Push(to_hub=REPOSITORY, only="inra"), students, inra)
+        push_checkpoints(Push(to_hub=REPOSITORY, only="inra"), TRRA, students, inra)
     again = "kedro run --pipelines push --params push.to_hub=org/name,push.only=inra"
     assert str(error.value).startswith("inra was not uploaded to org/name: ")
     assert f"The checkpoint is still in {inra}; to try again: {again}" in str(error.value)
@@ -210,24 +229,24 @@ def test_no_token_a_hub_that_is_gone_and_offline_mode_are_said(open_hub, checkpo
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere")
     with pytest.raises(PushError, match=r"there is no token. Log in \(hf auth login\), or set HF_TOKEN"):
-        push_checkpoints(push, students, inra)
+        push_checkpoints(push, TRRA, students, inra)
     assert hub.repositories == {}
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.shutdown()
     hub.server_close()
     with pytest.raises(PushError, match="the hub cannot be reached"):
-        push_checkpoints(push, students, inra)
+        push_checkpoints(push, TRRA, students, inra)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(PushError, match=r"the hub cannot be reached: .*HF_HUB_OFFLINE"):
-        push_checkpoints(push, students, inra)
+        push_checkpoints(push, TRRA, students, inra)
 
 
 def test_without_a_repository_or_with_an_unknown_name_nothing_is_uploaded(open_hub, checkpoints):
     hub, (students, inra) = open_hub(), checkpoints
     with pytest.raises(ValueError, match=r"push\.to_hub does not say where"):
-        push_checkpoints(Push(to_hub=None, only=None), students, inra)
+        push_checkpoints(Push(to_hub=None, only=None), TRRA, students, inra)
     with pytest.raises(ValueError, match=r"push\.only is trra-3, but the checkpoints are trra-0.5, trra-2, inra"):
-        push_checkpoints(Push(to_hub=REPOSITORY, only="trra-3"), students, inra)
+        push_checkpoints(Push(to_hub=REPOSITORY, only="trra-3"), TRRA, students, inra)
     with pytest.raises(ValueError, match="pattern"):
         Push(to_hub="name", only=None)
     assert hub.repositories == {}

@@ -17,12 +17,12 @@ from realign_pipes.models.load import load_model
 from realign_pipes.paper.inra import InRaForCausalLM
 from realign_pipes.pipelines.data_prep.parameters import DataPrep
 from realign_pipes.pipelines.find_alpha import job as module
-from realign_pipes.pipelines.find_alpha.job import SearchAlpha
+from realign_pipes.pipelines.find_alpha.job import Found, SearchAlpha
 from realign_pipes.pipelines.find_alpha.nodes import draw_problems, search_alpha
 from realign_pipes.pipelines.find_alpha.parameters import FindAlpha
 from realign_pipes.pipelines.inra.parameters import InRa
 from realign_pipes.pipelines.trra.parameters import TrRa
-from realign_pipes.runtime.launch import Folders, Launcher
+from realign_pipes.runtime.launch import Folders, Launcher, run_written_job, write_job
 from realign_pipes.runtime.tracking import NOT_TRACKED
 from realign_pipes.sweep.evaluate import Evaluator
 from realign_pipes.sweep.parameters import AlphaSweep
@@ -106,6 +106,8 @@ def make_job(tmp_path, pair, examples, make_generation, tiny_tokenizer):
 class World:
     """What candidates do: each kind a function alpha -> (share saved, share lost). Nothing is decoded or trained."""
 
+    graded = True
+
     def __init__(self, folder, **kinds):
         self.folder, self.kinds, self.evaluated, self.trained = folder, kinds, [], []
 
@@ -117,7 +119,7 @@ class World:
             {"candidate": candidate.name, "kind": candidate.kind, "alpha": candidate.alpha,
              "plausibility": candidate.plausibility, "engine": "none", "task": "sums", "problem_id": question.id,
              "sample": sample, "completion": "", "completion_tokens": round(10_000 * (1 - saved)), "finished": True,
-             "correct": (sample + 0.5) / sampling.samples > 0.1 + lost, "seconds": 1.0}
+             "correct": (sample + 0.5) / sampling.samples > 0.1 + lost if self.graded else None, "seconds": 1.0}
             for question in evaluator.questions
             for sample in range(sampling.samples)
         ]  # fmt: skip
@@ -183,6 +185,16 @@ def test_alpha_0_is_as_right_as_the_reference_where_it_is_graded(make_job, world
     assert math.isnan(bench.reference_itself("dera").pass_at_1)
 
 
+def test_what_was_found_without_answers_comes_back_from_its_processes(make_job, world, tmp_path):
+    """pass@1 is NaN there, for which JSON has no name."""
+    world(merge=saves(0.2), trra=saves(0.2)).graded = False
+    write_job(make_job(save=0.4), tmp_path / "launch")
+    run_written_job(SearchAlpha, tmp_path / "launch")
+    found = Found.model_validate_json((tmp_path / "launch" / "result.json").read_text())
+    assert found.confirmed.alpha == pytest.approx(2.0, abs=0.05)
+    assert math.isnan(found.confirmed.pass_at_1) and math.isnan(found.confirmed.difference)
+
+
 def test_a_student_that_misses_the_wish_is_trained_once_more(make_job, world):
     """It saves a tenth more than the knob, so that the alpha where the knob saves 0.3 is needed."""
     told = world(merge=saves(0.2), trra=lambda alpha: (0.1 + 0.2 * alpha, 0.0))
@@ -237,6 +249,15 @@ def test_weights_that_cannot_be_merged_are_refused_before_anything_is_drawn(make
     make_checkpoint(pair[1], seed=2, intermediate_size=32)
     with pytest.raises(InputError, match=r"cannot be merged: .*mlp.* take merge out of find_alpha.knobs"):
         job.run()
+    assert told.evaluated == []
+
+
+def test_a_student_that_cannot_draw_is_refused_before_the_search(make_job, world):
+    told = world()
+    drawing = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 600, "batch_size": 4}
+    trra = base(TrRa, "trra", on_policy=1.0, on_policy_sampling=drawing)
+    with pytest.raises(InputError, match=r"trra\.on_policy_sampling\.max_new_tokens is 600 and the longest prompt has"):
+        make_job(save=0.4).model_copy(update={"trra": trra}).run()
     assert told.evaluated == []
 
 
@@ -368,3 +389,6 @@ def test_the_nodes_with_real_models(tmp_path, make_job, make_generation, problem
     monkeypatch.setattr("realign_pipes.pipelines.trra.job.train_trra", lambda *_, **__: pytest.fail("trained again"))
     again, _, _ = search_alpha(parameters, **arguments)
     assert again == found
+    one_more = make_sweep().model_copy(update={"others": {"theirs": "org/name@main"}})
+    again, _, _ = search_alpha(parameters, **{**arguments, "alpha_sweep": one_more})
+    assert again["sweep_completions"] == found["sweep_completions"] + len(evaluation) * one_more.sampling.samples

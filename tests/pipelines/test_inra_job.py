@@ -1,6 +1,7 @@
 """Training the adapter: the three losses against plain formulas, and that nothing but the adapter moves."""
 
 import json
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
@@ -374,6 +375,24 @@ def test_the_frozen_weights_may_be_bfloat16_and_are_saved_as_they_were(make, mon
 def test_two_dtypes_without_autocast_are_refused_before_training(make):
     with pytest.raises(InputError, match=r"Set inra\.bf16 to true"):
         make(frozen_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"frozen_dtype": "bfloat16"}, True),
+        ({"dtype": "bfloat16"}, True),
+        ({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "adapter": "lora"}, True),  # LoRA's are float32
+        ({"dtype": "bfloat16", "frozen_dtype": "bfloat16"}, False),
+        ({"dtype": "bfloat16", "adapter": "lora"}, False),
+        ({"frozen_dtype": "auto"}, False),  # the checkpoint decides
+        ({"frozen_dtype": "bfloat16", "bf16": None}, False),  # the device decides
+        ({"frozen_dtype": "bfloat16", "bf16": True}, False),
+    ],
+)
+def test_two_dtypes_that_never_meet_are_refused_with_the_parameters(changes, refused):
+    with pytest.raises(ValidationError, match="Set bf16 to true") if refused else nullcontext():
+        make_parameters(**{"bf16": False, **changes})
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "trra"])

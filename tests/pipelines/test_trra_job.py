@@ -401,7 +401,7 @@ def test_a_finished_checkpoint_is_found_again_until_something_changes(monkeypatc
     assert fingerprint_model(path) != before
 
 
-def test_the_cache_of_other_models_or_data_is_refused_before_training(tmp_path, pair, examples):
+def test_the_cache_of_other_models_data_or_dtype_is_refused_before_training(tmp_path, pair, examples):
     cache_for(pair, examples, tmp_path)
     cached = TEACHERS.model_copy(update={"mode": "cached"})
     make_teachers(pair, examples, tmp_path, cached)
@@ -409,6 +409,9 @@ def test_the_cache_of_other_models_or_data_is_refused_before_training(tmp_path, 
         make_teachers(pair, Dataset.from_list(list(examples)[:5]), tmp_path, cached)
     with pytest.raises(ValueError, match="another model"):
         make_teachers(pair[::-1], examples, tmp_path, cached)
+    with pytest.raises(ValueError, match=r"another dtype .* kedro run --pipeline teacher_logits"):
+        make_teachers(pair, examples, tmp_path, cached.model_copy(update={"dtype": "bfloat16"}))
+    make_teachers(pair, examples, tmp_path, cached.model_copy(update={"dtype": "float32"}))
 
 
 def logits(model):

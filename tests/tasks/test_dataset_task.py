@@ -31,6 +31,12 @@ def test_reads_each_form(name, tmp_path) -> None:
     assert list(rows) == [{"question": "1 + 1", "answer": 2}, {"question": "2 + 2", "answer": 4}]
 
 
+@pytest.mark.parametrize("source", [{"path": "rows.jsonl"}, {"hub": "org/maths", "split": "test", "revision": "v2"}])
+def test_a_source_survives_the_json_in_which_a_job_gets_to_its_processes(source) -> None:
+    task = DatasetTask(kind="dataset", **source)
+    assert DatasetTask.model_validate_json(task.model_dump_json()) == task
+
+
 def test_make_problems(tmp_path) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS)
     task = DatasetTask(kind="dataset", path=path, question_column="problem", answer_column="solution")

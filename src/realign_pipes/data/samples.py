@@ -39,6 +39,11 @@ ENOUGH = 32
 """If this many problems have no usable completion, no more are drawn: something is wrong."""
 
 
+def calibration_problems(task: Problems, seed: int) -> list[Problem]:
+    """The problems whose completions `draw_samples` draws."""
+    return draw_problems(f"{KEY}.task", NAME, task, seed)
+
+
 def draw_samples(
     open_engine: Callable[[], Engine],
     task: Problems,
@@ -61,7 +66,7 @@ def draw_samples(
 
     InputError if no completion is usable, as soon as ENOUGH problems are answered.
     """
-    problems = {problem.id: problem for problem in draw_problems(f"{KEY}.task", NAME, task, seed)}
+    problems = {problem.id: problem for problem in calibration_problems(task, seed)}
     questions = {name: _question(problem, task, tokenizer, tags, instruction) for name, problem in problems.items()}
     check_length(
         [question.prompt_ids for question in questions.values()],

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class Measured(BaseModel):
     """A candidate against the reference: shares in [0, 1], means over the tasks."""
+
+    # Where no task has answers, pass@1 is NaN. As null it could not be read back from a launch's processes.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     kind: str
     alpha: float

@@ -68,8 +68,11 @@ class DatasetSource(Parameters):
     def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either path (a file or folder) or hub (a dataset's name there)")
-        if self.path is not None and (given := {"subset", "split", "revision"} & self.model_fields_set):
-            raise ValueError(f"{', '.join(sorted(given))}: these are for a dataset of the hub, and path is given")
+        # Not `model_fields_set`: a job that a launch's processes read back has every field set.
+        defaults = {name: DatasetSource.model_fields[name].default for name in ("revision", "split", "subset")}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.path is not None and given:
+            raise ValueError(f"{', '.join(given)}: these are for a dataset of the hub, and path is given")
         return self
 
     def named(self) -> str:

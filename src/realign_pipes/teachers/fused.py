@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from realign_pipes.models.fingerprint import fingerprint_model, fingerprint_tokenizer, read_in_main_process
-from realign_pipes.models.load import check_pair, default_device, load_model
+from realign_pipes.models.load import check_pair, default_device, load_model, read_dtype, resolve_adapter
 from realign_pipes.paper.trra import Teacher, TeacherSignal
 from realign_pipes.teachers.hidden_states import HiddenStateCache, cache_model, open_cache
 from realign_pipes.teachers.parameters import Teachers
@@ -33,7 +33,7 @@ class FusedTeachers:
     """The teachers that one pair of models makes over one calibration set.
 
     Everything is checked here, before the first training: both checkpoints, that they share one tokenizer, and (with
-    cached teachers) that the cache is whole and was made from exactly these models and data.
+    cached teachers) that the cache is whole and was made from exactly these models and data, in the dtype asked for.
     """
 
     def __init__(
@@ -85,8 +85,11 @@ class FusedTeachers:
         return CachedTeacher(self.caches[self.reference], self.caches[aligned], self.device)
 
     def _cache_source(self, model: Path) -> dict[str, str]:
+        """With the dtype too: a cache may be older than the parameters."""
+        dtype = self.teachers.dtype
         return {
             "model": fingerprint_model(model),
             "tokenizer": self.tokenizer_fingerprint,
             "data": self.data_fingerprint,
+            "dtype": read_dtype(resolve_adapter(model) or model) if dtype == "auto" else dtype,
         }

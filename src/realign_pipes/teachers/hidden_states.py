@@ -278,8 +278,8 @@ def open_cache(folder: Path, source: dict[str, str], examples: Dataset) -> Hidde
     Nothing in the cache is trusted: file names must be those that `write_cache` gives, and lengths and shapes are
     compared with the completions of `examples` (the column `completion_ids`).
 
-    Raises CacheMismatchError naming what differs (model, tokenizer or data), or the file that is missing, truncated
-    or altered.
+    Raises CacheMismatchError naming what differs (model, tokenizer, data, or the dtype if `source` has one), or the
+    file that is missing, truncated or altered.
     """
     index_path = folder / "index.json"
     if not index_path.is_file():

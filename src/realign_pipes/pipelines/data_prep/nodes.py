@@ -29,11 +29,12 @@ def collect_samples(
     """Completions of the calibration problems, sampled from one of the models or read from disk, graded if they can be.
 
     This is the first node of a realignment. So it also checks that the two models fit together, that there are problems
-    for the evaluation, and that the models have room for the completions of the sweep: these two and the sweep's
-    others, which are there from here on. Before anything is sampled, replies and pairs that are given are read once.
+    for the evaluation besides the calibration's, and that the models have room for the completions of the sweep: these
+    two and the sweep's others, which are there from here on. Before anything is sampled, replies and pairs that are
+    given are read once.
     """
     from realign_pipes.data import given, samples
-    from realign_pipes.data.problems import draw_problems
+    from realign_pipes.data.problems import draw_problems, normalise
     from realign_pipes.data.prompts import check_thinking, render_prompt, thinking_tags
     from realign_pipes.generation.graded import check_length
     from realign_pipes.generation.servers import engine_of_checkpoint
@@ -48,8 +49,11 @@ def collect_samples(
     for path in others:
         check_pair(reference_model, path)
     calibration, seed = parameters.calibration, parameters.seed
+    calibrated: set[str] = set()  # what a dataset holds is read below, and costs no sampling
+    if isinstance(calibration, SampledCalibration):
+        calibrated = {normalise(one.question) for one in samples.calibration_problems(calibration.task, seed)}
     for name, task in parameters.tasks.items():
-        problems = draw_problems(f"data_prep.tasks.{name}", name, task, seed)
+        problems = draw_problems(f"data_prep.tasks.{name}", name, task, seed, calibrated)
         prompt_ids = [
             render_prompt(tokenizer, problem.chat, parameters.instruction, instruction)[1]
             for problem in problems

@@ -26,7 +26,7 @@ from realign_pipes.models.fingerprint import fingerprint_model
 from realign_pipes.models.load import check_pair, load_model, max_positions
 from realign_pipes.paper.merging import check_mergeable
 from realign_pipes.pipelines.find_alpha.parameters import FindAlpha, Knob, Measurement
-from realign_pipes.pipelines.trra.job import train_student
+from realign_pipes.pipelines.trra.job import check_on_policy, train_student
 from realign_pipes.pipelines.trra.parameters import StudentName, TrRa
 from realign_pipes.runtime.launch import AbsolutePath, Job, run_as_process
 from realign_pipes.runtime.tracking import NOT_TRACKED, Tracking
@@ -87,8 +87,9 @@ class SearchAlpha(Job[Found]):
     def run(self) -> Found:
         """The student at the alpha found, its figures, and all steps of the search.
 
-        InputError, before anything is drawn, for models that do not fit together or have too few positions, and for a
-        knob that cannot be opened; after the ends of all knobs were measured, for a wish that is beyond all of them.
+        InputError, before anything is drawn, for models that do not fit together or have too few positions, for a
+        student that cannot be trained on-policy, and for a knob that cannot be opened; after the ends of all knobs were
+        measured, for a wish that is beyond all of them.
         """
         wish = self.parameters.wish()
         teachers = FusedTeachers(
@@ -99,6 +100,8 @@ class SearchAlpha(Job[Found]):
             teacher_cache=self.teacher_cache,
             attn_implementation=self.attn_implementation,
         )
+        if self.trra.on_policy:
+            check_on_policy(self.trra, teachers, self.chat_template)
         knobs = [knob for knob in self.parameters.knobs if self._serves(knob)]
         search = _Bench(self, self.search_problems, self.parameters.search, self.work / "search")
         confirm = _Bench(self, self.confirming_problems, self.parameters.confirm, self.work / "confirm")

@@ -108,7 +108,7 @@ def search_alpha(
         tracking=tracking,
     )
     found = launch(job, Found, launcher, folders.work / "launch" / "find_alpha", training=trra)
-    # Only to count what the stage alpha_sweep draws: any student stands in for those that it measures.
+    # Only to count what the stage alpha_sweep draws: any checkpoint stands in for those that it measures.
     grid = MeasureCandidates(
         parameters=alpha_sweep,
         generation=generation,
@@ -121,6 +121,7 @@ def search_alpha(
         inra_checkpoint=inra_checkpoint,
         problems=folder_of(evaluation_set),
         work=folders.work / "alpha_sweep",
+        others=dict.fromkeys(alpha_sweep.others, found.checkpoint),
     )
     summary = summarise_search(
         parameters.wish(),

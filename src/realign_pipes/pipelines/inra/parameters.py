@@ -70,6 +70,11 @@ class InRa(Training):
             check_divergence(
                 self.trra.divergence, self.plausibility, names=("inra.trra.divergence", "inra.plausibility")
             )
+        # LoRA's matrices are float32. `auto`, and bf16 null, are known only with the checkpoint and the device.
+        dtypes = {"float32" if self.adapter == "lora" else self.dtype, self.frozen_dtype}
+        if len(dtypes) == 2 and "auto" not in dtypes and self.bf16 is False:
+            raise ValueError(f"the trained weights and the frozen ones are {' and '.join(sorted(dtypes))}, which only "
+                             "meet under bf16. Set bf16 to true, or frozen_dtype and dtype alike")  # fmt: skip
         return self
 
     def of_dpo(self) -> Self:
