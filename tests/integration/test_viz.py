@@ -119,14 +119,14 @@ def test_the_page_opens_with_a_box_and_a_layer_for_each_stage(page):
 def test_whatever_is_drawn_between_the_stages_is_data(page, site):
     """Every node that is not a stage or a node of one is an entry of the catalog; parameters are there, but hidden.
 
-    find_alpha, ladder, plan, tax and turns are not in the default run, so their data sets are not there.
+    find_alpha, ladder, plan, push, tax and turns are not in the default run, so their data sets are not there.
     """
     drawn = json.loads((site / "api" / "main").read_text())["nodes"]
     data = {one["name"] for one in drawn if one["type"] == "data"}
     besides = {
         name
         for name, entry in CATALOG.items()
-        if entry["metadata"]["kedro-viz"]["layer"] in ("find_alpha", "ladder", "plan", "tax", "turns")
+        if entry["metadata"]["kedro-viz"]["layer"] in ("find_alpha", "ladder", "plan", "push", "tax", "turns")
     }
     assert data == set(CATALOG) - besides
     parameters = {one["name"] for one in drawn if one["type"] == "parameters"}
