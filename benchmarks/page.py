@@ -11,8 +11,9 @@ from realign_pipes.reporting.tables import Cells, markdown_table
 PROJECT = Path(__file__).parents[1]
 INTRODUCTION = """# Benchmarks
 
-Made by `make bench` (after `make run`), from `benchmarks/results/`. A time by itself means nothing on a shared machine:
-every ratio is the median, over repetitions, of two variants' times in the same repetition, the variants run in turn.
+Made from `benchmarks/results/`, to which each script of `make bench` adds what it found (after `make run`); the options
+of that run are above its table. A time by itself means nothing on a shared machine: every ratio is the median, over
+repetitions, of two variants' times in the same repetition, the variants run in turn.
 Peak memory is what a variant needed above what was held before it (resident, or of the GPU). Each script in
 `benchmarks/` says at its head what it compares.
 """
