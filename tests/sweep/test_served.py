@@ -137,7 +137,7 @@ def test_a_sweep_on_managed_servers_is_the_one_with_transformers(
     served = sweep(candidates, generation)
     assert started == ["reference", "aligned", "merge-1.5", "ties-1", "svd-1.5"], "a server for all that loads the same"
     assert "drawn with Transformers, as no server can: dera-0.5, close-bias-2" in caplog.messages
-    assert not [path for path in (tmp_path / "work" / "served").iterdir() if path.is_dir()], "merged weights are not kept"
+    assert not [path for path in (tmp_path / "work" / "served").iterdir() if path.is_dir()], "merged weights go"
     ours = sweep(candidates, make_generation(), "transformers")
     assert texts(served) == texts(ours) != {**texts(ours), "svd-1.5": texts(ours)["merge-1.5"]} and list(
         served
