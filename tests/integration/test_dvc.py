@@ -293,7 +293,7 @@ def test_a_module_that_changes_reruns_what_is_downstream(changing):
     assert changing.ran("dvc", "repro") == {"reporting"}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_an_experiment_with_another_alpha_trains_and_measures_that_one(changing):
     before = changing.read("data/08_reporting/sweep_metrics.json")
     headline = changing.read(HEADLINE)
@@ -336,7 +336,7 @@ def test_experiments_with_another_divergence_and_learning_rate_are_shown_side_by
             assert row[name] == figure if name == "candidate" else float(row[name]) == pytest.approx(figure, abs=1e-4)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_data_file_that_changes_reruns_what_is_downstream(changing):
     with changing.problems.open("a") as stream:
         stream.write(json.dumps({"question": PROBLEM.format(1, 1), "answer": "2"}) + "\n")

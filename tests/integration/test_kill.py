@@ -298,7 +298,7 @@ def forget(data: Path, stages: list[str]) -> None:
     ("stages", "kills"),
     [
         pytest.param(["trra"], 1, id="in_trra"),
-        pytest.param(STAGES, 1, id="once", marks=pytest.mark.full),
+        pytest.param(STAGES, 1, id="once", marks=pytest.mark.slow),
         pytest.param(STAGES, 5, id="five_times", marks=pytest.mark.slow),
     ],
 )

@@ -263,7 +263,7 @@ def check_same_completions(ours, theirs):
     assert same.mean() > 0.95
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_data_parallel_makes_what_one_process_makes(
     make_generation, models, examples, students, adapter, caches, tmp_path
 ):
@@ -323,7 +323,7 @@ def test_data_parallel_makes_what_one_process_makes(
     assert not list((tmp_path / "two" / "sweep").rglob("completions-*"))
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(9, marks=pytest.mark.full)])
+@pytest.mark.parametrize("number", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_fsdp_makes_what_one_process_makes(students, adapter, make_checkpoint, tmp_path, number):
     """The first of the jobs, or all."""
     tied = make_checkpoint(tmp_path / "tied", seed=3, tie_word_embeddings=True)
