@@ -172,8 +172,8 @@ class VLLMEngine:
                     yield drawn
                 for one in group:
                     if isinstance(one, LostError) and self.log is not None:
-                        end = f"The end of its log, {self.log}:\n{end_of_log(self.log)}"
-                        raise ServerError(f"the server is lost: {one.lost}. Start the run again, which resumes. {end}")
+                        raise ServerError(f"the server is lost: {one.lost}. Start the run again, which resumes. "
+                                          f"{end_of_log(self.log)}")  # fmt: skip
                     if isinstance(one, BaseException):
                         raise one
         finally:

@@ -24,7 +24,7 @@ def inra_options(checkpoint: Path) -> list[str]:
     architecture = (read_json(checkpoint / "config.json").get("architectures") or [None])[0]
     if architecture not in ARCHITECTURES:
         raise InputError(f"{checkpoint} is a {architecture}. vLLM serves InRa for {', '.join(ARCHITECTURES)} "
-                         "alone. Choose generation.engine: transformers.")  # fmt: skip
+                         "alone. In a sweep, choose generation.engine: transformers.")  # fmt: skip
     overrides = {"architectures": [f"InRa{architecture}"]}
     return ["--hf-overrides", json.dumps(overrides), "--enforce-eager"]
 

@@ -266,17 +266,16 @@ def _wait_until_ready(model: ServedModel, guard: subprocess.Popen[bytes], port: 
     with progress_bar(f"starting vLLM for {served_name(model)}", 1) as advance:
         while not is_ready(port):
             if guard.poll() is not None:
-                raise ServerError(f"vLLM ended before it was ready to serve {model.checkpoint}. The end of its log, "
-                                  f"{log}:\n{end_of_log(log)}")  # fmt: skip
+                raise ServerError(f"vLLM ended before it was ready to serve {model.checkpoint}. {end_of_log(log)}")
             if time.monotonic() - start > PATIENCE:
-                raise ServerError(f"vLLM was not ready to serve {model.checkpoint} after {PATIENCE} s. The end of its "
-                                  f"log, {log}:\n{end_of_log(log)}")  # fmt: skip
+                raise ServerError(f"vLLM was not ready to serve {model.checkpoint} after {PATIENCE} s. "
+                                  f"{end_of_log(log)}")  # fmt: skip
             time.sleep(INTERVAL)
         advance()
     status, listed = _get(port, "/v1/models")
     if status != 200:
-        raise ServerError(f"the server on port {port} does not list what it serves (status {status}). The end of its "
-                          f"log, {log}:\n{end_of_log(log)}")  # fmt: skip
+        raise ServerError(f"the server on port {port} does not list what it serves (status {status}). "
+                          f"{end_of_log(log)}")  # fmt: skip
     names = [one["id"] for one in json.loads(listed)["data"]]
     if served_name(model) not in names:
         raise ServerError(f"the server on port {port} serves {names}, not {served_name(model)}: another one took the "
@@ -303,11 +302,12 @@ def _get(port: int, path: str, host: str = HOST) -> tuple[int, bytes]:
 
 
 def end_of_log(log: Path) -> str:
-    """What an error shows of a server's log: the first error in it, and its last lines.
+    """What an error shows of a server's log: its path, the first error in it, and its last lines.
 
     When a process of vLLM's fails, the others fail after it, at greater length.
     """
     lines = log.read_text(errors="replace").splitlines()
     first = next((number for number, line in enumerate(lines) if ERROR.search(line)), len(lines))
     last = max(len(lines) - LOG_LINES, 0)
-    return "\n".join([*([lines[first], "…"] if first < last else []), *lines[last:]])
+    shown = [*([lines[first], "…"] if first < last else []), *lines[last:]]
+    return "\n".join([f"The end of its log, {log}:", *shown])

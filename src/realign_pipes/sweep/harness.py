@@ -48,13 +48,10 @@ class CandidateLM(HFLM):
         self.arguments = arguments
 
     @torch.inference_mode()
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [B, T, V] of ids [B, T], padded on the right: no token sees its row's padding."""
-        logits: torch.Tensor = self.model(ids, use_cache=False, **self.arguments).logits
-        return logits
-
     def _model_call(self, inps: torch.Tensor, attn_mask: None = None, labels: None = None) -> torch.Tensor:
-        return self.logits(inps)
+        """Logits [B, T, V] of ids [B, T], padded on the right: no token sees its row's padding."""
+        logits: torch.Tensor = self.model(inps, use_cache=False, **self.arguments).logits
+        return logits
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
